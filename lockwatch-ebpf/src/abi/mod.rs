@@ -1,0 +1,4 @@
+//! The shared types, one file per object.
+
+pub mod stream;
+pub mod survey;

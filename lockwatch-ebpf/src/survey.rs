@@ -1,0 +1,27 @@
+//! The survey object: the state of the host at one instant, read without
+//! attaching anything to the kernel.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+#[cfg(target_arch = "bpf")]
+mod probes {
+    mod member;
+    mod memory;
+    mod tasks;
+}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+// bpf_probe_read_kernel, bpf_seq_write and bpf_get_task_stack are GPL-only.
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {
+    eprintln!("this is a kernel object: build it with `cargo xtask ebpf`");
+}

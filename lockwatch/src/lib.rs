@@ -1,0 +1,11 @@
+//! lockwatch: which kernel lock a hanging Linux host waits for, who holds it,
+//! and why that one does not let go.
+//!
+//! ```text
+//! kernel probes ─► source (survey | stream) ─► graph ─► detect ─► report ─► text, JSON
+//! ```
+//! Everything left of [`graph`] knows the kernel; from there on everything is pure.
+
+pub mod lock;
+pub mod survey;
+pub mod task;

@@ -1,0 +1,311 @@
+//! Locks: what they are called, who has them, who waits.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::task::{Nanos, Stuck, TaskName, TaskState, Tgid, Tid};
+
+/// Address of a lock in kernel memory: its identity while it exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LockAddr(pub u64);
+
+impl fmt::Display for LockAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#018x}", self.0)
+    }
+}
+
+/// The primitive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LockKind {
+    /// `struct rw_semaphore`
+    Rwsem,
+    /// `struct mutex`
+    Mutex,
+    /// `struct percpu_rw_semaphore`
+    PercpuRwsem,
+    /// `struct rt_mutex`
+    RtMutex,
+    /// `struct semaphore`
+    Semaphore,
+    /// Not told by the source.
+    Unknown,
+}
+
+/// How a task has or wants a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum LockMode {
+    /// Shared.
+    Read,
+    /// Exclusive.
+    Write,
+}
+
+/// Which of the kernel's locks this is; instances of one class protect the same thing.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum LockClass {
+    /// `mm_struct.mmap_lock`
+    MmapLock,
+    /// `inode.i_rwsem`
+    InodeRwsem,
+    /// `address_space.invalidate_lock`
+    InvalidateLock,
+    /// `super_block.s_umount`
+    SuperUmount,
+    /// A lock with a symbol of its own.
+    Symbol(String),
+    /// Lies in kernel data, but the kernel's symbol table does not name it.
+    KernelData,
+    /// Lies in memory nobody could name.
+    Unknown,
+}
+
+impl fmt::Display for LockClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::MmapLock => "mmap_lock",
+            Self::InodeRwsem => "i_rwsem",
+            Self::InvalidateLock => "invalidate_lock",
+            Self::SuperUmount => "s_umount",
+            Self::Symbol(name) => name,
+            Self::KernelData | Self::Unknown => "unknown",
+        })
+    }
+}
+
+/// What a lock belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LockObject {
+    /// An address space.
+    Mm {
+        /// Address of the `mm_struct`.
+        mm: u64,
+        /// The process that owns it, if one is left.
+        owner: Option<(Tgid, String)>,
+    },
+    /// A file or directory.
+    Inode {
+        /// Address of the inode.
+        inode: u64,
+        /// File system type: `ext4`.
+        fstype: String,
+        /// File system instance (`s_id`): `nvme0n1p2`.
+        sb: String,
+        /// Inode number.
+        ino: u64,
+        /// Path as seen from the root of the mount tree, or from the root of its
+        /// file system where the mount is not known.
+        path: Option<String>,
+    },
+    /// A mounted file system.
+    SuperBlock {
+        /// Address of the super block.
+        super_block: u64,
+        /// File system type.
+        fstype: String,
+        /// File system instance (`s_id`).
+        id: String,
+        /// Where it is mounted (the first mount).
+        mount: Option<String>,
+    },
+    /// A symbol.
+    Symbol(String),
+}
+
+/// What the lock word says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum LockState {
+    /// Held by one or more readers.
+    ReadHeld,
+    /// Held by one writer.
+    WriteHeld,
+    /// Held by nobody (a woken waiter may not have taken it yet).
+    Free,
+    /// The words contradict each other.
+    Inconsistent,
+}
+
+/// How sure a name is. Computed by [`crate::survey::confidence`], never chosen.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Confidence {
+    /// Something points to it; do not act on it.
+    Possible,
+    /// What we know of the code says so.
+    Likely,
+    /// The lock's own words, or code knowledge with the reader count closed, in two looks.
+    Certain,
+}
+
+/// One reason for naming a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Evidence {
+    /// What kind of reason.
+    pub kind: EvidenceKind,
+    /// The function in whose frame it was found, if in one.
+    pub frame: Option<String>,
+    /// The value that was found, in words for a person: `0xa74 (TRIED, no VMA lock)`.
+    pub value: Option<String>,
+}
+
+/// Kinds of evidence, strongest meaning in the doc of each.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum EvidenceKind {
+    /// The owner field of a write-held lock names it.
+    WriterOwner,
+    /// The owner field of a read-held lock names it, on a kernel whose readers clear it on release.
+    ReaderOwner,
+    /// It was granted the lock in the queue and has not run yet.
+    Granted,
+    /// Its page fault holds the lock, by the flags of its `vm_fault`.
+    FaultFlags,
+    /// It is inside a function that holds this class of lock at that point.
+    HoldFrame,
+    /// The lock's address lies in a live frame.
+    LockWord,
+    /// The address of the object that contains the lock lies in a live frame.
+    ObjectWord,
+}
+
+/// Index into [`Stacks`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StackId(pub u32);
+
+/// Equal stacks, kept once. A frame is `function+0xoffset`, innermost first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stacks {
+    stacks: Vec<Vec<String>>,
+    index: rustc_hash::FxHashMap<Vec<String>, StackId>,
+}
+
+impl Stacks {
+    /// The id of this stack, new or known.
+    pub fn intern(&mut self, stack: Vec<String>) -> StackId {
+        if let Some(&id) = self.index.get(&stack) {
+            return id;
+        }
+        let id = StackId(u32::try_from(self.stacks.len()).unwrap_or(u32::MAX));
+        self.index.insert(stack.clone(), id);
+        self.stacks.push(stack);
+        id
+    }
+
+    /// The frames of a stack; none for an id of another table.
+    pub fn frames(&self, id: StackId) -> &[String] {
+        self.stacks.get(id.0 as usize).map_or(&[], Vec::as_slice)
+    }
+
+    /// All stacks in the order of their ids.
+    pub fn iter(&self) -> impl Iterator<Item = &[String]> {
+        self.stacks.iter().map(Vec::as_slice)
+    }
+}
+
+/// A task that has the lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Who.
+    pub task: TaskName,
+    /// How it holds it.
+    pub mode: LockMode,
+    /// How sure we are.
+    pub confidence: Confidence,
+    /// Why we say so.
+    pub evidence: Vec<Evidence>,
+    /// What the scheduler says of it.
+    pub state: TaskState,
+    /// Why it does not let go.
+    pub stuck: Stuck,
+    /// Held for at least this long, where that is known.
+    pub held: Option<Nanos>,
+    /// True if `held` is only a lower bound.
+    pub held_is_lower_bound: bool,
+    /// Its kernel stack.
+    pub stack: StackId,
+}
+
+/// How a wait time was measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum WaitSource {
+    /// The queue entry's time-out, in jiffies: up to one jiffy too short.
+    QueueEntry,
+    /// The time it last left the CPU, confirmed by the queue entry.
+    LastArrival,
+    /// The contention tracepoint.
+    Tracepoint,
+}
+
+/// A task queued on the lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiter {
+    /// Who.
+    pub task: TaskName,
+    /// Place in the queue, from 1.
+    pub position: u32,
+    /// How it wants it.
+    pub mode: LockMode,
+    /// How long it has waited.
+    pub wait: Nanos,
+    /// How that was measured.
+    pub wait_source: WaitSource,
+    /// A fatal signal would end the wait.
+    pub killable: bool,
+    /// It has been granted the lock already and has not run.
+    pub granted: bool,
+    /// What the scheduler says of it.
+    pub state: TaskState,
+    /// First function outside the lock code.
+    pub caller: Option<String>,
+    /// Its kernel stack.
+    pub stack: StackId,
+}
+
+/// One lock that tasks wait for, as a survey found it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lock {
+    /// Where it is.
+    pub address: LockAddr,
+    /// Which primitive.
+    pub kind: LockKind,
+    /// Which of the kernel's locks.
+    pub class: LockClass,
+    /// In words: `mmap_lock of filebeat[4424]`.
+    pub name: String,
+    /// What it belongs to.
+    pub object: Option<LockObject>,
+    /// What the lock word says.
+    pub state: LockState,
+    /// Readers that hold it, as the lock word says.
+    pub reader_count: Option<u32>,
+    /// The raw lock word.
+    pub count: u64,
+    /// The raw owner word.
+    pub owner: u64,
+    /// Tasks that have it, best evidence first. May be fewer than `reader_count`.
+    pub holders: Vec<Holder>,
+    /// The queue, in order.
+    pub waiters: Vec<Waiter>,
+    /// Tasks that spin for it.
+    pub spinners: Vec<Tid>,
+}
+
+impl Lock {
+    /// The longest wait in the queue.
+    pub fn oldest_wait(&self) -> Nanos {
+        self.waiters
+            .iter()
+            .map(|waiter| waiter.wait)
+            .max()
+            .unwrap_or_default()
+    }
+}

@@ -1,0 +1,2 @@
+//! lockwatch
+fn main() {}

@@ -1,0 +1,52 @@
+//! The survey: the state of the host at one instant, read without attaching
+//! anything, so that it also explains a host that hung before it was started.
+
+mod surveyor;
+
+use std::time::Duration;
+
+pub use surveyor::{OpenError, SurveyError, Surveyor};
+
+use crate::{
+    lock::{Lock, Stacks},
+    task::Nanos,
+};
+
+/// What a survey found: every rwsem that tasks are queued on.
+#[derive(Clone, Debug)]
+pub struct Survey {
+    /// When the second look was taken.
+    pub taken_at: jiff::Timestamp,
+    /// `CLOCK_MONOTONIC` ns of the second look.
+    pub taken_at_ns: u64,
+    /// How long the whole survey took, the pause between the looks included.
+    pub duration: Nanos,
+    /// Looks that agree: 2, or 1 where the deadline cut the survey short.
+    pub looks: u32,
+    /// Tasks seen.
+    pub task_count: u32,
+    /// What could not be read or known, one line each.
+    pub degraded: Vec<String>,
+    /// Locks with waiters, in no particular order.
+    pub locks: Vec<Lock>,
+    /// The stacks the locks refer to.
+    pub stacks: Stacks,
+}
+
+/// How to take a survey.
+#[derive(Clone, Copy, Debug)]
+pub struct SurveyOptions {
+    /// Pause between the two looks; at least 50 ms tells races from stalls.
+    pub pause: Duration,
+    /// Stop and report what is known after this long.
+    pub deadline: Duration,
+}
+
+impl Default for SurveyOptions {
+    fn default() -> Self {
+        Self {
+            pause: Duration::from_millis(50),
+            deadline: Duration::from_secs(2),
+        }
+    }
+}
