@@ -6,6 +6,8 @@
 //! ```
 //! Everything left of [`graph`] knows the kernel; from there on everything is pure.
 
+pub mod kernel;
 pub mod lock;
+pub mod probes;
 pub mod survey;
 pub mod task;

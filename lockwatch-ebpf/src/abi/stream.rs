@@ -1,5 +1,9 @@
-//! What the stream object sends and keeps: lock waits and the task switches of
-//! tasks that others wait for.
+//! What the stream object keeps and sends: open waits, the ends of long ones, and
+//! how watched tasks spend their time.
+//!
+//! The state lives in maps: user space reads open waits from `WAITS` and the times
+//! of watched tasks from `WATCHED`. The ring buffer only adds what a map cannot
+//! show, the exact end of a wait that is over.
 
 use core::mem::size_of;
 
@@ -8,6 +12,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::survey::COMM_LEN;
 
 /// `contention_begin` flags (include/trace/events/lock.h, the same since 5.19).
+/// None at all: a counting semaphore.
 pub mod flags {
     /// Spins (spinlock, rwlock, or a mutex's optimistic phase).
     pub const SPIN: u32 = 1;
@@ -15,7 +20,7 @@ pub mod flags {
     pub const READ: u32 = 2;
     /// Wants it for write.
     pub const WRITE: u32 = 4;
-    /// PREEMPT_RT lock.
+    /// Lock built on an rtmutex (`PREEMPT_RT`).
     pub const RT: u32 = 8;
     /// Per-CPU rwsem.
     pub const PERCPU: u32 = 16;
@@ -23,16 +28,66 @@ pub mod flags {
     pub const MUTEX: u32 = 32;
 }
 
+/// How the stream's programs behave. Set once, before loading, as a read-only
+/// global: what is off costs nothing.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct StreamConfig {
+    /// Ends of waits shorter than this, in ns, are not sent.
+    pub ends_from_ns: u64,
+    /// 1: send the begin of every wait, too.
+    pub begins: u32,
+    /// Waits of this thread group are not recorded: our own process, or 0.
+    pub own_tgid: u32,
+}
+
+/// Key of the map `WAITS`. A task can wait for a second lock inside a wait: its
+/// block requests are flushed on the way into the scheduler. So a task may have
+/// more than one open wait, though only one on each lock.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct WaitKey {
+    /// Address of the lock.
+    pub lock: u64,
+    /// Thread id in the initial PID namespace.
+    pub tid: u32,
+    /// Explicit padding, 0.
+    pub _pad: u32,
+}
+
+/// An open wait, the value of the map `WAITS`: the state survives any lost event.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct OpenWait {
+    /// `CLOCK_MONOTONIC` ns at which the wait began.
+    pub since_ns: u64,
+    /// Start time of the task in ns since boot: with the tid it identifies it for good.
+    pub start_time_ns: u64,
+    /// Thread group id in the initial PID namespace.
+    pub tgid: u32,
+    /// [`flags`] of the wait.
+    pub flags: u32,
+    /// Name of the task.
+    pub comm: [u8; COMM_LEN],
+}
+
+const _: () = assert!(size_of::<OpenWait>() == 2 * 8 + 2 * 4 + COMM_LEN);
+
+/// Most waits that are open at once. The map is preallocated, about 2 MiB.
+pub const WAITS_MAX: u32 = 16 * 1024;
+
 /// Kinds of [`Event`].
 pub mod kind {
-    /// A task began to wait: `lock`, `flags`.
+    /// A task began to wait; only with [`super::StreamConfig::begins`].
     pub const WAIT_BEGIN: u32 = 1;
-    /// A wait ended: `lock`, `flags`, `since_ns`, `value` = the tracepoint's `ret`.
+    /// A wait ended: `result` says how.
     pub const WAIT_END: u32 = 2;
-    /// A watched task left the CPU: `value` = its state (`TASK_*` bits), 0 = preempted.
-    pub const SWITCH_OUT: u32 = 3;
-    /// A watched task got a CPU.
-    pub const SWITCH_IN: u32 = 4;
 }
 
 /// One ring-buffer record.
@@ -41,56 +96,73 @@ pub mod kind {
 pub struct Event {
     /// `CLOCK_MONOTONIC` ns.
     pub at_ns: u64,
-    /// Address of the lock, 0 for switches.
-    pub lock: u64,
-    /// For `WAIT_END`: when the wait began, `CLOCK_MONOTONIC` ns.
-    pub since_ns: u64,
-    /// Address of the `task_struct`: with the tid, which task this is.
-    pub task: u64,
+    /// Which task and lock.
+    pub key: WaitKey,
+    /// The wait, as it began.
+    pub wait: OpenWait,
     /// One of [`kind`].
     pub kind: u32,
-    /// Thread id in the initial PID namespace.
-    pub tid: u32,
-    /// Thread group id in the initial PID namespace.
-    pub tgid: u32,
-    /// [`flags`] of the wait.
-    pub flags: u32,
-    /// See [`kind`].
-    pub value: i64,
-    /// Name of the task.
-    pub comm: [u8; COMM_LEN],
+    /// For `WAIT_END`: the tracepoint's `ret`; < 0 = given up, nothing acquired.
+    pub result: i32,
 }
 
-const _: () = assert!(size_of::<Event>() == 4 * 8 + 4 * 4 + 8 + COMM_LEN);
+const _: () =
+    assert!(size_of::<Event>() == 8 + size_of::<WaitKey>() + size_of::<OpenWait>() + 2 * 4);
 
-/// An open wait, kept in the map `WAITS` by tid: the state survives any lost event.
+/// Bytes of the ring buffer: 13,000 events. All tasks that [`WAITS_MAX`] allows
+/// can be released at once and lose only the exact time of the last fifth.
+pub const RING_LEN: u32 = 1 << 20;
+/// Unread bytes from which the reader is woken; below, it comes by its timer.
+pub const RING_WAKE_LEN: u64 = RING_LEN as u64 / 4;
+
+/// What a watched task does: values of [`Watched::phase`], indexes of [`Watched::ns`].
+pub mod phase {
+    /// Not known yet.
+    pub const UNKNOWN: u32 = 0;
+    /// On a CPU.
+    pub const RUNNING: u32 = 1;
+    /// Could run, has no CPU.
+    pub const RUNNABLE: u32 = 2;
+    /// Asleep.
+    pub const ASLEEP: u32 = 3;
+    /// Number of phases.
+    pub const COUNT: usize = 4;
+}
+
+/// How a task spends its time, the value of the map `WATCHED` by tid. User space
+/// puts entries in and takes them out; the programs only change what is there.
 #[repr(C)]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
-pub struct OpenWait {
-    /// Address of the lock.
-    pub lock: u64,
-    /// `CLOCK_MONOTONIC` ns at which the wait began.
-    pub since_ns: u64,
-    /// Address of the `task_struct`.
-    pub task: u64,
-    /// [`flags`] of the wait.
-    pub flags: u32,
-    /// Thread group id.
-    pub tgid: u32,
+pub struct Watched {
+    /// Start time of the task in ns since boot: another task with its tid is not counted.
+    pub start_time_ns: u64,
+    /// `CLOCK_MONOTONIC` ns of the last change of phase, or of the entry.
+    pub changed_at_ns: u64,
+    /// Time spent in each [`phase`] up to `changed_at_ns`, in ns.
+    pub ns: [u64; phase::COUNT],
+    /// One of [`phase`], since `changed_at_ns`.
+    pub phase: u32,
+    /// Times it left the CPU.
+    pub switches: u32,
 }
 
-/// Indexes into the per-CPU array `LOST`: what could not be sent or kept.
-pub mod lost {
-    /// Ring buffer was full at a begin.
-    pub const BEGIN: u32 = 0;
-    /// Ring buffer was full at an end.
-    pub const END: u32 = 1;
-    /// Ring buffer was full at a switch.
-    pub const SWITCH: u32 = 2;
-    /// The map of open waits was full.
-    pub const OPEN_WAIT: u32 = 3;
+const _: () = assert!(size_of::<Watched>() == 2 * 8 + 8 * phase::COUNT + 2 * 4);
+
+/// Most tasks that are watched at once.
+pub const WATCHED_MAX: u32 = 256;
+
+/// Indexes into the per-CPU array `COUNTERS`.
+pub mod counter {
+    /// Waits that were recorded.
+    pub const WAITS: u32 = 0;
+    /// Begins that did not fit the ring buffer.
+    pub const LOST_BEGIN: u32 = 1;
+    /// Ends that did not fit the ring buffer: the wait's end is seen, its time is not exact.
+    pub const LOST_END: u32 = 2;
+    /// Waits that did not fit the map.
+    pub const LOST_WAIT: u32 = 3;
     /// Number of counters.
     pub const COUNT: u32 = 4;
 }

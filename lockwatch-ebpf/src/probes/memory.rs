@@ -10,7 +10,9 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use aya_log_ebpf::debug;
-use lockwatch_ebpf::survey::{OUTPUT_LEN, OUTPUT_MAP_LEN, READ_LEN_MAX, READS_MAX, ReadPage};
+use lockwatch_ebpf::survey::{
+    OUTPUT_LEN, OUTPUT_MAP_LEN, READ_LEN_MAX, READS_MAX, ReadPage, ReadRequest,
+};
 
 #[map]
 static READ_PAGE: Array<ReadPage> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -37,9 +39,12 @@ fn read_memory(ctx: RawTracePointContext) -> i32 {
         if index as u64 >= count {
             break;
         }
-        // SAFETY: index < READS_MAX, the length of both arrays.
+        // SAFETY: index < READS_MAX, the length of both arrays; indexing them would
+        // bring in the panic of a bounds check, which cannot be loaded.
         unsafe {
-            let request = &raw const (*page).requests[index];
+            let request = (&raw const (*page).requests)
+                .cast::<ReadRequest>()
+                .add(index);
             let len = (*request).len & READ_LEN_MAX as u32;
             let offset = (*request).output_offset as usize & (OUTPUT_LEN - 1);
             let result = bpf_probe_read_kernel(
@@ -47,7 +52,10 @@ fn read_memory(ctx: RawTracePointContext) -> i32 {
                 len,
                 (*request).address as *const c_void,
             );
-            (*page).results[index] = result;
+            (&raw mut (*page).results)
+                .cast::<i64>()
+                .add(index)
+                .write(result);
             failed += (result as u64) >> 63;
         }
         index += 1;

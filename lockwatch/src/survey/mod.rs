@@ -1,6 +1,17 @@
 //! The survey: the state of the host at one instant, read without attaching
 //! anything, so that it also explains a host that hung before it was started.
 
+mod clock;
+pub mod confidence;
+mod functions;
+mod holders;
+mod look;
+mod merge;
+mod names;
+mod paths;
+mod queue;
+mod stack;
+mod stuck;
 mod surveyor;
 
 use std::time::Duration;

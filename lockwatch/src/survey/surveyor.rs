@@ -1,26 +1,79 @@
 //! Takes surveys of the running kernel.
 
-use crate::survey::{Survey, SurveyOptions};
+use std::{
+    ops::Range,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    kernel::{
+        btf::{Btf, BtfError},
+        capabilities::{self, Missing},
+        layout::Layout,
+        memory::MemoryError,
+        sleep_frames::RWSEM_SLOW_PATHS,
+        symbols::{Symbols, SymbolsError},
+    },
+    lock::Stacks,
+    probes::{LoadError, survey::SurveyProbes},
+    survey::{
+        Survey, SurveyOptions,
+        clock::{Clocks, tick_rate},
+        functions::Functions,
+        holders::{self, Scene, Suspect},
+        look::Look,
+        merge::{Merger, Seen},
+        names::{self, Identity},
+        queue::{self, Queue},
+    },
+    task::Nanos,
+};
 
 /// Why no survey can be taken on this host, with the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Placeholder until the kernel side is in.
-    #[error("not built yet")]
-    NotBuilt,
+    /// A privilege or a namespace.
+    #[error(transparent)]
+    Missing(#[from] Missing),
+    /// Type information.
+    #[error(transparent)]
+    Btf(#[from] BtfError),
+    /// aya's view of the same type information.
+    #[error("cannot use the kernel's type information")]
+    AyaBtf(#[source] aya::BtfError),
+    /// Symbols.
+    #[error(transparent)]
+    Symbols(#[from] SymbolsError),
+    /// The kernel has no function that queues tasks on rwsems.
+    #[error(
+        "this kernel has none of the functions {RWSEM_SLOW_PATHS:?}: its rwsems are not the ones lockwatch knows (PREEMPT_RT, or before 5.3)"
+    )]
+    SlowPaths,
+    /// Programs.
+    #[error(transparent)]
+    Load(#[from] LoadError),
 }
 
 /// Why a survey that could be started did not end.
 #[derive(Debug, thiserror::Error)]
 pub enum SurveyError {
-    /// Placeholder until the kernel side is in.
-    #[error("not built yet")]
-    NotBuilt,
+    /// Tasks could not be read.
+    #[error(transparent)]
+    Tasks(#[from] LoadError),
+    /// Kernel memory could not be read.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
 }
 
 /// Everything a survey needs, loaded: it can be asked again and again.
 #[derive(Debug)]
-pub struct Surveyor {}
+pub struct Surveyor {
+    layout: Layout,
+    symbols: Symbols,
+    slow_paths: Vec<Range<u64>>,
+    probes: SurveyProbes,
+}
 
 impl Surveyor {
     /// Reads the kernel's symbols and types and loads the survey's programs.
@@ -29,14 +82,206 @@ impl Surveyor {
     /// # Errors
     /// When a privilege or a kernel feature is missing, naming it and the remedy.
     pub fn open() -> Result<Self, OpenError> {
-        Err(OpenError::NotBuilt)
+        capabilities::check()?;
+        thread::scope(|scope| {
+            // Most of the time goes into the kernel formatting its symbols.
+            let symbols = scope.spawn(Symbols::from_proc);
+            let layout = Layout::from_btf(&Btf::from_sys()?)?;
+            let btf = aya::Btf::from_sys_fs().map_err(OpenError::AyaBtf)?;
+            let probes = SurveyProbes::load(&layout.task, &btf)?;
+            let symbols = symbols
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            let slow_paths = symbols.ranges_of(RWSEM_SLOW_PATHS);
+            if slow_paths.is_empty() {
+                return Err(OpenError::SlowPaths);
+            }
+            Ok(Self {
+                layout,
+                symbols,
+                slow_paths,
+                probes,
+            })
+        })
     }
 
     /// Takes one survey: two looks, and what both agree on.
     ///
     /// # Errors
     /// When the kernel stops answering.
-    pub fn survey(&mut self, _options: &SurveyOptions) -> Result<Survey, SurveyError> {
-        Err(SurveyError::NotBuilt)
+    pub fn survey(&mut self, options: &SurveyOptions) -> Result<Survey, SurveyError> {
+        let began = Instant::now();
+        let first = self.look()?;
+        let mut looks = vec![first];
+        let deadline_passed = |ahead: Duration| began.elapsed() + ahead > options.deadline;
+        let mut degraded = Vec::new();
+        // Nobody waits: nothing can be standing.
+        if !looks[0].queues.is_empty() {
+            if deadline_passed(options.pause) {
+                degraded.push(
+                    "the deadline left time for one look only: nothing is certain".to_owned(),
+                );
+            } else {
+                thread::sleep(options.pause);
+                looks.push(self.look()?);
+            }
+        }
+        self.conclude(&looks, began, degraded)
+    }
+
+    /// One look at everything: tasks, queues, and who could hold what.
+    fn look(&mut self) -> Result<Sight, SurveyError> {
+        let woke_ns = own_wake_up();
+        let look = Look::decode(self.probes.read_tasks()?, self.layout.task.thread_size);
+        let found = queue::find(
+            &look,
+            &self.layout.rwsem,
+            &self.slow_paths,
+            &mut self.probes,
+        )?;
+        let mut functions = Functions::new(&self.symbols);
+        let mut queues = Vec::with_capacity(found.queues.len());
+        for queue in found.queues {
+            let identity = names::identify(
+                queue.lock,
+                &look,
+                &self.layout,
+                &self.symbols,
+                &mut self.probes,
+            )?;
+            let mut scene = Scene {
+                look: &look,
+                layout: &self.layout,
+                functions: &mut functions,
+                memory: &mut self.probes,
+                own_tgid: std::process::id(),
+            };
+            let suspects = holders::suspects(&mut scene, &queue, &identity)?;
+            queues.push(SeenQueue {
+                queue,
+                identity,
+                suspects,
+            });
+        }
+        Ok(Sight {
+            woke_ns,
+            look,
+            queues,
+            unsettled: found.unsettled,
+        })
+    }
+
+    fn conclude(
+        &self,
+        looks: &[Sight],
+        began: Instant,
+        mut degraded: Vec<String>,
+    ) -> Result<Survey, SurveyError> {
+        let (first, last) = match looks {
+            [only] => (None, only),
+            [first, .., last] => (Some(first), last),
+            [] => unreachable!("a survey has at least one look"),
+        };
+        let mut stacks = Stacks::default();
+        let mut functions = Functions::new(&self.symbols);
+        let clocks = clocks(looks);
+        if clocks.hz.is_none() {
+            degraded.push("the kernel's tick rate could not be told: waits are counted from the last time off CPU".to_owned());
+        }
+        let mut merger = Merger {
+            functions: &mut functions,
+            clocks,
+            stacks: &mut stacks,
+        };
+        let mut locks = Vec::new();
+        for now in &last.queues {
+            let seen = now.seen(&last.look);
+            let before = match first {
+                Some(first) => match first
+                    .queues
+                    .iter()
+                    .find(|then| then.queue.lock == now.queue.lock)
+                {
+                    Some(then) => Some(then.seen(&first.look)),
+                    // Not there before: too young to stand.
+                    None => continue,
+                },
+                None => None,
+            };
+            locks.extend(merger.lock(before.as_ref(), &seen, now.identity.clone()));
+        }
+        if last.unsettled > 0 {
+            degraded.push(format!(
+                "{} queues changed while they were read: busy, not stuck",
+                last.unsettled
+            ));
+        }
+        Ok(Survey {
+            taken_at: jiff::Timestamp::now(),
+            taken_at_ns: last.look.at_ns,
+            duration: Nanos::from_duration(began.elapsed()),
+            looks: u32::try_from(looks.len()).unwrap_or(u32::MAX),
+            task_count: u32::try_from(last.look.tasks.len()).unwrap_or(u32::MAX),
+            degraded,
+            locks,
+            stacks,
+        })
+    }
+}
+
+/// What one look found.
+struct Sight {
+    /// `CLOCK_MONOTONIC` ns right after this thread got a CPU.
+    woke_ns: u64,
+    look: Look,
+    queues: Vec<SeenQueue>,
+    unsettled: u32,
+}
+
+struct SeenQueue {
+    queue: Queue,
+    identity: Identity,
+    suspects: Vec<Suspect>,
+}
+
+impl SeenQueue {
+    fn seen<'a>(&'a self, look: &'a Look) -> Seen<'a> {
+        Seen {
+            look,
+            queue: &self.queue,
+            suspects: &self.suspects,
+        }
+    }
+}
+
+/// Leaves the CPU for a moment and says when it came back: together with the
+/// scheduler's own entry for this thread that relates its clock to ours.
+fn own_wake_up() -> u64 {
+    thread::sleep(Duration::from_micros(50));
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+fn clocks(looks: &[Sight]) -> Clocks {
+    let own_tid = rustix::thread::gettid().as_raw_nonzero().get() as u32;
+    // A late wake-up makes the offset too large, never too small: the least is best.
+    let scheduler_offset_ns = looks
+        .iter()
+        .filter_map(|sight| {
+            let own = sight
+                .look
+                .tasks
+                .iter()
+                .find(|task| task.name.key.tid.0 == own_tid)?;
+            let arrival = own.record.last_arrival_ns;
+            (arrival != 0).then(|| sight.woke_ns as i64 - arrival as i64)
+        })
+        .min();
+    let hz = looks
+        .last()
+        .and_then(|sight| tick_rate(sight.look.jiffies, sight.look.at_ns));
+    Clocks {
+        scheduler_offset_ns,
+        hz,
     }
 }

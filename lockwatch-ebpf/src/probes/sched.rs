@@ -1,0 +1,112 @@
+//! How the holders of stalled locks spend their time: on a CPU, waiting for one,
+//! or asleep.
+//!
+//! These programs run under run-queue locks. They look up and change in place
+//! entries that user space has put into a map of their own, and never insert,
+//! remove, reserve or wake.
+
+use aya_ebpf::{
+    helpers::generated::bpf_ktime_get_ns,
+    macros::{btf_tracepoint, map},
+    maps::{Array, HashMap},
+    programs::BtfTracePointContext,
+};
+use lockwatch_ebpf::stream::{WATCHED_MAX, Watched, phase};
+
+use super::task;
+
+#[map]
+static WATCHED: HashMap<u32, Watched> = HashMap::with_max_entries(WATCHED_MAX, 0);
+
+/// 1 while `WATCHED` has entries. The verifier turns the lookup into a plain load,
+/// so that a host without a stall pays a few instructions per switch.
+#[map]
+static WATCHING: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Tracepoint `sched_switch(bool preempt, struct task_struct *prev, struct task_struct
+/// *next)`, with a fourth argument from 6.1 on that is not used; 5.10+.
+///
+/// Cost: a load while nothing is watched, else two lookups. Emits nothing, keeps
+/// the times of watched tasks.
+#[btf_tracepoint(function = "sched_switch")]
+fn sched_switch(ctx: BtfTracePointContext) -> i32 {
+    if !is_watching() {
+        return 0;
+    }
+    let preempted: u64 = ctx.arg(0);
+    let prev: *const u8 = ctx.arg(1);
+    let next: *const u8 = ctx.arg(2);
+    // SAFETY: both are the tracepoint's own typed arguments.
+    unsafe {
+        // A task that is woken between here and its last instruction shows 0 and
+        // can run indeed.
+        let to = if preempted & 1 != 0 || task::state(prev) == 0 {
+            phase::RUNNABLE
+        } else {
+            phase::ASLEEP
+        };
+        change(prev, |watched| {
+            watched.phase = phase::RUNNING;
+            watched.switches += 1;
+            to
+        });
+        change(next, |_| phase::RUNNING);
+    }
+    0
+}
+
+/// Tracepoint `sched_wakeup(struct task_struct *p)`, 5.10+.
+///
+/// Tells sleep from waiting for a CPU. Cost: a load while nothing is watched, else
+/// one lookup. Emits nothing.
+#[btf_tracepoint(function = "sched_wakeup")]
+fn sched_wakeup(ctx: BtfTracePointContext) -> i32 {
+    if !is_watching() {
+        return 0;
+    }
+    let woken: *const u8 = ctx.arg(0);
+    // SAFETY: the tracepoint's own typed argument. A running task can be woken,
+    // too, and stays on its CPU.
+    unsafe {
+        change(woken, |watched| match watched.phase {
+            phase::RUNNING => phase::RUNNING,
+            _ => phase::RUNNABLE,
+        });
+    }
+    0
+}
+
+#[inline(always)]
+fn is_watching() -> bool {
+    // SAFETY: an aligned load from a map value that user space stores to.
+    WATCHING
+        .get_ptr(0)
+        .is_some_and(|flag| unsafe { flag.read_volatile() } != 0)
+}
+
+/// Closes the current phase of a watched task and opens the one that `next` says.
+/// `next` may first correct which phase it was.
+///
+/// # Safety
+/// `task` must be a task pointer that the verifier trusts.
+#[inline(always)]
+unsafe fn change(task: *const u8, next: impl FnOnce(&mut Watched) -> u32) {
+    // SAFETY: passed on.
+    let (tid, start_time_ns) = unsafe { (task::tid(task), task::start_time_ns(task)) };
+    let Some(watched) = WATCHED.get_ptr_mut(tid) else {
+        return;
+    };
+    // SAFETY: changes of one task are serialised by its run-queue lock; user space
+    // reads a copy that may be one phase behind.
+    let watched = unsafe { &mut *watched };
+    if watched.start_time_ns != start_time_ns {
+        return;
+    }
+    let phase = next(watched);
+    // SAFETY: no preconditions.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let index = watched.phase as usize & (phase::COUNT - 1);
+    watched.ns[index] += now_ns.saturating_sub(watched.changed_at_ns);
+    watched.phase = phase;
+    watched.changed_at_ns = now_ns;
+}

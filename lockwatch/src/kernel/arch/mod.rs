@@ -1,0 +1,5 @@
+//! What depends on the processor architecture.
+
+mod x86_64;
+
+pub use x86_64::{ARCH, ENTRY_FRAME_LEN, PT_REGS_LEN, is_kernel_address, is_user_address};

@@ -1,0 +1,386 @@
+//! The running kernel's own type information.
+//!
+//! A reader of our own because the survey needs little of BTF, and at once:
+//! offsets of named members, nested and anonymous ones too, from a cold start
+//! within milliseconds. Format: Documentation/bpf/btf.rst.
+
+use std::{fs, io, path::Path};
+
+use lockwatch_ebpf::Member;
+use rustc_hash::FxHashMap;
+
+/// Where the kernel shows its BTF.
+pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+
+/// Why type information cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BtfError {
+    /// The file is not there.
+    #[error(
+        "this kernel shows no type information ({path} is missing): it needs a kernel built with CONFIG_DEBUG_INFO_BTF=y, and a mounted /sys"
+    )]
+    Missing {
+        /// Which file.
+        path: String,
+    },
+    /// The file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// Which file.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The bytes are not BTF.
+    #[error("malformed BTF: {0}")]
+    Malformed(&'static str),
+    /// A member that the survey cannot do without is not in this kernel.
+    #[error("this kernel's types have no {0}: lockwatch does not know its layout")]
+    NoMember(String),
+}
+
+const KIND_INT: u32 = 1;
+const KIND_PTR: u32 = 2;
+const KIND_ARRAY: u32 = 3;
+const KIND_STRUCT: u32 = 4;
+const KIND_UNION: u32 = 5;
+const KIND_ENUM: u32 = 6;
+const KIND_TYPEDEF: u32 = 8;
+const KIND_VOLATILE: u32 = 9;
+const KIND_CONST: u32 = 10;
+const KIND_RESTRICT: u32 = 11;
+const KIND_FUNC: u32 = 12;
+const KIND_FUNC_PROTO: u32 = 13;
+const KIND_VAR: u32 = 14;
+const KIND_DATASEC: u32 = 15;
+const KIND_DECL_TAG: u32 = 17;
+const KIND_TYPE_TAG: u32 = 18;
+const KIND_ENUM64: u32 = 19;
+
+/// Nesting of anonymous members and typedefs that is followed; real kernels need 6.
+const DEPTH_MAX: u32 = 16;
+
+/// Parsed type information: an index over the raw bytes.
+#[derive(Debug)]
+pub struct Btf {
+    bytes: Vec<u8>,
+    strings: usize,
+    /// Byte offset of each type, by id; id 0 is void.
+    types: Vec<u32>,
+    /// Structures, unions and enums by name; the first of each name.
+    by_name: FxHashMap<Box<[u8]>, u32>,
+    functions: Vec<u32>,
+}
+
+#[derive(Clone, Copy)]
+struct Type {
+    /// Byte offset of what follows the 12-byte head.
+    body: usize,
+    name: u32,
+    kind: u32,
+    kind_flag: bool,
+    count: usize,
+    /// `size` or `type`, by kind.
+    size_or_type: u32,
+}
+
+impl Btf {
+    /// The running kernel's types.
+    ///
+    /// # Errors
+    /// When the kernel shows none or they are malformed.
+    pub fn from_sys() -> Result<Self, BtfError> {
+        Self::from_file(Path::new(VMLINUX))
+    }
+
+    /// Types from a file in the format of `/sys/kernel/btf/vmlinux`.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is malformed.
+    pub fn from_file(path: &Path) -> Result<Self, BtfError> {
+        let shown = || path.display().to_string();
+        match fs::read(path) {
+            Ok(bytes) => Self::parse(bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(BtfError::Missing { path: shown() })
+            }
+            Err(source) => Err(BtfError::Read {
+                path: shown(),
+                source,
+            }),
+        }
+    }
+
+    /// Indexes raw BTF, little endian.
+    ///
+    /// # Errors
+    /// When a length or an index points outside of the bytes.
+    pub fn parse(bytes: Vec<u8>) -> Result<Self, BtfError> {
+        let word =
+            |offset: usize| read_u32(&bytes, offset).ok_or(BtfError::Malformed("header cut short"));
+        if bytes.get(..2) != Some(&[0x9f, 0xeb]) {
+            return Err(BtfError::Malformed("no magic number of this byte order"));
+        }
+        let header_len = word(4)? as usize;
+        let type_start = header_len + word(8)? as usize;
+        let type_end = type_start + word(12)? as usize;
+        let strings = header_len + word(16)? as usize;
+        let strings_end = strings + word(20)? as usize;
+        if type_end > bytes.len() || strings_end > bytes.len() || type_start > type_end {
+            return Err(BtfError::Malformed("section outside of the file"));
+        }
+        let mut btf = Self {
+            bytes,
+            strings,
+            types: vec![0],
+            by_name: FxHashMap::default(),
+            functions: Vec::new(),
+        };
+        let mut offset = type_start;
+        while offset < type_end {
+            let id = u32::try_from(btf.types.len())
+                .map_err(|_| BtfError::Malformed("too many types"))?;
+            btf.types
+                .push(u32::try_from(offset).map_err(|_| BtfError::Malformed("too large"))?);
+            let ty = btf.get(id).ok_or(BtfError::Malformed("type cut short"))?;
+            offset = ty.body
+                + match ty.kind {
+                    KIND_INT | KIND_VAR | KIND_DECL_TAG => 4,
+                    KIND_ARRAY => 12,
+                    KIND_STRUCT | KIND_UNION | KIND_DATASEC | KIND_ENUM64 => 12 * ty.count,
+                    KIND_ENUM | KIND_FUNC_PROTO => 8 * ty.count,
+                    KIND_PTR..=KIND_TYPE_TAG => 0,
+                    _ => return Err(BtfError::Malformed("unknown kind of type")),
+                };
+            match ty.kind {
+                KIND_STRUCT | KIND_UNION | KIND_ENUM | KIND_ENUM64 => {
+                    let name: Box<[u8]> = btf.string(ty.name).into();
+                    if !name.is_empty() {
+                        btf.by_name.entry(name).or_insert(id);
+                    }
+                }
+                KIND_FUNC => btf.functions.push(ty.name),
+                _ => {}
+            }
+        }
+        Ok(btf)
+    }
+
+    /// Offset and size of a member, by a path like `task_struct.sched_info.last_arrival`.
+    /// Anonymous structures and unions on the way are looked through.
+    pub fn member(&self, path: &str) -> Option<Member> {
+        let mut parts = path.split('.');
+        let mut id = *self.by_name.get(parts.next()?.as_bytes())?;
+        let mut bits = 0u64;
+        for part in parts {
+            let (offset, member) = self.find_member(id, part.as_bytes(), 0)?;
+            bits += offset;
+            id = member;
+        }
+        let size = self.size_of_type(id, 0)?;
+        Some(Member {
+            offset: u32::try_from(bits / 8).ok()?,
+            size: u32::try_from(size).ok()?,
+        })
+    }
+
+    /// As [`Self::member`], for a member that the survey cannot do without.
+    ///
+    /// # Errors
+    /// Names the member.
+    pub fn require(&self, path: &str) -> Result<Member, BtfError> {
+        self.member(path)
+            .ok_or_else(|| BtfError::NoMember(path.to_owned()))
+    }
+
+    /// Size in bytes of a structure or union.
+    pub fn size_of(&self, name: &str) -> Option<u64> {
+        self.size_of_type(*self.by_name.get(name.as_bytes())?, 0)
+    }
+
+    /// Whether the kernel has a function of this name.
+    pub fn has_function(&self, name: &str) -> bool {
+        self.functions
+            .iter()
+            .any(|&function| self.string(function) == name.as_bytes())
+    }
+
+    /// Value of an enumerator of a named `enum`.
+    pub fn enumerator(&self, name: &str, enumerator: &str) -> Option<u32> {
+        let ty = self.get(*self.by_name.get(name.as_bytes())?)?;
+        let step = match ty.kind {
+            KIND_ENUM => 8,
+            KIND_ENUM64 => 12,
+            _ => return None,
+        };
+        (0..ty.count)
+            .map(|index| ty.body + index * step)
+            .find_map(|at| {
+                let found = self.string(read_u32(&self.bytes, at)?) == enumerator.as_bytes();
+                found.then(|| read_u32(&self.bytes, at + 4)).flatten()
+            })
+    }
+
+    fn get(&self, id: u32) -> Option<Type> {
+        let offset = *self.types.get(id as usize)? as usize;
+        if id == 0 {
+            return None;
+        }
+        let info = read_u32(&self.bytes, offset + 4)?;
+        Some(Type {
+            body: offset + 12,
+            name: read_u32(&self.bytes, offset)?,
+            kind: (info >> 24) & 0x1f,
+            kind_flag: info >> 31 == 1,
+            count: (info & 0xffff) as usize,
+            size_or_type: read_u32(&self.bytes, offset + 8)?,
+        })
+    }
+
+    fn string(&self, offset: u32) -> &[u8] {
+        let rest = self
+            .bytes
+            .get(self.strings + offset as usize..)
+            .unwrap_or_default();
+        rest.split(|&byte| byte == 0).next().unwrap_or_default()
+    }
+
+    /// Bit offset and type of the member `name`, looking through anonymous members.
+    fn find_member(&self, id: u32, name: &[u8], depth: u32) -> Option<(u64, u32)> {
+        let ty = self.strip(id)?;
+        if !matches!(ty.kind, KIND_STRUCT | KIND_UNION) || depth > DEPTH_MAX {
+            return None;
+        }
+        (0..ty.count).find_map(|index| {
+            let at = ty.body + index * 12;
+            let member_name = self.string(read_u32(&self.bytes, at)?);
+            let member_type = read_u32(&self.bytes, at + 4)?;
+            let raw = read_u32(&self.bytes, at + 8)?;
+            let bits = u64::from(if ty.kind_flag { raw & 0x00ff_ffff } else { raw });
+            if member_name == name {
+                Some((bits, member_type))
+            } else if member_name.is_empty() {
+                let (inner, found) = self.find_member(member_type, name, depth + 1)?;
+                Some((bits + inner, found))
+            } else {
+                None
+            }
+        })
+    }
+
+    /// The type behind typedefs and qualifiers.
+    fn strip(&self, mut id: u32) -> Option<Type> {
+        for _ in 0..DEPTH_MAX {
+            let ty = self.get(id)?;
+            match ty.kind {
+                KIND_TYPEDEF | KIND_VOLATILE | KIND_CONST | KIND_RESTRICT | KIND_TYPE_TAG => {
+                    id = ty.size_or_type;
+                }
+                _ => return Some(ty),
+            }
+        }
+        None
+    }
+
+    fn size_of_type(&self, id: u32, depth: u32) -> Option<u64> {
+        let ty = self.strip(id)?;
+        match ty.kind {
+            KIND_PTR => Some(8),
+            KIND_ARRAY if depth < DEPTH_MAX => {
+                let element = self.size_of_type(read_u32(&self.bytes, ty.body)?, depth + 1)?;
+                Some(element * u64::from(read_u32(&self.bytes, ty.body + 8)?))
+            }
+            KIND_INT | KIND_STRUCT | KIND_UNION | KIND_ENUM | KIND_ENUM64 => {
+                Some(u64::from(ty.size_or_type))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn read_u32(bytes: &[u8], offset: usize) -> Option<u32> {
+    let word = bytes.get(offset..offset.checked_add(4)?)?;
+    Some(u32::from_le_bytes([word[0], word[1], word[2], word[3]]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A BTF blob with `struct outer { int a; union { int b; struct inner in; }; }`,
+    /// `struct inner { int c; }` and `enum colour { RED = 1, BLUE = 7 }`.
+    fn sample() -> Vec<u8> {
+        let strings = b"\0int\0outer\0a\0b\0in\0inner\0c\0colour\0RED\0BLUE\0go\0";
+        let at = |name: &str| {
+            let needle = [b"\0", name.as_bytes(), b"\0"].concat();
+            u32::try_from(
+                strings
+                    .windows(needle.len())
+                    .position(|w| w == needle)
+                    .unwrap()
+                    + 1,
+            )
+            .unwrap()
+        };
+        let mut types: Vec<u32> = Vec::new();
+        let info = |kind: u32, count: u32| kind << 24 | count;
+        types.extend([at("int"), info(KIND_INT, 0), 4, 0]); // 1
+        types.extend([at("inner"), info(KIND_STRUCT, 1), 4, at("c"), 1, 0]); // 2
+        types.extend([0, info(KIND_UNION, 2), 4, at("b"), 1, 0, at("in"), 2, 0]); // 3
+        types.extend([
+            at("outer"),
+            info(KIND_STRUCT, 2),
+            8,
+            at("a"),
+            1,
+            0,
+            0,
+            3,
+            32,
+        ]); // 4
+        types.extend([
+            at("colour"),
+            info(KIND_ENUM, 2),
+            4,
+            at("RED"),
+            1,
+            at("BLUE"),
+            7,
+        ]); // 5
+        types.extend([0, info(KIND_FUNC_PROTO, 0), 0]); // 6
+        types.extend([at("go"), info(KIND_FUNC, 0), 6]); // 7
+        let type_bytes: Vec<u8> = types.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let mut blob = vec![0x9f, 0xeb, 1, 0];
+        let lens = [24, 0, type_bytes.len(), type_bytes.len(), strings.len()];
+        blob.extend(
+            lens.iter()
+                .flat_map(|&len| u32::try_from(len).unwrap().to_le_bytes()),
+        );
+        blob.extend(type_bytes);
+        blob.extend(strings);
+        blob
+    }
+
+    #[test]
+    fn members_are_found_through_anonymous_ones() {
+        let btf = Btf::parse(sample()).unwrap();
+        assert_eq!(btf.member("outer.a"), Some(Member { offset: 0, size: 4 }));
+        assert_eq!(btf.member("outer.b"), Some(Member { offset: 4, size: 4 }));
+        assert_eq!(
+            btf.member("outer.in.c"),
+            Some(Member { offset: 4, size: 4 })
+        );
+        assert_eq!(btf.member("outer.nothing"), None);
+        assert_eq!(btf.size_of("outer"), Some(8));
+        assert_eq!(btf.enumerator("colour", "BLUE"), Some(7));
+        assert!(btf.has_function("go") && !btf.has_function("stop"));
+    }
+
+    #[test]
+    fn any_cut_is_an_error_and_no_panic() {
+        let blob = sample();
+        for len in 0..blob.len() {
+            assert!(Btf::parse(blob[..len].to_vec()).is_err(), "cut at {len}");
+        }
+    }
+}

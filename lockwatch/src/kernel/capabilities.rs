@@ -1,0 +1,83 @@
+//! What these privileges allow on this host, asked before anything is loaded.
+
+use std::{fs, path::Path};
+
+use rustix::thread::{CapabilitySet, capabilities};
+
+/// A thing that lockwatch cannot do without is missing. Each message names it and
+/// the remedy.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Missing {
+    /// Capabilities.
+    #[error(
+        "missing {0}: run as root, or give lockwatch these capabilities (setcap, AmbientCapabilities=)"
+    )]
+    Capabilities(String),
+    /// The kernel's task iterator shows only the reader's PID namespace.
+    #[error(
+        "this is not the host's PID namespace, so the kernel shows lockwatch only the tasks of this container: run it on the host (nsenter -t 1 -p, docker run --pid=host, hostPID: true)"
+    )]
+    PidNamespace,
+    /// /proc is not there.
+    #[error("cannot read /proc/self/ns/pid to tell whose tasks the kernel shows: mount /proc")]
+    Proc,
+}
+
+/// Inode number of the initial PID namespace (`PROC_PID_INIT_INO`,
+/// include/linux/proc_ns.h, the same since 3.8).
+const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
+
+/// Checks privileges and namespace; what passes here can still be refused by the
+/// kernel's policy when programs are loaded.
+///
+/// # Errors
+/// Names the first thing that is missing.
+pub fn check() -> Result<(), Missing> {
+    let effective = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
+    check_capabilities(effective)?;
+    let namespace = fs::read_link(Path::new("/proc/self/ns/pid")).map_err(|_| Missing::Proc)?;
+    if namespace.as_os_str() != INITIAL_PID_NAMESPACE {
+        return Err(Missing::PidNamespace);
+    }
+    Ok(())
+}
+
+fn check_capabilities(effective: CapabilitySet) -> Result<(), Missing> {
+    // CAP_SYS_ADMIN stands in for CAP_BPF and CAP_PERFMON (5.8+), not for CAP_SYSLOG.
+    let admin = effective.contains(CapabilitySet::SYS_ADMIN);
+    let needed = [
+        (CapabilitySet::BPF, admin, "CAP_BPF"),
+        (CapabilitySet::PERFMON, admin, "CAP_PERFMON"),
+        (CapabilitySet::SYSLOG, false, "CAP_SYSLOG"),
+    ];
+    let missing: Vec<&str> = needed
+        .into_iter()
+        .filter(|&(capability, replaced, _)| !replaced && !effective.contains(capability))
+        .map(|(_, _, name)| name)
+        .collect();
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(Missing::Capabilities(missing.join(", ")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_missing_capability_is_named() {
+        let none = check_capabilities(CapabilitySet::empty());
+        assert_eq!(
+            none,
+            Err(Missing::Capabilities(
+                "CAP_BPF, CAP_PERFMON, CAP_SYSLOG".into()
+            ))
+        );
+        let admin = check_capabilities(CapabilitySet::SYS_ADMIN);
+        assert_eq!(admin, Err(Missing::Capabilities("CAP_SYSLOG".into())));
+        let least = CapabilitySet::BPF | CapabilitySet::PERFMON | CapabilitySet::SYSLOG;
+        assert_eq!(check_capabilities(least), Ok(()));
+    }
+}

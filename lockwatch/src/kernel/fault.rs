@@ -1,0 +1,297 @@
+//! What a page fault holds while it sleeps: the one test that tells a thread that
+//! holds mmap_lock in a fault from one that only looks the same.
+//!
+//! Sources: include/linux/mm_types.h (`enum fault_flag`), mm/filemap.c, mm/memory.c,
+//! mm/shmem.c, mm/userfaultfd.c and arch/x86/mm/fault.c of 5.10, 6.1, 6.12, 6.18
+//! and 7.3. The flag values are the same on all of them.
+
+const ALLOW_RETRY: u32 = 0x4;
+const RETRY_NOWAIT: u32 = 0x8;
+const TRIED: u32 = 0x20;
+const REMOTE: u32 = 0x80;
+/// Every bit that any kernel defines: a word with others is no flags word.
+const KNOWN: u32 = 0x1fff;
+
+/// Functions whose frame holds the `vm_fault`.
+pub const FAULT_FRAMES: [&str; 3] = ["__handle_mm_fault", "handle_mm_fault", "hugetlb_fault"];
+
+/// `vm_fault.flags` of a fault that is on a stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FaultFlags {
+    /// The raw word.
+    pub raw: u32,
+    vma_lock: bool,
+}
+
+/// What a sleeping fault does with mmap_lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultHold {
+    /// Holds it for read.
+    Holds,
+    /// Does not hold it: dropped it before it slept, or holds only its VMA's lock.
+    HoldsNot,
+    /// The functions on the stack do not tell.
+    Unknown,
+}
+
+/// What the functions under the fault do with the fault's lock when the flags
+/// allow them to drop it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sleep {
+    /// Drops it first.
+    Drops,
+    /// Keeps it whatever the flags say.
+    Keeps,
+    /// Never holds it while asleep.
+    NeverHolds,
+    /// Not known.
+    Unknown,
+}
+
+impl FaultFlags {
+    /// `None` if the word cannot be fault flags. `vma_lock_flag` is this kernel's
+    /// `FAULT_FLAG_VMA_LOCK`, 0 where it has none.
+    pub const fn decode(raw: u32, vma_lock_flag: u32) -> Option<Self> {
+        if raw & !KNOWN != 0 {
+            return None;
+        }
+        Some(Self {
+            raw,
+            vma_lock: raw & vma_lock_flag != 0,
+        })
+    }
+
+    /// Whether the fault still holds mmap_lock, asleep in `callees`: function stems
+    /// from the innermost outwards, up to the one with the `vm_fault`.
+    pub fn hold<'a>(self, callees: impl IntoIterator<Item = &'a str>) -> FaultHold {
+        if cfg!(feature = "mutation-no-fault-test") {
+            return FaultHold::Holds;
+        }
+        if self.vma_lock {
+            return FaultHold::HoldsNot;
+        }
+        let may_drop = self.raw & (ALLOW_RETRY | TRIED | RETRY_NOWAIT) == ALLOW_RETRY;
+        match (sleep_of(callees), may_drop) {
+            (Sleep::NeverHolds, _) | (Sleep::Drops, true) => FaultHold::HoldsNot,
+            (Sleep::Keeps, _) | (_, false) => FaultHold::Holds,
+            (Sleep::Unknown, true) => FaultHold::Unknown,
+        }
+    }
+
+    /// In words for a person: `0xa74: retried, under mmap_lock`.
+    pub fn describe(self) -> String {
+        let try_ = match (self.raw & TRIED != 0, self.raw & ALLOW_RETRY != 0) {
+            (true, _) => "TRIED",
+            (false, true) => "first attempt",
+            (false, false) => "no retry allowed",
+        };
+        let lock = if self.vma_lock {
+            "under its VMA lock"
+        } else {
+            "no VMA lock"
+        };
+        let remote = if self.raw & REMOTE != 0 {
+            ", for another process"
+        } else {
+            ""
+        };
+        format!("{:#x}: {try_}, {lock}{remote}", self.raw)
+    }
+}
+
+/// Judges by the functions from the innermost outwards. What lies further out
+/// decides for all it calls (readahead even for the allocation and the block tag it
+/// waits for), so the last known function wins; only userfaultfd ends the question.
+fn sleep_of<'a>(callees: impl IntoIterator<Item = &'a str>) -> Sleep {
+    let mut sleep = Sleep::Unknown;
+    let mut callee = "";
+    for function in callees {
+        sleep = match function {
+            "handle_userfault" => return Sleep::NeverHolds,
+            // filemap_fault drops the lock before it waits for a page's lock, but not
+            // for invalidate_lock or memory; there it depends on what it did before.
+            "filemap_fault" if is_page_lock_wait(callee) => Sleep::Drops,
+            "filemap_fault" if sleep != Sleep::Drops => Sleep::Unknown,
+            "shmem_fault" if callee.is_empty() => Sleep::Drops,
+            _ => known_sleep(function).unwrap_or(sleep),
+        };
+        callee = function;
+    }
+    sleep
+}
+
+fn known_sleep(function: &str) -> Option<Sleep> {
+    let sleep = match function {
+        "filemap_read_folio"
+        | "filemap_read_page"
+        | "page_cache_ra_unbounded"
+        | "page_cache_ra_order"
+        | "page_cache_sync_ra"
+        | "page_cache_async_ra"
+        | "ondemand_readahead"
+        | "force_page_cache_ra"
+        | "do_sync_mmap_readahead"
+        | "do_async_mmap_readahead" => Sleep::Drops,
+        "__folio_lock_or_retry" | "__lock_page_or_retry" | "shmem_falloc_wait" => Sleep::Drops,
+        "balance_dirty_pages"
+        | "balance_dirty_pages_ratelimited"
+        | "balance_dirty_pages_ratelimited_flags" => Sleep::Drops,
+        "migration_entry_wait"
+        | "__migration_entry_wait"
+        | "pmd_migration_entry_wait"
+        | "migration_entry_wait_huge"
+        | "migration_entry_wait_on_locked"
+        | "softleaf_entry_wait_on_locked" => Sleep::Keeps,
+        "swapin_readahead"
+        | "swap_cluster_readahead"
+        | "swap_vma_readahead"
+        | "swap_read_folio"
+        | "swap_readpage"
+        | "swapin_sync" => Sleep::Keeps,
+        "do_page_mkwrite" | "hugetlb_fault" => Sleep::Keeps,
+        "try_to_free_pages"
+        | "try_to_compact_pages"
+        | "__alloc_pages_direct_compact"
+        | "try_to_free_mem_cgroup_pages" => Sleep::Keeps,
+        _ => return None,
+    };
+    Some(sleep)
+}
+
+/// Waits for the lock of a page; who asked for the page decides what is held.
+fn is_page_lock_wait(function: &str) -> bool {
+    matches!(
+        function,
+        "__folio_lock"
+            | "__folio_lock_killable"
+            | "folio_wait_bit_common"
+            | "__lock_page"
+            | "__lock_page_killable"
+    )
+}
+
+#[cfg(test)]
+#[cfg(not(feature = "mutation-no-fault-test"))]
+mod tests {
+    use super::*;
+
+    const VMA_LOCK: u32 = 0x1000;
+
+    fn hold(raw: u32, callees: &[&str]) -> FaultHold {
+        FaultFlags::decode(raw, VMA_LOCK)
+            .unwrap()
+            .hold(callees.iter().copied())
+    }
+
+    /// Flags as measured on real kernels; functions from the innermost outwards.
+    #[test]
+    fn the_retry_holds_and_the_first_attempt_does_not() {
+        let read = [
+            "request_wait_answer",
+            "fuse_read_folio",
+            "filemap_read_folio",
+            "filemap_fault",
+            "__do_fault",
+        ];
+        assert_eq!(
+            hold(0xa74, &read),
+            FaultHold::Holds,
+            "6.1 and later: retried under mmap_lock"
+        );
+        assert_eq!(
+            hold(0x1a54, &read),
+            FaultHold::HoldsNot,
+            "6.12 and later: first attempt"
+        );
+        assert_eq!(
+            hold(0xa54, &read),
+            FaultHold::HoldsNot,
+            "6.1: first attempt"
+        );
+        assert_eq!(
+            hold(0x254, &read),
+            FaultHold::HoldsNot,
+            "5.10: first attempt"
+        );
+        assert_eq!(hold(0x274, &read), FaultHold::Holds, "5.10: retried");
+        assert_eq!(
+            hold(0x880, &read),
+            FaultHold::Holds,
+            "for another process, no retry allowed"
+        );
+    }
+
+    #[test]
+    fn what_sleeps_under_the_fault_decides_the_first_attempt() {
+        let first = 0x254;
+        assert_eq!(
+            hold(first, &["migration_entry_wait_on_locked", "do_swap_page"]),
+            FaultHold::Holds
+        );
+        assert_eq!(
+            hold(
+                first,
+                &["jbd2_journal_start", "ext4_page_mkwrite", "do_page_mkwrite"]
+            ),
+            FaultHold::Holds
+        );
+        assert_eq!(
+            hold(
+                first,
+                &[
+                    "folio_wait_bit_common",
+                    "__folio_lock_killable",
+                    "filemap_fault"
+                ]
+            ),
+            FaultHold::HoldsNot
+        );
+        assert_eq!(
+            hold(
+                first,
+                &[
+                    "bt_get",
+                    "blk_mq_get_tag",
+                    "page_cache_ra_unbounded",
+                    "filemap_fault"
+                ]
+            ),
+            FaultHold::HoldsNot
+        );
+        assert_eq!(
+            hold(
+                first,
+                &[
+                    "try_to_free_pages",
+                    "page_cache_ra_unbounded",
+                    "filemap_fault"
+                ]
+            ),
+            FaultHold::HoldsNot
+        );
+        assert_eq!(
+            hold(first, &["try_to_free_pages", "filemap_fault"]),
+            FaultHold::Unknown
+        );
+        assert_eq!(
+            hold(first, &["filemap_fault"]),
+            FaultHold::Unknown,
+            "invalidate_lock"
+        );
+        assert_eq!(hold(first, &["some_driver_fault"]), FaultHold::Unknown);
+        assert_eq!(
+            hold(first, &["try_to_free_pages", "do_anonymous_page"]),
+            FaultHold::Holds
+        );
+        assert_eq!(
+            hold(0x274, &["handle_userfault", "hugetlb_fault"]),
+            FaultHold::HoldsNot
+        );
+    }
+
+    #[test]
+    fn a_word_with_unknown_bits_is_no_flags_word() {
+        assert_eq!(FaultFlags::decode(0x8000_0000, VMA_LOCK), None);
+        assert_eq!(FaultFlags::decode(0xffff_8881, VMA_LOCK), None);
+    }
+}

@@ -1,0 +1,344 @@
+//! Where things lie in the running kernel's structures. All of it comes from BTF.
+
+use lockwatch_ebpf::{
+    Member,
+    survey::{STACK_MAX, TaskLayout},
+};
+
+use super::btf::{Btf, BtfError};
+
+/// Every offset the survey uses.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// `struct task_struct`, as the kernel-side reader needs it.
+    pub task: TaskLayout,
+    /// `struct rw_semaphore` and its queue entries.
+    pub rwsem: RwsemLayout,
+    /// `struct mm_struct`.
+    pub mm: MmLayout,
+    /// `struct vm_area_struct` and `struct vm_fault`.
+    pub fault: FaultLayout,
+    /// `struct inode` and `struct address_space`.
+    pub inode: InodeLayout,
+    /// `struct dentry`.
+    pub dentry: DentryLayout,
+    /// `struct super_block`.
+    pub super_block: SuperBlockLayout,
+    /// `struct mount`.
+    pub mount: MountLayout,
+    /// Readers clear their own owner entry when they release
+    /// (`DETECT_HUNG_TASK_BLOCKER` for rwsems, 6.17+).
+    pub readers_clear_owner: bool,
+}
+
+/// `struct rw_semaphore` and `struct rwsem_waiter`, kernels 5.3 – 7.0.
+#[derive(Clone, Copy, Debug)]
+pub struct RwsemLayout {
+    /// Bytes of the whole lock.
+    pub size: usize,
+    /// `count`
+    pub count: usize,
+    /// `owner`
+    pub owner: usize,
+    /// `osq.tail`, where optimistic spinners queue; absent without spinning.
+    pub osq: Option<usize>,
+    /// `wait_list`
+    pub wait_list: usize,
+    /// `rwsem_waiter.task`
+    pub waiter_task: usize,
+    /// `rwsem_waiter.type`
+    pub waiter_type: usize,
+    /// `rwsem_waiter.timeout`
+    pub waiter_timeout: usize,
+    /// Bytes of a queue entry up to and including `timeout`.
+    pub waiter_size: usize,
+}
+
+/// `struct mm_struct`.
+#[derive(Clone, Copy, Debug)]
+pub struct MmLayout {
+    /// `mmap_lock`
+    pub mmap_lock: u64,
+    /// `owner` (`MEMCG`)
+    pub owner: Option<u64>,
+}
+
+/// What a page fault keeps on the stack.
+#[derive(Clone, Copy, Debug)]
+pub struct FaultLayout {
+    /// `vm_fault.vma`
+    pub fault_vma: usize,
+    /// `vm_fault.address`
+    pub fault_address: usize,
+    /// `vm_fault.flags`
+    pub fault_flags: usize,
+    /// Bytes of a `vm_fault` up to its flags and address.
+    pub fault_size: usize,
+    /// `FAULT_FLAG_VMA_LOCK`, 0 where the kernel has none.
+    pub vma_lock_flag: u32,
+    /// `vm_area_struct.vm_start`
+    pub vma_start: usize,
+    /// `vm_area_struct.vm_end`
+    pub vma_end: usize,
+    /// `vm_area_struct.vm_mm`
+    pub vma_mm: usize,
+    /// Bytes to read of a `vm_area_struct`.
+    pub vma_size: usize,
+}
+
+/// `struct inode` and its `address_space`.
+#[derive(Clone, Copy, Debug)]
+pub struct InodeLayout {
+    /// `i_rwsem`
+    pub i_rwsem: u64,
+    /// `i_sb`
+    pub sb: usize,
+    /// `i_mapping`
+    pub mapping: usize,
+    /// `i_ino`
+    pub ino: usize,
+    /// `i_dentry.first`
+    pub dentries: usize,
+    /// `i_data`
+    pub data: u64,
+    /// `i_data.invalidate_lock`, from the start of the inode; 5.15+.
+    pub invalidate_lock: Option<u64>,
+    /// Bytes of an inode.
+    pub size: usize,
+}
+
+/// `struct dentry`.
+#[derive(Clone, Copy, Debug)]
+pub struct DentryLayout {
+    /// `d_parent`
+    pub parent: usize,
+    /// `d_name.name`
+    pub name: usize,
+    /// `d_inode`
+    pub inode: usize,
+    /// `d_u.d_alias`, the node on the inode's list.
+    pub alias: u64,
+    /// Bytes of a dentry.
+    pub size: usize,
+}
+
+/// `struct super_block`.
+#[derive(Clone, Copy, Debug)]
+pub struct SuperBlockLayout {
+    /// `s_umount`
+    pub s_umount: u64,
+    /// `s_type`
+    pub fs_type: usize,
+    /// `file_system_type.name`
+    pub fs_name: u64,
+    /// `s_id`
+    pub id: usize,
+    /// Bytes of `s_id`.
+    pub id_len: usize,
+    /// `s_root`
+    pub root: usize,
+    /// `s_mounts`: a list head up to 6.17, a plain pointer to the first mount later.
+    pub mounts: usize,
+    /// Whether `s_mounts` is a list head.
+    pub mounts_is_list: bool,
+    /// Bytes of a super block.
+    pub size: usize,
+}
+
+/// `struct mount`.
+#[derive(Clone, Copy, Debug)]
+pub struct MountLayout {
+    /// `mnt_parent`
+    pub parent: usize,
+    /// `mnt_mountpoint`
+    pub mountpoint: usize,
+    /// `mnt.mnt_root`
+    pub root: usize,
+    /// `mnt_instance`, or `mnt_next_for_sb` where the list is a plain one.
+    pub instance: u64,
+    /// Bytes to read of a mount.
+    pub size: usize,
+}
+
+impl Layout {
+    /// Reads every offset.
+    ///
+    /// # Errors
+    /// When the kernel lacks a member that the survey cannot do without.
+    pub fn from_btf(btf: &Btf) -> Result<Self, BtfError> {
+        Ok(Self {
+            task: task_layout(btf)?,
+            rwsem: rwsem_layout(btf)?,
+            mm: MmLayout {
+                mmap_lock: at64(btf, "mm_struct.mmap_lock")?,
+                owner: btf
+                    .member("mm_struct.owner")
+                    .map(|member| member.offset.into()),
+            },
+            fault: fault_layout(btf)?,
+            inode: inode_layout(btf)?,
+            dentry: DentryLayout {
+                parent: at(btf, "dentry.d_parent")?,
+                name: at(btf, "dentry.d_name.name")?,
+                inode: at(btf, "dentry.d_inode")?,
+                alias: at64(btf, "dentry.d_u.d_alias").or_else(|_| at64(btf, "dentry.d_alias"))?,
+                size: size(btf, "dentry")?,
+            },
+            super_block: super_block_layout(btf)?,
+            mount: mount_layout(btf)?,
+            readers_clear_owner: btf.member("task_struct.blocker").is_some()
+                && btf.has_function("rwsem_owner"),
+        })
+    }
+}
+
+fn at(btf: &Btf, path: &str) -> Result<usize, BtfError> {
+    Ok(btf.require(path)?.offset as usize)
+}
+
+fn at64(btf: &Btf, path: &str) -> Result<u64, BtfError> {
+    Ok(btf.require(path)?.offset.into())
+}
+
+fn size(btf: &Btf, name: &str) -> Result<usize, BtfError> {
+    btf.size_of(name)
+        .and_then(|size| usize::try_from(size).ok())
+        .ok_or_else(|| BtfError::NoMember(name.to_owned()))
+}
+
+fn task_layout(btf: &Btf) -> Result<TaskLayout, BtfError> {
+    let required = |name: &str| btf.require(&format!("task_struct.{name}"));
+    let optional = |name: &str| {
+        btf.member(&format!("task_struct.{name}"))
+            .unwrap_or(Member::ABSENT)
+    };
+    // `union thread_union { …; unsigned long stack[THREAD_SIZE / sizeof(long)]; }`
+    let thread_size = btf
+        .member("thread_union.stack")
+        .map_or(STACK_MAX as u32, |member| member.size);
+    if thread_size as usize > STACK_MAX || !thread_size.is_power_of_two() {
+        return Err(BtfError::NoMember(format!(
+            "kernel stack of at most {STACK_MAX} bytes"
+        )));
+    }
+    Ok(TaskLayout {
+        pid: required("pid")?,
+        tgid: required("tgid")?,
+        comm: required("comm")?,
+        start_time: required("start_boottime").or_else(|_| required("real_start_time"))?,
+        state: required("__state").or_else(|_| required("state"))?,
+        exit_state: required("exit_state")?,
+        flags: required("flags")?,
+        on_cpu: required("on_cpu")?,
+        on_rq: required("on_rq")?,
+        cpu: required("thread_info.cpu").or_else(|_| required("cpu"))?,
+        nvcsw: required("nvcsw")?,
+        nivcsw: required("nivcsw")?,
+        last_arrival: optional("sched_info.last_arrival"),
+        mm: required("mm")?,
+        stack: required("stack")?,
+        sp: required("thread.sp")?,
+        blocker: optional("blocker"),
+        pi_blocked_on: optional("pi_blocked_on"),
+        thread_size,
+        _pad: 0,
+    })
+}
+
+fn rwsem_layout(btf: &Btf) -> Result<RwsemLayout, BtfError> {
+    let waiter_timeout = btf.require("rwsem_waiter.timeout")?;
+    Ok(RwsemLayout {
+        size: size(btf, "rw_semaphore")?,
+        count: at(btf, "rw_semaphore.count")?,
+        owner: at(btf, "rw_semaphore.owner")?,
+        osq: btf
+            .member("rw_semaphore.osq.tail")
+            .map(|member| member.offset as usize),
+        wait_list: at(btf, "rw_semaphore.wait_list")?,
+        waiter_task: at(btf, "rwsem_waiter.task")?,
+        waiter_type: at(btf, "rwsem_waiter.type")?,
+        waiter_timeout: waiter_timeout.offset as usize,
+        waiter_size: (waiter_timeout.offset + waiter_timeout.size) as usize,
+    })
+}
+
+fn fault_layout(btf: &Btf) -> Result<FaultLayout, BtfError> {
+    let flags = btf.require("vm_fault.flags")?;
+    let address = btf.require("vm_fault.address")?;
+    let vma_mm = btf.require("vm_area_struct.vm_mm")?;
+    let vma_end = btf.require("vm_area_struct.vm_end")?;
+    Ok(FaultLayout {
+        fault_vma: at(btf, "vm_fault.vma")?,
+        fault_address: address.offset as usize,
+        fault_flags: flags.offset as usize,
+        fault_size: (flags.offset + flags.size).max(address.offset + address.size) as usize,
+        vma_lock_flag: btf
+            .enumerator("fault_flag", "FAULT_FLAG_VMA_LOCK")
+            .unwrap_or(0),
+        vma_start: at(btf, "vm_area_struct.vm_start")?,
+        vma_end: vma_end.offset as usize,
+        vma_mm: vma_mm.offset as usize,
+        vma_size: (vma_mm.offset + 8).max(vma_end.offset + 8) as usize,
+    })
+}
+
+fn inode_layout(btf: &Btf) -> Result<InodeLayout, BtfError> {
+    let data = at64(btf, "inode.i_data")?;
+    Ok(InodeLayout {
+        i_rwsem: at64(btf, "inode.i_rwsem")?,
+        sb: at(btf, "inode.i_sb")?,
+        mapping: at(btf, "inode.i_mapping")?,
+        ino: at(btf, "inode.i_ino")?,
+        dentries: at(btf, "inode.i_dentry.first")?,
+        data,
+        invalidate_lock: btf
+            .member("address_space.invalidate_lock")
+            .map(|member| data + u64::from(member.offset)),
+        size: size(btf, "inode")?,
+    })
+}
+
+fn super_block_layout(btf: &Btf) -> Result<SuperBlockLayout, BtfError> {
+    let id = btf.require("super_block.s_id")?;
+    let mounts = btf.require("super_block.s_mounts")?;
+    Ok(SuperBlockLayout {
+        s_umount: at64(btf, "super_block.s_umount")?,
+        fs_type: at(btf, "super_block.s_type")?,
+        fs_name: at64(btf, "file_system_type.name")?,
+        id: id.offset as usize,
+        id_len: id.size as usize,
+        root: at(btf, "super_block.s_root")?,
+        mounts: mounts.offset as usize,
+        mounts_is_list: mounts.size == 16,
+        size: size(btf, "super_block")?,
+    })
+}
+
+fn mount_layout(btf: &Btf) -> Result<MountLayout, BtfError> {
+    Ok(MountLayout {
+        parent: at(btf, "mount.mnt_parent")?,
+        mountpoint: at(btf, "mount.mnt_mountpoint")?,
+        root: at(btf, "mount.mnt.mnt_root")?,
+        instance: at64(btf, "mount.mnt_instance")
+            .or_else(|_| at64(btf, "mount.mnt_next_for_sb"))?,
+        size: size(btf, "mount")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The layouts of the running kernel, where it shows BTF: an oracle nobody wrote.
+    #[test]
+    fn the_running_kernel_has_a_layout() {
+        let Ok(btf) = Btf::from_sys() else {
+            eprintln!("skipped: this kernel shows no BTF");
+            return;
+        };
+        let layout = Layout::from_btf(&btf).unwrap();
+        assert_eq!(layout.rwsem.waiter_task, 16);
+        assert_eq!(layout.task.comm.size, 16);
+        assert!(layout.inode.data < layout.inode.size as u64);
+    }
+}

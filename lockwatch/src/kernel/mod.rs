@@ -1,0 +1,14 @@
+//! What we know of the running kernel: types, symbols, layouts, memory, and what
+//! its functions do with locks. No other room has an offset, a count bit or a
+//! symbol's spelling.
+
+pub mod arch;
+pub mod btf;
+pub mod capabilities;
+pub mod fault;
+pub mod hold_frames;
+pub mod layout;
+pub mod lock_word;
+pub mod memory;
+pub mod sleep_frames;
+pub mod symbols;

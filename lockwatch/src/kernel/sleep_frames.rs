@@ -1,0 +1,184 @@
+//! Why a sleeping task sleeps, by the functions it sleeps in.
+
+use crate::task::StuckClass;
+
+/// Functions that queue a task on a lock. The kernel's own unwinder leaves them out
+/// (they lie in `.sched.text`), so the raw words above the stack pointer are asked.
+pub const LOCK_SLOW_PATHS: &[&str] = &[
+    "rwsem_down_read_slowpath",
+    "rwsem_down_write_slowpath",
+    "__mutex_lock",
+    "__mutex_lock_slowpath",
+    "__mutex_lock_killable_slowpath",
+    "__mutex_lock_interruptible_slowpath",
+    "__ww_mutex_lock",
+    "percpu_rwsem_wait",
+    "percpu_down_write",
+    "__down",
+    "__down_killable",
+    "__down_interruptible",
+    "__down_timeout",
+    "__down_common",
+    "rt_mutex_slowlock",
+    "rt_mutex_slowlock_block",
+    "__rt_mutex_slowlock_locked",
+    "__vma_start_write",
+    "__vma_enter_locked",
+];
+
+/// The slow paths of rwsems.
+pub const RWSEM_SLOW_PATHS: &[&str] = &["rwsem_down_read_slowpath", "rwsem_down_write_slowpath"];
+
+/// How a stem is matched.
+enum Match {
+    /// The whole stem.
+    Is(&'static str),
+    /// Its beginning: a family of one subsystem.
+    Begins(&'static str),
+}
+use Match::{Begins, Is};
+
+/// Decided by the innermost function that matches.
+const SLEEPS: &[(Match, StuckClass)] = &[
+    (Begins("fuse_"), StuckClass::Fuse),
+    (Is("request_wait_answer"), StuckClass::Fuse),
+    (Is("__fuse_simple_request"), StuckClass::Fuse),
+    (Is("__fuse_request_send"), StuckClass::Fuse),
+    (Begins("nfs_"), StuckClass::NetworkFs),
+    (Begins("nfs3_"), StuckClass::NetworkFs),
+    (Begins("nfs4_"), StuckClass::NetworkFs),
+    (Begins("rpc_"), StuckClass::NetworkFs),
+    (Begins("cifs_"), StuckClass::NetworkFs),
+    (Begins("smb2_"), StuckClass::NetworkFs),
+    (Begins("ceph_"), StuckClass::NetworkFs),
+    (Begins("p9_client_"), StuckClass::NetworkFs),
+    (Is("wait_for_response"), StuckClass::NetworkFs),
+    (Is("handle_userfault"), StuckClass::User),
+    (Is("ptrace_stop"), StuckClass::User),
+    (Is("do_signal_stop"), StuckClass::User),
+    (Is("do_freezer_trap"), StuckClass::User),
+    (Is("__refrigerator"), StuckClass::User),
+    (Is("throttle_direct_reclaim"), StuckClass::Reclaim),
+    (Is("reclaim_throttle"), StuckClass::Reclaim),
+    (Is("try_to_free_pages"), StuckClass::Reclaim),
+    (Is("try_to_free_mem_cgroup_pages"), StuckClass::Reclaim),
+    (Is("mem_cgroup_handle_over_high"), StuckClass::Reclaim),
+    (Is("try_to_compact_pages"), StuckClass::Reclaim),
+    (Is("congestion_wait"), StuckClass::Reclaim),
+    (Begins("shrink_"), StuckClass::Reclaim),
+    (Is("bt_get"), StuckClass::BlockIo),
+    (Begins("blk_"), StuckClass::BlockIo),
+    (Begins("blkdev_"), StuckClass::BlockIo),
+    (Begins("submit_bio"), StuckClass::BlockIo),
+    (Is("rq_qos_wait"), StuckClass::BlockIo),
+    (Is("balance_dirty_pages"), StuckClass::BlockIo),
+    (Is("__wait_on_buffer"), StuckClass::BlockIo),
+    (Is("jbd2_log_wait_commit"), StuckClass::BlockIo),
+    (Is("jbd2_journal_commit_transaction"), StuckClass::BlockIo),
+    (Is("wait_transaction_locked"), StuckClass::BlockIo),
+    (Is("xfs_buf_iowait"), StuckClass::BlockIo),
+    (Begins("xlog_"), StuckClass::BlockIo),
+    (Begins("iomap_dio_"), StuckClass::BlockIo),
+    (Is("dm_wait_for_completion"), StuckClass::BlockIo),
+    (Is("synchronize_rcu"), StuckClass::Completion),
+    (Is("synchronize_rcu_expedited"), StuckClass::Completion),
+    (Is("__wait_rcu_gp"), StuckClass::Completion),
+    (Is("synchronize_srcu"), StuckClass::Completion),
+    (Is("__synchronize_srcu"), StuckClass::Completion),
+    (Is("__flush_work"), StuckClass::Completion),
+    (Is("__flush_workqueue"), StuckClass::Completion),
+    (Is("cmd_completion"), StuckClass::Completion),
+    (Is("devtmpfs_submit_req"), StuckClass::Completion),
+    (Is("hrtimer_nanosleep"), StuckClass::Sleep),
+    (Is("msleep"), StuckClass::Sleep),
+    (Is("msleep_interruptible"), StuckClass::Sleep),
+    (Is("usleep_range_state"), StuckClass::Sleep),
+    (Is("coredump_task_exit"), StuckClass::Exit),
+];
+
+/// Waits for a page or buffer: block I/O, unless an outer function shows the file
+/// system that has to bring it.
+const PAGE_WAITS: &[&str] = &[
+    "folio_wait_bit",
+    "folio_wait_bit_common",
+    "folio_wait_bit_killable",
+    "folio_wait_writeback",
+    "folio_wait_stable",
+    "__folio_lock",
+    "__folio_lock_killable",
+    "__lock_page",
+    "__lock_page_killable",
+    "wait_on_page_bit",
+    "wait_on_page_bit_common",
+    "wait_on_page_writeback",
+    "out_of_line_wait_on_bit",
+    "filemap_read_folio",
+];
+
+/// The class of a sleep and the function that decides it, from the functions on the
+/// stack, innermost first.
+pub fn classify<'a>(functions: &[&'a str]) -> Option<(StuckClass, &'a str)> {
+    let mut page_wait = None;
+    for &function in functions {
+        if let Some(class) = class_of(function) {
+            return Some((class, page_wait.unwrap_or(function)));
+        }
+        if page_wait.is_none() && PAGE_WAITS.contains(&function) {
+            page_wait = Some(function);
+        }
+    }
+    page_wait.map(|function| (StuckClass::BlockIo, function))
+}
+
+fn class_of(function: &str) -> Option<StuckClass> {
+    SLEEPS
+        .iter()
+        .find(|(pattern, _)| match *pattern {
+            Is(name) => function == name,
+            Begins(prefix) => function.starts_with(prefix),
+        })
+        .map(|&(_, class)| class)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_innermost_known_function_decides() {
+        assert_eq!(
+            classify(&[
+                "bt_get",
+                "blk_mq_get_tag",
+                "ext4_readpages",
+                "filemap_fault"
+            ]),
+            Some((StuckClass::BlockIo, "bt_get"))
+        );
+        assert_eq!(
+            classify(&[
+                "request_wait_answer",
+                "__fuse_simple_request",
+                "filemap_read_folio"
+            ]),
+            Some((StuckClass::Fuse, "request_wait_answer"))
+        );
+        assert_eq!(classify(&["something_new"]), None);
+    }
+
+    #[test]
+    fn a_page_wait_belongs_to_the_file_system_that_shows() {
+        assert_eq!(
+            classify(&["folio_wait_bit_common", "filemap_fault"]),
+            Some((StuckClass::BlockIo, "folio_wait_bit_common"))
+        );
+        assert_eq!(
+            classify(&[
+                "folio_wait_bit_common",
+                "fuse_wait_on_page_writeback",
+                "fuse_flush"
+            ]),
+            Some((StuckClass::Fuse, "folio_wait_bit_common"))
+        );
+    }
+}

@@ -1,0 +1,208 @@
+//! The kernel's symbol table: which function an address lies in.
+//!
+//! Read from /proc/kallsyms by code of our own: the survey asks both ways, names
+//! of addresses and address ranges of names by their stem, and nothing else.
+
+use std::{fs, io, ops::Range, path::Path};
+
+/// Where the kernel shows its symbols.
+pub const KALLSYMS: &str = "/proc/kallsyms";
+
+/// Why symbols cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SymbolsError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: is /proc mounted?")]
+    Read {
+        /// Which file.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// All addresses are hidden.
+    #[error(
+        "the kernel hides its symbol addresses (kernel.kptr_restrict): run as root, or give lockwatch CAP_SYSLOG"
+    )]
+    Hidden,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    address: u64,
+    name: Range32,
+    /// A function (`t`, `T`, `w`, `W`) rather than data.
+    text: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Range32 {
+    start: u32,
+    end: u32,
+}
+
+/// The symbol table, sorted by address.
+#[derive(Debug)]
+pub struct Symbols {
+    text: String,
+    entries: Vec<Entry>,
+}
+
+impl Symbols {
+    /// The running kernel's symbols.
+    ///
+    /// # Errors
+    /// When they cannot be read or the kernel hides the addresses.
+    pub fn from_proc() -> Result<Self, SymbolsError> {
+        let path = Path::new(KALLSYMS);
+        let text = fs::read_to_string(path).map_err(|source| SymbolsError::Read {
+            path: path.display().to_string(),
+            source,
+        })?;
+        Self::parse(text)
+    }
+
+    /// Symbols in the format of /proc/kallsyms. Lines that do not fit are left out.
+    ///
+    /// # Errors
+    /// When every address is 0.
+    pub fn parse(text: String) -> Result<Self, SymbolsError> {
+        let mut entries = Vec::with_capacity(text.len() / 40);
+        let base = text.as_ptr() as usize;
+        for line in text.lines() {
+            let mut fields = line.split_ascii_whitespace();
+            let (Some(address), Some(kind), Some(name)) =
+                (fields.next(), fields.next(), fields.next())
+            else {
+                continue;
+            };
+            let Ok(address) = u64::from_str_radix(address, 16) else {
+                continue;
+            };
+            let start = name.as_ptr() as usize - base;
+            let (Ok(start), Ok(end)) = (u32::try_from(start), u32::try_from(start + name.len()))
+            else {
+                break;
+            };
+            let text = matches!(kind, "t" | "T" | "w" | "W");
+            if address != 0 {
+                entries.push(Entry {
+                    address,
+                    name: Range32 { start, end },
+                    text,
+                });
+            }
+        }
+        if entries.is_empty() {
+            return Err(SymbolsError::Hidden);
+        }
+        // Stable: of several names for one address the first listed wins.
+        entries.sort_by_key(|entry| entry.address);
+        Ok(Self { text, entries })
+    }
+
+    fn name(&self, entry: Entry) -> &str {
+        self.text
+            .get(entry.name.start as usize..entry.name.end as usize)
+            .unwrap_or_default()
+    }
+
+    fn entry_at(&self, address: u64) -> Option<Entry> {
+        let after = self
+            .entries
+            .partition_point(|entry| entry.address <= address);
+        let last = *self.entries.get(after.checked_sub(1)?)?;
+        let first = self
+            .entries
+            .partition_point(|entry| entry.address < last.address);
+        self.entries.get(first).copied()
+    }
+
+    /// The function an address lies in, and how far in; `None` outside of kernel text.
+    pub fn function_at(&self, address: u64) -> Option<(&str, u64)> {
+        let entry = self.entry_at(address)?;
+        // The last symbol of the text has no end; nothing real is that long.
+        let offset = address - entry.address;
+        (entry.text && offset < 1 << 20).then(|| (self.name(entry), offset))
+    }
+
+    /// The symbol that starts exactly here, of any kind.
+    pub fn exact(&self, address: u64) -> Option<&str> {
+        let entry = self.entry_at(address)?;
+        (entry.address == address).then(|| self.name(entry))
+    }
+
+    /// The address range of every function whose name has one of these stems.
+    pub fn ranges_of(&self, stems: &[&str]) -> Vec<Range<u64>> {
+        let mut ranges = Vec::new();
+        for (index, entry) in self.entries.iter().enumerate() {
+            if entry.text && stems.contains(&stem(self.name(*entry))) {
+                let next = self.entries[index..]
+                    .iter()
+                    .find(|next| next.address > entry.address);
+                ranges
+                    .push(entry.address..next.map_or(entry.address + 0x1000, |next| next.address));
+            }
+        }
+        ranges
+    }
+}
+
+/// A function's name without the suffixes that compilers add and that differ per
+/// build: `.isra.0`, `.constprop.0`, `.part.0`, `.cold`, `.llvm.123`.
+pub fn stem(name: &str) -> &str {
+    match name.find('.') {
+        Some(dot) if dot > 0 => &name[..dot],
+        _ => name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Symbols {
+        let text = "ffffffff81000200 t rwsem_down_read_slowpath.constprop.0\n\
+            ffffffff81000100 T iterate_dir\n\
+            ffffffff81000100 T __alias\n\
+            garbage\n\
+            ffffffff82000000 D some_data\n\
+            ffffffff81000300 t rwsem_down_read_slowpath.cold\n\
+            ffffffff81000400 T end\n";
+        Symbols::parse(text.to_owned()).unwrap()
+    }
+
+    #[test]
+    fn addresses_have_names() {
+        let symbols = sample();
+        assert_eq!(
+            symbols.function_at(0xffff_ffff_8100_0105),
+            Some(("iterate_dir", 5))
+        );
+        assert_eq!(
+            symbols.function_at(0xffff_ffff_8200_0001),
+            None,
+            "data is no function"
+        );
+        assert_eq!(symbols.function_at(0x1000), None);
+        assert_eq!(symbols.exact(0xffff_ffff_8200_0000), Some("some_data"));
+        assert_eq!(symbols.exact(0xffff_ffff_8200_0008), None);
+    }
+
+    #[test]
+    fn stems_cover_compiler_suffixes() {
+        let ranges = sample().ranges_of(&["rwsem_down_read_slowpath"]);
+        assert_eq!(
+            ranges,
+            [
+                0xffff_ffff_8100_0200..0xffff_ffff_8100_0300,
+                0xffff_ffff_8100_0300..0xffff_ffff_8100_0400
+            ]
+        );
+    }
+
+    #[test]
+    fn hidden_addresses_are_an_error() {
+        let hidden = "0000000000000000 T iterate_dir\n".to_owned();
+        assert!(matches!(Symbols::parse(hidden), Err(SymbolsError::Hidden)));
+    }
+}

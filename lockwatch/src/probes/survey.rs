@@ -1,0 +1,236 @@
+//! The survey's programs: loaded, and attached to nothing the kernel runs.
+
+use std::{
+    io::{self, Read as _},
+    os::fd::AsFd,
+    ptr::{self, NonNull},
+};
+
+use aya::{
+    Btf, Ebpf, EbpfLoader, Pod, RawTracePointRunOptions, TestRun as _,
+    maps::Map,
+    programs::{Iter, ProgramError, RawTracePoint},
+};
+use lockwatch_ebpf::survey::{
+    OUTPUT_LEN, OUTPUT_MAP_LEN, READ_LEN_MAX, READS_MAX, ReadPage, ReadRequest, TaskLayout,
+};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use zerocopy::IntoBytes as _;
+
+use crate::{
+    kernel::memory::{KernelMemory, MemoryError},
+    probes::{LoadError, log},
+};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!("object/survey.bpf.o");
+
+const TASKS: &str = "tasks";
+const READ_MEMORY: &str = "read_memory";
+
+/// [`TaskLayout`] as aya wants globals.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct TaskLayoutGlobal(TaskLayout);
+
+// SAFETY: `repr(C)`, only integers, explicit padding.
+unsafe impl Pod for TaskLayoutGlobal {}
+
+/// The loaded programs and the pages shared with them.
+pub struct SurveyProbes {
+    page: SharedMap<ReadPage>,
+    output: SharedMap<[u8; OUTPUT_MAP_LEN]>,
+    ebpf: Ebpf,
+    log: log::ProgramLog,
+}
+
+impl std::fmt::Debug for SurveyProbes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SurveyProbes").finish_non_exhaustive()
+    }
+}
+
+impl SurveyProbes {
+    /// Loads the object for this kernel's layout.
+    ///
+    /// # Errors
+    /// When the kernel refuses a program or a map.
+    pub fn load(layout: &TaskLayout, btf: &Btf) -> Result<Self, LoadError> {
+        let mut loader = EbpfLoader::new();
+        let layout = TaskLayoutGlobal(*layout);
+        loader
+            .btf(Some(btf))
+            .override_global("TASK_LAYOUT", &layout, true);
+        let log_level = log::level();
+        log::configure(&mut loader, &log_level);
+        let mut ebpf = loader.load(OBJECT).map_err(LoadError::object)?;
+
+        let tasks: &mut Iter = program(&mut ebpf, TASKS)?;
+        tasks.load("task", btf).map_err(LoadError::program)?;
+        let reader: &mut RawTracePoint = program(&mut ebpf, READ_MEMORY)?;
+        reader.load().map_err(LoadError::program)?;
+
+        let page = SharedMap::new(&ebpf, "READ_PAGE")?;
+        let output = SharedMap::new(&ebpf, "READ_OUTPUT")?;
+        let log = log::ProgramLog::open(&mut ebpf);
+        Ok(Self {
+            page,
+            output,
+            ebpf,
+            log,
+        })
+    }
+
+    /// Runs the task iterator over every task; gives its records as words, for every
+    /// part of a record is a multiple of 8 bytes long.
+    ///
+    /// # Errors
+    /// When the kernel refuses the iterator or a read fails.
+    pub fn read_tasks(&mut self) -> Result<Vec<u64>, LoadError> {
+        let tasks: &mut Iter = program(&mut self.ebpf, TASKS)?;
+        let id = tasks.attach().map_err(LoadError::program)?;
+        let link = tasks.take_link(id).map_err(LoadError::program)?;
+        let mut file = link.into_file().map_err(|source| {
+            LoadError::program(ProgramError::IOError(io::Error::other(source)))
+        })?;
+        // The kernel fills its own buffer of 32 KiB per read: whole records only.
+        let mut buffer = vec![0u64; 32 * 1024 / 8];
+        let mut words = Vec::new();
+        loop {
+            match file.read(buffer.as_mut_bytes()) {
+                Ok(0) => break,
+                Ok(len) => words.extend_from_slice(&buffer[..len / 8]),
+                // The iterator gives up after a second's worth of tasks: ask again.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+                    ) => {}
+                Err(source) => return Err(LoadError::Iterate(source)),
+            }
+        }
+        self.log.flush();
+        Ok(words)
+    }
+
+    fn run_reader(&self, count: usize) -> Result<(), MemoryError> {
+        let program = self.ebpf.program(READ_MEMORY);
+        let reader: &RawTracePoint = program
+            .and_then(|program| program.try_into().ok())
+            .ok_or_else(|| MemoryError(format!("the object has no {READ_MEMORY}")))?;
+        let mut options = RawTracePointRunOptions::new();
+        options.args[0] = count as u64;
+        let result = reader
+            .test_run(options)
+            .map_err(|error| MemoryError(chain(&error)))?;
+        match result.return_value {
+            0 => Ok(()),
+            code => Err(MemoryError(format!("the reader program returned {code}"))),
+        }
+    }
+}
+
+impl KernelMemory for SurveyProbes {
+    fn read_batch(&mut self, reads: &[(u64, usize)]) -> Result<Vec<Option<Vec<u8>>>, MemoryError> {
+        let mut results = Vec::with_capacity(reads.len());
+        let mut rest = reads;
+        while !rest.is_empty() {
+            let mut count = 0;
+            let mut used = 0;
+            for &(address, len) in rest.iter().take(READS_MAX) {
+                let len = len.min(READ_LEN_MAX);
+                if used + len > OUTPUT_LEN {
+                    break;
+                }
+                let request = ReadRequest {
+                    address,
+                    len: len as u32,
+                    output_offset: used as u32,
+                };
+                self.page.get_mut().requests[count] = request;
+                used += (len + 7) & !7;
+                count += 1;
+            }
+            self.run_reader(count)?;
+            for index in 0..count {
+                let ReadRequest {
+                    len, output_offset, ..
+                } = self.page.get().requests[index];
+                let start = output_offset as usize;
+                let bytes = &self.output.get()[start..start + len as usize];
+                results.push((self.page.get().results[index] == 0).then(|| bytes.to_vec()));
+            }
+            rest = &rest[count..];
+        }
+        self.log.flush();
+        Ok(results)
+    }
+}
+
+fn program<'a, T>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut T, LoadError>
+where
+    &'a mut T: TryFrom<&'a mut aya::programs::Program>,
+{
+    ebpf.program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(LoadError::Missing(name))
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+/// The single value of an mmapable array, mapped into this process.
+struct SharedMap<T> {
+    value: NonNull<T>,
+}
+
+impl<T: zerocopy::FromBytes> SharedMap<T> {
+    fn new(ebpf: &Ebpf, name: &'static str) -> Result<Self, LoadError> {
+        let Some(Map::Array(map)) = ebpf.map(name) else {
+            return Err(LoadError::Missing(name));
+        };
+        // SAFETY: a fresh mapping of a map whose value is at least `T` long.
+        let address = unsafe {
+            mmap(
+                ptr::null_mut(),
+                size_of::<T>(),
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                map.fd().as_fd(),
+                0,
+            )
+        }
+        .map_err(|error| LoadError::Map(error.into()))?;
+        NonNull::new(address.cast())
+            .map(|value| Self { value })
+            .ok_or(LoadError::Missing(name))
+    }
+
+    fn get(&self) -> &T {
+        // SAFETY: mapped and aligned to a page for the life of `self`; the program
+        // writes to it only inside `run_reader`, during which no reference lives.
+        unsafe { self.value.as_ref() }
+    }
+
+    fn get_mut(&mut self) -> &mut T {
+        // SAFETY: as in `get`, and the borrow is exclusive.
+        unsafe { self.value.as_mut() }
+    }
+}
+
+impl<T> Drop for SharedMap<T> {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made in `new`, not used after this.
+        let unmapped = unsafe { munmap(self.value.as_ptr().cast(), size_of::<T>()) };
+        debug_assert!(unmapped.is_ok(), "the mapping is ours");
+    }
+}
+
+// SAFETY: the mapping belongs to one value and moves with it.
+unsafe impl<T: Send> Send for SharedMap<T> {}

@@ -1,0 +1,121 @@
+//! How sure a name is: one function, one table.
+
+use crate::lock::{Confidence, EvidenceKind};
+
+/// What a kind of evidence proves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Strength {
+    /// A pointer that may be stale, or that others carry too.
+    Hint,
+    /// What we know of the kernel's code.
+    Knowledge,
+    /// The kernel's own word.
+    Proof,
+}
+
+/// The circumstances the evidence was found in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Circumstances {
+    /// Found in both looks, on a task that did not run in between (a writer that owns
+    /// the lock may run).
+    pub in_both_looks: bool,
+    /// Tasks with more than a hint, in each look.
+    pub found: [u32; 2],
+    /// Readers that hold the lock by its own count, in each look; 0 if write-held.
+    pub readers: [u32; 2],
+}
+
+/// The strength of a kind of evidence.
+pub const fn strength(kind: EvidenceKind) -> Strength {
+    match kind {
+        EvidenceKind::WriterOwner | EvidenceKind::Granted => Strength::Proof,
+        EvidenceKind::ReaderOwner | EvidenceKind::FaultFlags | EvidenceKind::HoldFrame => {
+            Strength::Knowledge
+        }
+        EvidenceKind::LockWord | EvidenceKind::ObjectWord => Strength::Hint,
+    }
+}
+
+/// How sure a name with this strongest evidence is.
+///
+/// | evidence | one look | both | both, and as many found as the lock counts |
+/// |---|---|---|---|
+/// | hint | possible | possible | possible |
+/// | knowledge | possible | likely | certain |
+/// | proof | likely | certain | certain |
+///
+/// More found than the lock counts means that some evidence is wrong: then
+/// knowledge makes nobody more than possible.
+pub fn confidence(strongest: Strength, seen: Circumstances) -> Confidence {
+    let closed = seen.found == seen.readers;
+    let too_many = seen
+        .found
+        .iter()
+        .zip(seen.readers)
+        .any(|(&found, readers)| found > readers);
+    match (strongest, seen.in_both_looks) {
+        (Strength::Proof, true) => Confidence::Certain,
+        (Strength::Proof, false) => Confidence::Likely,
+        (Strength::Knowledge, true) if closed => Confidence::Certain,
+        (Strength::Knowledge, true) if !too_many => Confidence::Likely,
+        (Strength::Knowledge, _) | (Strength::Hint, _) => Confidence::Possible,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn seen(in_both_looks: bool, found: [u32; 2], readers: [u32; 2]) -> Circumstances {
+        Circumstances {
+            in_both_looks,
+            found,
+            readers,
+        }
+    }
+
+    #[test]
+    fn the_table() {
+        use Strength::{Hint, Knowledge, Proof};
+        assert_eq!(
+            confidence(Hint, seen(true, [1, 1], [1, 1])),
+            Confidence::Possible
+        );
+        assert_eq!(
+            confidence(Knowledge, seen(true, [1, 1], [1, 1])),
+            Confidence::Certain
+        );
+        assert_eq!(
+            confidence(Knowledge, seen(true, [1, 1], [2, 2])),
+            Confidence::Likely
+        );
+        assert_eq!(
+            confidence(Knowledge, seen(false, [1, 1], [1, 1])),
+            Confidence::Possible
+        );
+        assert_eq!(
+            confidence(Knowledge, seen(true, [2, 2], [1, 1])),
+            Confidence::Possible
+        );
+        assert_eq!(
+            confidence(Proof, seen(true, [0, 0], [0, 0])),
+            Confidence::Certain
+        );
+        assert_eq!(
+            confidence(Proof, seen(false, [0, 0], [0, 0])),
+            Confidence::Likely
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn readers_are_never_certain_while_the_count_is_open(found in 0u32..9, readers in 0u32..9, both: bool) {
+            prop_assume!(found != readers);
+            let seen = seen(both, [found; 2], [readers; 2]);
+            prop_assert_ne!(confidence(Strength::Knowledge, seen), Confidence::Certain);
+            prop_assert_eq!(confidence(Strength::Hint, seen), Confidence::Possible);
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Names of the functions on stacks, each address asked once.
+
+use rustc_hash::FxHashMap;
+
+use crate::{
+    kernel::symbols::{Symbols, stem},
+    survey::look::TaskLook,
+};
+
+/// A cache in front of the symbol table: a thousand equal stacks are one.
+#[derive(Debug)]
+pub struct Functions<'a> {
+    symbols: &'a Symbols,
+    known: FxHashMap<u64, Option<(&'a str, u64)>>,
+}
+
+impl<'a> Functions<'a> {
+    /// An empty cache.
+    pub fn new(symbols: &'a Symbols) -> Self {
+        Self {
+            symbols,
+            known: FxHashMap::default(),
+        }
+    }
+
+    /// The function a return address returns into, and the offset of that address.
+    pub fn returned_into(&mut self, address: u64) -> Option<(&'a str, u64)> {
+        // A call may be the last instruction of its function: look one byte back.
+        let symbols = self.symbols;
+        *self.known.entry(address).or_insert_with(|| {
+            symbols
+                .function_at(address - 1)
+                .map(|(name, offset)| (name, offset + 1))
+        })
+    }
+
+    /// The stem of that function's name; empty where it is not known.
+    pub fn stem(&mut self, address: u64) -> &'a str {
+        self.returned_into(address)
+            .map_or("", |(name, _)| stem(name))
+    }
+
+    /// The stems of a task's frames, innermost first.
+    pub fn stems(&mut self, task: &TaskLook) -> Vec<&'a str> {
+        task.frames
+            .iter()
+            .map(|frame| self.stem(frame.return_address))
+            .collect()
+    }
+
+    /// As a report shows it: `function+0x1f`, or the bare address.
+    pub fn show(&mut self, address: u64) -> String {
+        match self.returned_into(address) {
+            Some((name, offset)) => format!("{name}+{offset:#x}"),
+            None => format!("{address:#x}"),
+        }
+    }
+}

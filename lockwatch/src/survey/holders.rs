@@ -1,0 +1,309 @@
+//! Who has a lock: every reason to name a task, from one look.
+
+use crate::{
+    kernel::{
+        arch::{is_kernel_address, is_user_address},
+        fault::{FAULT_FRAMES, FaultFlags, FaultHold},
+        hold_frames,
+        layout::Layout,
+        lock_word::LockWord,
+        memory::{KernelMemory, MemoryError, word},
+        sleep_frames::RWSEM_SLOW_PATHS,
+    },
+    lock::{Evidence, EvidenceKind, LockClass, LockMode, LockState},
+    survey::{
+        confidence::{Strength, strength},
+        functions::Functions,
+        look::{Look, TaskLook},
+        names::Identity,
+        queue::Queue,
+        stack::frame_words,
+    },
+};
+
+/// A task with the reasons for naming it.
+#[derive(Clone, Debug)]
+pub struct Suspect {
+    /// Index into [`Look::tasks`].
+    pub task: usize,
+    /// How it would hold the lock.
+    pub mode: LockMode,
+    /// The reasons, at least one.
+    pub evidence: Vec<Evidence>,
+}
+
+impl Suspect {
+    /// The strength of its best reason.
+    pub fn strongest(&self) -> Strength {
+        self.evidence
+            .iter()
+            .map(|evidence| strength(evidence.kind))
+            .max()
+            .unwrap_or(Strength::Hint)
+    }
+}
+
+/// Everything the search needs to know about the kernel and the moment.
+pub struct Scene<'a, 'k> {
+    /// The look.
+    pub look: &'a Look,
+    /// The kernel's layouts.
+    pub layout: &'a Layout,
+    /// Names of functions.
+    pub functions: &'a mut Functions<'k>,
+    /// Kernel memory.
+    pub memory: &'a mut dyn KernelMemory,
+    /// Our own process, never a suspect.
+    pub own_tgid: u32,
+}
+
+/// Every task that there is a reason to name as holder of this lock.
+///
+/// # Errors
+/// When kernel memory cannot be read at all.
+pub fn suspects(
+    scene: &mut Scene<'_, '_>,
+    queue: &Queue,
+    lock: &Identity,
+) -> Result<Vec<Suspect>, MemoryError> {
+    match queue.word.state {
+        LockState::WriteHeld => Ok(writer(scene.look, queue).into_iter().collect()),
+        LockState::ReadHeld => readers(scene, queue, lock),
+        LockState::Free | LockState::Inconsistent => Ok(Vec::new()),
+    }
+}
+
+fn writer(look: &Look, queue: &Queue) -> Option<Suspect> {
+    let task = look.task_at(queue.word.owner_task)?;
+    let value = format!("owner {:#x}", queue.owner);
+    Some(Suspect {
+        task,
+        mode: LockMode::Write,
+        evidence: vec![reason(EvidenceKind::WriterOwner, None, Some(value))],
+    })
+}
+
+fn readers(
+    scene: &mut Scene<'_, '_>,
+    queue: &Queue,
+    lock: &Identity,
+) -> Result<Vec<Suspect>, MemoryError> {
+    let look = scene.look;
+    let mut suspects = Vec::new();
+    for (index, task) in look.tasks.iter().enumerate() {
+        if task.record.tgid == scene.own_tgid {
+            continue;
+        }
+        let mut evidence = Vec::new();
+        if queue.granted.iter().any(|entry| entry.task == index) {
+            evidence.push(reason(EvidenceKind::Granted, None, None));
+        }
+        if scene.layout.readers_clear_owner
+            && LockWord::owner_is_reader(queue.owner)
+            && queue.word.owner_task == task.record.task
+        {
+            evidence.push(reason(
+                EvidenceKind::ReaderOwner,
+                None,
+                Some(format!("owner {:#x}", queue.owner)),
+            ));
+        }
+        evidence.extend(on_stack(scene, queue, lock, index)?);
+        if !evidence.is_empty() {
+            suspects.push(Suspect {
+                task: index,
+                mode: LockMode::Read,
+                evidence,
+            });
+        }
+    }
+    Ok(suspects)
+}
+
+fn reason(kind: EvidenceKind, frame: Option<&str>, value: Option<String>) -> Evidence {
+    Evidence {
+        kind,
+        frame: frame.map(ToOwned::to_owned),
+        value,
+    }
+}
+
+/// What the stack of a task says about holding the lock for read.
+fn on_stack(
+    scene: &mut Scene<'_, '_>,
+    queue: &Queue,
+    lock: &Identity,
+    index: usize,
+) -> Result<Vec<Evidence>, MemoryError> {
+    let look = scene.look;
+    let task = &look.tasks[index];
+    let words = look.words(task);
+    let hits = Hits::find(words, queue.lock.0, lock.object_address);
+    let own_mm = lock.class == LockClass::MmapLock && Some(task.record.mm) == lock.object_address;
+    if hits.is_empty() && !own_mm {
+        return Ok(Vec::new());
+    }
+    let stems = scene.functions.stems(task);
+    if lock.class == LockClass::MmapLock
+        && let Some(verdict) = fault(scene, lock, task, &stems)?
+    {
+        // The fault decides alone: what called it for another process's memory knows
+        // whether the fault has dropped the lock.
+        return Ok(verdict);
+    }
+    // Asleep in a slow path, the innermost frame is the one that asks for a lock.
+    let asking = is_asking(scene.functions, look, task);
+    if let Some(evidence) = hold_frame(task, &stems, usize::from(asking), lock, own_mm, &hits) {
+        return Ok(vec![evidence]);
+    }
+    let waits_here = queue.entries.iter().any(|entry| entry.task == index);
+    let idle = stems
+        .first()
+        .is_some_and(|function| hold_frames::holds_nothing(function));
+    if waits_here || idle || task.name.key.tid.0 == 0 {
+        return Ok(Vec::new());
+    }
+    Ok(hits.as_evidence(scene.functions, task))
+}
+
+fn is_asking(functions: &mut Functions<'_>, look: &Look, task: &TaskLook) -> bool {
+    look.scheduler_words(task)
+        .iter()
+        .any(|&word| is_kernel_address(word) && RWSEM_SLOW_PATHS.contains(&functions.stem(word)))
+}
+
+/// The words of a stack that point at the lock or at the object that contains it.
+struct Hits {
+    /// Word indexes of the lock's address.
+    lock: Vec<usize>,
+    /// Word indexes of the object's address.
+    object: Vec<usize>,
+}
+
+impl Hits {
+    fn find(words: &[u64], lock: u64, object: Option<u64>) -> Self {
+        let mut hits = Self {
+            lock: Vec::new(),
+            object: Vec::new(),
+        };
+        for (at, &word) in words.iter().enumerate() {
+            if word == lock {
+                hits.lock.push(at);
+            } else if Some(word) == object {
+                hits.object.push(at);
+            }
+        }
+        hits
+    }
+
+    fn is_empty(&self) -> bool {
+        self.lock.is_empty() && self.object.is_empty()
+    }
+
+    fn any_before(&self, end: usize) -> bool {
+        self.lock.iter().chain(&self.object).any(|&at| at < end)
+    }
+
+    fn as_evidence(&self, functions: &mut Functions<'_>, task: &TaskLook) -> Vec<Evidence> {
+        let kinds = [
+            (EvidenceKind::LockWord, &self.lock),
+            (EvidenceKind::ObjectWord, &self.object),
+        ];
+        kinds
+            .into_iter()
+            .filter_map(|(kind, at)| {
+                let first = *at.first()?;
+                let frame = task.frames.iter().rev().find(|frame| frame.at < first);
+                let function = frame.map(|frame| functions.stem(frame.return_address));
+                Some(reason(kind, function.filter(|stem| !stem.is_empty()), None))
+            })
+            .collect()
+    }
+}
+
+/// A function on the stack that holds this class of lock, with the lock or its
+/// object in its own frame or deeper.
+fn hold_frame(
+    task: &TaskLook,
+    stems: &[&str],
+    from: usize,
+    lock: &Identity,
+    own_mm: bool,
+    hits: &Hits,
+) -> Option<Evidence> {
+    let table = hold_frames::of_class(&lock.class);
+    (from..stems.len()).find_map(|index| {
+        let known = table.iter().find(|known| known.function == stems[index])?;
+        let callee = index.checked_sub(1).map_or("", |callee| stems[callee]);
+        // The outermost frame has no known end; what it calls has.
+        let end = task
+            .frames
+            .get(index + 1)
+            .map_or(task.frames[index].at, |outer| outer.at);
+        let linked = (own_mm && known.own_mm) || hits.any_before(end);
+        (known.holds_in(callee) && linked)
+            .then(|| reason(EvidenceKind::HoldFrame, Some(known.function), None))
+    })
+}
+
+/// The verdict of a page fault on this address space, if the task is in one.
+/// `Some(empty)` means: it is in one, and holds nothing.
+fn fault(
+    scene: &mut Scene<'_, '_>,
+    lock: &Identity,
+    task: &TaskLook,
+    stems: &[&str],
+) -> Result<Option<Vec<Evidence>>, MemoryError> {
+    let Some(mm) = lock.object_address else {
+        return Ok(None);
+    };
+    for index in 0..stems.len() {
+        if !FAULT_FRAMES.contains(&stems[index]) {
+            continue;
+        }
+        let Some(flags) = fault_flags(scene, mm, task, index)? else {
+            continue;
+        };
+        let found = |kind| vec![reason(kind, Some(stems[index]), Some(flags.describe()))];
+        return Ok(Some(match flags.hold(stems[..index].iter().copied()) {
+            FaultHold::Holds => found(EvidenceKind::FaultFlags),
+            FaultHold::Unknown => found(EvidenceKind::ObjectWord),
+            FaultHold::HoldsNot => Vec::new(),
+        }));
+    }
+    Ok(None)
+}
+
+/// The flags of the `vm_fault` in this frame, if there is one for this mm. Content
+/// alone is not enough, stale ones lie about: it must be in the right frame, name a
+/// VMA of the mm, and an address inside of it.
+fn fault_flags(
+    scene: &mut Scene<'_, '_>,
+    mm: u64,
+    task: &TaskLook,
+    frame: usize,
+) -> Result<Option<FaultFlags>, MemoryError> {
+    let layout = scene.layout.fault;
+    let (_, words) = frame_words(&task.frames, frame, scene.look.words(task));
+    for start in 0..words
+        .len()
+        .saturating_sub(layout.fault_size.div_ceil(8) - 1)
+    {
+        let field = |offset: usize| words[start + offset / 8] >> (8 * (offset % 8));
+        let (vma, address) = (field(layout.fault_vma), field(layout.fault_address));
+        let flags = FaultFlags::decode(field(layout.fault_flags) as u32, layout.vma_lock_flag);
+        let (true, true, Some(flags)) = (is_kernel_address(vma), is_user_address(address), flags)
+        else {
+            continue;
+        };
+        let Some(bytes) = scene.memory.read(vma, layout.vma_size)? else {
+            continue;
+        };
+        let inside =
+            (word(&bytes, layout.vma_start)..word(&bytes, layout.vma_end)).contains(&address);
+        if inside && word(&bytes, layout.vma_mm) == mm {
+            return Ok(Some(flags));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,161 @@
+//! One look: every task with its stack, at one moment.
+
+use std::ops::Range;
+
+use lockwatch_ebpf::survey::TaskRecord;
+use rustc_hash::FxHashMap;
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::{
+    kernel::{
+        arch::{ENTRY_FRAME_LEN, PT_REGS_LEN},
+        memory::text,
+    },
+    survey::stack::{Frame, align},
+    task::{TaskKey, TaskName, TaskState, Tgid, Tid},
+};
+
+/// A task as one look saw it.
+#[derive(Clone, Debug)]
+pub struct TaskLook {
+    /// The kernel's facts.
+    pub record: TaskRecord,
+    /// Who.
+    pub name: TaskName,
+    /// What the scheduler says.
+    pub state: TaskState,
+    /// Return addresses with their places, innermost first.
+    pub frames: Vec<Frame>,
+    words: Range<usize>,
+}
+
+/// Every task, at one moment.
+#[derive(Debug)]
+pub struct Look {
+    bytes: Vec<u64>,
+    /// All tasks.
+    pub tasks: Vec<TaskLook>,
+    by_address: FxHashMap<u64, usize>,
+    stack_bases: Vec<u64>,
+    thread_size: u64,
+    /// `CLOCK_MONOTONIC` ns of the last task read.
+    pub at_ns: u64,
+    /// The kernel's jiffies then.
+    pub jiffies: u64,
+}
+
+impl Look {
+    /// Decodes the iterator's bytes. What follows a record that does not fit is
+    /// left out: the kernel writes whole records only.
+    pub fn decode(bytes: Vec<u64>, thread_size: u32) -> Self {
+        let mut tasks = Vec::new();
+        let mut at = 0;
+        while let Ok((record, _)) = TaskRecord::read_from_prefix(bytes[at..].as_bytes()) {
+            let frames = at + size_of::<TaskRecord>() / 8;
+            let words = frames + record.frame_count as usize;
+            let end = words + record.stack_len as usize / 8;
+            if end > bytes.len() {
+                break;
+            }
+            // The registers of user space lie on top; they can hold anything.
+            let live = u64::from(thread_size)
+                .saturating_sub(u64::from(record.stack_offset) + PT_REGS_LEN + ENTRY_FRAME_LEN)
+                / 8;
+            let words = words..end.min(words + usize::try_from(live).unwrap_or(0));
+            // A task on a CPU, or one that moved, was unwound from a stack pointer that
+            // no longer means anything.
+            let at_rest = record.on_cpu == 0 && record.moved == 0;
+            let unwound = if at_rest {
+                &bytes[frames..words.start]
+            } else {
+                &[]
+            };
+            let frames = align(unwound, &bytes[words.clone()]);
+            tasks.push(TaskLook {
+                name: TaskName {
+                    key: TaskKey {
+                        tid: Tid(record.tid),
+                        start_ns: record.start_time_ns,
+                    },
+                    tgid: Tgid(record.tgid),
+                    comm: text(&record.comm),
+                },
+                state: TaskState::decode(
+                    record.state,
+                    record.exit_state,
+                    record.on_cpu != 0,
+                    record.on_rq != 0,
+                ),
+                frames,
+                words,
+                record,
+            });
+            at = end;
+        }
+        let by_address = tasks
+            .iter()
+            .enumerate()
+            .map(|(index, task)| (task.record.task, index))
+            .collect();
+        let mut stack_bases: Vec<u64> = tasks.iter().map(|task| task.record.stack_base).collect();
+        stack_bases.sort_unstable();
+        let last = tasks.last();
+        Self {
+            at_ns: last.map_or(0, |task| task.record.taken_at_ns),
+            jiffies: last.map_or(0, |task| task.record.jiffies),
+            bytes,
+            tasks,
+            by_address,
+            stack_bases,
+            thread_size: thread_size.into(),
+        }
+    }
+
+    /// The stack words of a task, from its innermost live one outwards.
+    pub fn words(&self, task: &TaskLook) -> &[u64] {
+        &self.bytes[task.words.clone()]
+    }
+
+    /// The words of the functions that put the task to sleep, which the unwinder
+    /// leaves out: from the stack pointer to the first frame. All of the stack where
+    /// that is not known.
+    pub fn scheduler_words(&self, task: &TaskLook) -> &[u64] {
+        let words = self.words(task);
+        match task.frames.first() {
+            Some(first) if task.record.on_cpu == 0 => &words[..first.at.min(words.len())],
+            _ => words,
+        }
+    }
+
+    /// The task whose `task_struct` lies at this address.
+    pub fn task_at(&self, address: u64) -> Option<usize> {
+        self.by_address.get(&address).copied()
+    }
+
+    /// Bytes of a kernel stack.
+    pub const fn thread_size(&self) -> u64 {
+        self.thread_size
+    }
+
+    /// Whether the address lies in the kernel stack of a task.
+    pub fn in_a_stack(&self, address: u64) -> bool {
+        let after = self.stack_bases.partition_point(|&base| base <= address);
+        after > 0 && address - self.stack_bases[after - 1] < self.thread_size
+    }
+}
+
+impl TaskLook {
+    /// Address of a word of this task's stack.
+    pub const fn word_address(&self, index: usize) -> u64 {
+        self.record.stack_base + self.record.stack_offset as u64 + 8 * index as u64
+    }
+
+    /// Did not run, and is the same task, between two looks.
+    pub fn stood_still_since(&self, earlier: &Self) -> bool {
+        let (now, then) = (&self.record, &earlier.record);
+        self.name.key == earlier.name.key
+            && now.moved == 0
+            && then.moved == 0
+            && (now.nvcsw, now.nivcsw, now.sp) == (then.nvcsw, then.nivcsw, then.sp)
+    }
+}

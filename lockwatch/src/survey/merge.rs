@@ -1,0 +1,249 @@
+//! What two looks agree on: only that is reported as standing.
+
+use rustc_hash::FxHashMap;
+
+use crate::{
+    lock::{EvidenceKind, Holder, Lock, LockKind, LockState, StackId, Stacks, Waiter},
+    survey::{
+        clock::Clocks,
+        confidence::{Circumstances, Strength, confidence},
+        functions::Functions,
+        holders::Suspect,
+        look::{Look, TaskLook},
+        names::Identity,
+        queue::{Entry, Queue},
+        stuck,
+    },
+    task::Nanos,
+};
+
+/// One look with what was found in it.
+pub struct Seen<'a> {
+    /// The look.
+    pub look: &'a Look,
+    /// One queue of it.
+    pub queue: &'a Queue,
+    /// The tasks there is a reason to name.
+    pub suspects: &'a [Suspect],
+}
+
+/// Turns what was seen into a report's facts.
+pub struct Merger<'a, 'k> {
+    /// Names of functions.
+    pub functions: &'a mut Functions<'k>,
+    /// How the clocks relate.
+    pub clocks: Clocks,
+    /// Equal stacks, kept once.
+    pub stacks: &'a mut Stacks,
+}
+
+/// Most tasks that are named as merely possible holders of one lock.
+const POSSIBLE_MAX: usize = 8;
+
+impl Merger<'_, '_> {
+    /// The lock as both looks saw it, or as the only one did; `None` if no wait stood
+    /// through both.
+    pub fn lock(
+        &mut self,
+        first: Option<&Seen<'_>>,
+        last: &Seen<'_>,
+        identity: Identity,
+    ) -> Option<Lock> {
+        let queue = last.queue;
+        let standing: Vec<(usize, Entry)> = queue
+            .entries
+            .iter()
+            .copied()
+            .enumerate()
+            .filter(|(_, entry)| first.is_none_or(|first| same_wait(first, last.look, entry)))
+            .collect();
+        if standing.is_empty() {
+            return None;
+        }
+        let mut waiters = Vec::with_capacity(standing.len());
+        for (index, entry) in standing {
+            waiters.push(self.waiter(last.look, index, &entry));
+        }
+        let holders = self.holders(first, last);
+        Some(Lock {
+            address: queue.lock,
+            kind: LockKind::Rwsem,
+            class: identity.class,
+            name: identity.name,
+            object: identity.object,
+            state: queue.word.state,
+            reader_count: (queue.word.state == LockState::ReadHeld).then_some(queue.word.readers),
+            count: queue.count,
+            owner: queue.owner,
+            holders,
+            waiters,
+            spinners: queue
+                .spinners
+                .iter()
+                .map(|&task| last.look.tasks[task].name.key.tid)
+                .collect(),
+        })
+    }
+
+    fn waiter(&mut self, look: &Look, index: usize, entry: &Entry) -> Waiter {
+        let task = &look.tasks[entry.task];
+        let off_cpu = self.off_cpu(task);
+        let (wait, wait_source) = self
+            .clocks
+            .wait(entry.timeout, look.jiffies, off_cpu)
+            .unwrap_or((Nanos(0), crate::lock::WaitSource::QueueEntry));
+        Waiter {
+            task: task.name.clone(),
+            position: u32::try_from(index + 1).unwrap_or(u32::MAX),
+            mode: entry.mode,
+            wait,
+            wait_source,
+            killable: task.state == crate::task::TaskState::Killable,
+            granted: false,
+            state: task.state,
+            caller: self.caller(task),
+            stack: self.stack(look, task),
+        }
+    }
+
+    fn off_cpu(&self, task: &TaskLook) -> Option<Nanos> {
+        (task.record.on_cpu == 0)
+            .then(|| {
+                self.clocks
+                    .off_cpu(task.record.last_arrival_ns, task.record.taken_at_ns)
+            })
+            .flatten()
+    }
+
+    /// First function outside of lock code: the unwinder starts there.
+    fn caller(&mut self, task: &TaskLook) -> Option<String> {
+        let stems = self.functions.stems(task);
+        stems
+            .into_iter()
+            .find(|stem| !stem.is_empty())
+            .map(ToOwned::to_owned)
+    }
+
+    fn stack(&mut self, look: &Look, task: &TaskLook) -> StackId {
+        let mut frames = Vec::with_capacity(task.frames.len() + 1);
+        if let Some((_, address)) = stuck::lock_slow_path(self.functions, look, task) {
+            frames.push(self.functions.show(address));
+        }
+        for frame in &task.frames {
+            frames.push(self.functions.show(frame.return_address));
+        }
+        self.stacks.intern(frames)
+    }
+
+    fn holders(&mut self, first: Option<&Seen<'_>>, last: &Seen<'_>) -> Vec<Holder> {
+        let found = |seen: &Seen<'_>| {
+            let known = seen
+                .suspects
+                .iter()
+                .filter(|suspect| suspect.strongest() > Strength::Hint)
+                .count();
+            u32::try_from(known).unwrap_or(u32::MAX)
+        };
+        let before = first.unwrap_or(last);
+        let circumstances = Circumstances {
+            in_both_looks: false,
+            found: [found(before), found(last)],
+            readers: [before.queue.word.readers, last.queue.word.readers],
+        };
+        let closed = circumstances.found == circumstances.readers;
+        let earlier: FxHashMap<_, _> = first
+            .map(|first| {
+                first
+                    .suspects
+                    .iter()
+                    .map(|suspect| (first.look.tasks[suspect.task].name.key, suspect))
+                    .collect()
+            })
+            .unwrap_or_default();
+        let mut holders: Vec<Holder> = last
+            .suspects
+            .iter()
+            // Where the known holders are as many as the lock counts, nobody else can be one.
+            .filter(|suspect| !closed || suspect.strongest() > Strength::Hint)
+            .map(|suspect| {
+                let task = &last.look.tasks[suspect.task];
+                let in_both_looks = earlier.get(&task.name.key).is_some_and(|then| {
+                    first.is_some_and(|first| {
+                        stands(&first.look.tasks[then.task], task, then, suspect)
+                    })
+                });
+                let seen = Circumstances {
+                    in_both_looks,
+                    ..circumstances
+                };
+                self.holder(last, suspect, confidence(suspect.strongest(), seen))
+            })
+            .collect();
+        holders.sort_by_key(|holder| (std::cmp::Reverse(holder.confidence), holder.task.key));
+        let named = holders
+            .iter()
+            .filter(|holder| holder.confidence > crate::lock::Confidence::Possible)
+            .count();
+        holders.truncate(named + POSSIBLE_MAX);
+        holders
+    }
+
+    fn holder(
+        &mut self,
+        seen: &Seen<'_>,
+        suspect: &Suspect,
+        confidence: crate::lock::Confidence,
+    ) -> Holder {
+        let task = &seen.look.tasks[suspect.task];
+        let off_cpu = self.off_cpu(task);
+        let mut evidence = suspect.evidence.clone();
+        evidence.sort_by_key(|evidence| evidence.kind);
+        Holder {
+            task: task.name.clone(),
+            mode: suspect.mode,
+            confidence,
+            evidence,
+            state: task.state,
+            stuck: stuck::of_task(self.functions, seen.look, task, off_cpu),
+            // It took the lock before it went to sleep in it.
+            held: off_cpu.filter(|_| task.state.is_asleep()),
+            held_is_lower_bound: true,
+            stack: self.stack(seen.look, task),
+        }
+    }
+}
+
+/// The same entry, of the same task, queued at the same tick: the same wait.
+fn same_wait(first: &Seen<'_>, look: &Look, entry: &Entry) -> bool {
+    let task = &look.tasks[entry.task].name.key;
+    first.queue.entries.iter().any(|then| {
+        (then.address, then.timeout, then.mode) == (entry.address, entry.timeout, entry.mode)
+            && first.look.tasks[then.task].name.key == *task
+    })
+}
+
+/// Whether a suspect is one in both looks for the same reason, and has not run in
+/// between. The owner of a write-held lock may run: the lock itself names it.
+fn stands(then: &TaskLook, now: &TaskLook, earlier: &Suspect, later: &Suspect) -> bool {
+    let kinds = |suspect: &Suspect| {
+        suspect
+            .evidence
+            .iter()
+            .map(|evidence| evidence.kind)
+            .max_by_key(|&kind| {
+                (
+                    crate::survey::confidence::strength(kind),
+                    std::cmp::Reverse(kind),
+                )
+            })
+    };
+    let owner = |suspect: &Suspect| {
+        suspect
+            .evidence
+            .iter()
+            .any(|evidence| evidence.kind == EvidenceKind::WriterOwner)
+    };
+    kinds(earlier) == kinds(later)
+        && earlier.mode == later.mode
+        && ((owner(earlier) && owner(later)) || now.stood_still_since(then))
+}

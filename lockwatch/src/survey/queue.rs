@@ -1,0 +1,382 @@
+//! The queues: which tasks wait for which rwsem, in which order.
+//!
+//! A queue entry lies on its waiter's stack, above a return address into a slow
+//! path. The entries' links give the order, and the one pointer that is no entry is
+//! the head inside the lock. Everything found that way is then read again from
+//! memory: stacks hold bytes that user space controls.
+
+use std::ops::Range;
+
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::{
+    kernel::{
+        arch::is_kernel_address,
+        layout::RwsemLayout,
+        lock_word::LockWord,
+        memory::{KernelMemory, MemoryError, half_word, word},
+    },
+    lock::{LockAddr, LockMode},
+    survey::look::Look,
+};
+
+/// `enum rwsem_waiter_type` (kernel/locking/rwsem.c, the same since 3.10).
+const TYPE_WRITE: u32 = 0;
+const TYPE_READ: u32 = 1;
+
+/// How far above the slow path's return address its queue entry is looked for.
+const ENTRY_WORDS: usize = 64;
+
+/// Longest queue that is followed.
+const QUEUE_MAX: usize = 100_000;
+
+/// A task's entry in a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Index into [`Look::tasks`].
+    pub task: usize,
+    /// Where the entry lies.
+    pub address: u64,
+    /// Read or write.
+    pub mode: LockMode,
+    /// Jiffies at which it may ask for a hand-off: a fixed time after it queued.
+    pub timeout: u64,
+    next: u64,
+    prev: u64,
+}
+
+/// A lock with its queue, as verified in memory.
+#[derive(Clone, Debug)]
+pub struct Queue {
+    /// Where the lock is.
+    pub lock: LockAddr,
+    /// Its raw count.
+    pub count: u64,
+    /// Its raw owner.
+    pub owner: u64,
+    /// What both mean.
+    pub word: LockWord,
+    /// The queue in order.
+    pub entries: Vec<Entry>,
+    /// Readers that were granted the lock and have not run: they hold it already.
+    pub granted: Vec<Entry>,
+    /// Tasks that spin for it, by index.
+    pub spinners: Vec<usize>,
+}
+
+/// What the queues of one look are.
+#[derive(Debug, Default)]
+pub struct Queues {
+    /// Every lock whose queue could be verified.
+    pub queues: Vec<Queue>,
+    /// Locks whose queue changed while it was read.
+    pub unsettled: u32,
+}
+
+/// Finds and verifies every queue.
+///
+/// # Errors
+/// When kernel memory cannot be read at all.
+pub fn find(
+    look: &Look,
+    layout: &RwsemLayout,
+    slow_paths: &[Range<u64>],
+    memory: &mut dyn KernelMemory,
+) -> Result<Queues, MemoryError> {
+    let (entries, granted) = entries_on_stacks(look, layout, slow_paths);
+    let mut found = Queues::default();
+    for chain in chains(look, layout, entries, memory)? {
+        match verify(look, layout, &chain, memory)? {
+            Some(queue) => found.queues.push(queue),
+            None => found.unsettled += 1,
+        }
+    }
+    assign_granted(look, granted, &mut found.queues);
+    find_spinners(look, layout, slow_paths, &mut found.queues, memory)?;
+    Ok(found)
+}
+
+fn entries_on_stacks(
+    look: &Look,
+    layout: &RwsemLayout,
+    slow_paths: &[Range<u64>],
+) -> (Vec<Entry>, Vec<Entry>) {
+    let mut queued = Vec::new();
+    let mut granted = Vec::new();
+    for (index, task) in look.tasks.iter().enumerate() {
+        let words = look.words(task);
+        let region = look.scheduler_words(task).len();
+        let mut candidate = None;
+        for at in (0..region).filter(|&at| in_ranges(slow_paths, words[at])) {
+            for start in at + 1..(at + 1 + ENTRY_WORDS).min(words.len()) {
+                let Some(entry) = decode_entry(look, layout, index, start) else {
+                    continue;
+                };
+                match word_at(words, start, layout.waiter_task) {
+                    pointer if pointer == task.record.task => {
+                        candidate = Some((entry, false));
+                        break;
+                    }
+                    0 if entry.mode == LockMode::Read && is_recent(entry.timeout, look.jiffies) => {
+                        candidate.get_or_insert((entry, true));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        match candidate {
+            Some((entry, false)) => queued.push(entry),
+            Some((entry, true)) => granted.push(entry),
+            None => {}
+        }
+    }
+    (queued, granted)
+}
+
+fn word_at(words: &[u64], start: usize, offset: usize) -> u64 {
+    words.get(start + offset / 8).copied().unwrap_or(0)
+}
+
+/// An entry with plausible links and type at this word of the task's stack.
+fn decode_entry(look: &Look, layout: &RwsemLayout, task: usize, start: usize) -> Option<Entry> {
+    let owner = &look.tasks[task];
+    let words = look.words(owner);
+    let (next, prev) = (*words.get(start)?, *words.get(start + 1)?);
+    // The low half of the word: the type is a 32-bit enum.
+    let mode = mode_of(word_at(words, start, layout.waiter_type) as u32)?;
+    (is_kernel_address(next) && is_kernel_address(prev)).then(|| Entry {
+        task,
+        address: owner.word_address(start),
+        mode,
+        timeout: word_at(words, start, layout.waiter_timeout),
+        next,
+        prev,
+    })
+}
+
+const fn mode_of(kind: u32) -> Option<LockMode> {
+    match kind {
+        TYPE_WRITE => Some(LockMode::Write),
+        TYPE_READ => Some(LockMode::Read),
+        _ => None,
+    }
+}
+
+/// A time-out that an entry of the last weeks can have: no pointer, no small number.
+const fn is_recent(timeout: u64, jiffies: u64) -> bool {
+    timeout != 0 && timeout < jiffies + 1_000 && jiffies < timeout + 1_000_000_000
+}
+
+fn in_ranges(ranges: &[Range<u64>], address: u64) -> bool {
+    ranges.iter().any(|range| range.contains(&address))
+}
+
+/// Entries in list order, with the address that closes the ring: the list head.
+struct Chain {
+    head: u64,
+    entries: Vec<Entry>,
+}
+
+fn chains(
+    look: &Look,
+    layout: &RwsemLayout,
+    entries: Vec<Entry>,
+    memory: &mut dyn KernelMemory,
+) -> Result<Vec<Chain>, MemoryError> {
+    let mut by_address: FxHashMap<u64, Entry> = entries
+        .iter()
+        .map(|entry| (entry.address, *entry))
+        .collect();
+    let mut done: FxHashSet<u64> = FxHashSet::default();
+    let mut chains = Vec::new();
+    for entry in entries {
+        if done.contains(&entry.address) {
+            continue;
+        }
+        // Back to the first, then forth to the last, reading entries of tasks that
+        // the look did not recognise (running ones) from memory.
+        let mut first = entry;
+        let mut seen = FxHashSet::default();
+        while seen.insert(first.address) && seen.len() < QUEUE_MAX {
+            match linked_entry(look, layout, first.prev, &mut by_address, memory)? {
+                Some(previous) => first = previous,
+                None => break,
+            }
+        }
+        let head = first.prev;
+        let mut ordered = vec![first];
+        let mut members: FxHashSet<u64> = FxHashSet::from_iter([first.address]);
+        let mut next = first.next;
+        while next != head && ordered.len() < QUEUE_MAX {
+            match linked_entry(look, layout, next, &mut by_address, memory)? {
+                Some(entry) if members.insert(entry.address) => {
+                    ordered.push(entry);
+                    next = entry.next;
+                }
+                _ => break,
+            }
+        }
+        done.extend(members);
+        // A head on a stack is the private list of a task that wakes others.
+        if !look.in_a_stack(head) {
+            chains.push(Chain {
+                head,
+                entries: ordered,
+            });
+        }
+    }
+    Ok(chains)
+}
+
+/// The entry at this address, if it is one and belongs to a task we know.
+fn linked_entry(
+    look: &Look,
+    layout: &RwsemLayout,
+    address: u64,
+    known: &mut FxHashMap<u64, Entry>,
+    memory: &mut dyn KernelMemory,
+) -> Result<Option<Entry>, MemoryError> {
+    if let Some(entry) = known.get(&address) {
+        return Ok(Some(*entry));
+    }
+    if !look.in_a_stack(address) {
+        return Ok(None);
+    }
+    let entry = memory
+        .read(address, layout.waiter_size)?
+        .and_then(|bytes| parse_entry(look, layout, address, &bytes));
+    if let Some(entry) = entry {
+        known.insert(address, entry);
+    }
+    Ok(entry)
+}
+
+fn parse_entry(look: &Look, layout: &RwsemLayout, address: u64, bytes: &[u8]) -> Option<Entry> {
+    let task = look.task_at(word(bytes, layout.waiter_task))?;
+    let base = look.tasks[task].record.stack_base;
+    // The entry of a task lies on that task's own stack.
+    if !(base..base + look.thread_size()).contains(&address) {
+        return None;
+    }
+    Some(Entry {
+        task,
+        address,
+        mode: mode_of(half_word(bytes, layout.waiter_type))?,
+        timeout: word(bytes, layout.waiter_timeout),
+        next: word(bytes, 0),
+        prev: word(bytes, 8),
+    })
+}
+
+/// Reads lock and entries again; `None` if they are not (or no longer) a queue.
+/// Waiters may have joined at the end meanwhile: they are in the next look.
+fn verify(
+    look: &Look,
+    layout: &RwsemLayout,
+    chain: &Chain,
+    memory: &mut dyn KernelMemory,
+) -> Result<Option<Queue>, MemoryError> {
+    let lock = chain.head.wrapping_sub(layout.wait_list as u64);
+    let mut reads = vec![(lock, layout.size)];
+    reads.extend(
+        chain
+            .entries
+            .iter()
+            .map(|entry| (entry.address, layout.waiter_size)),
+    );
+    let mut bytes = memory.read_batch(&reads)?.into_iter();
+    let Some(Some(lock_bytes)) = bytes.next() else {
+        return Ok(None);
+    };
+    let (count, owner) = (
+        word(&lock_bytes, layout.count),
+        word(&lock_bytes, layout.owner),
+    );
+    let decoded = LockWord::decode(count, owner);
+    let mut expected = word(&lock_bytes, layout.wait_list);
+    let mut prev = chain.head;
+    let mut entries = Vec::with_capacity(chain.entries.len());
+    for (then, bytes) in chain.entries.iter().zip(bytes) {
+        let now = bytes.and_then(|bytes| parse_entry(look, layout, then.address, &bytes));
+        match now {
+            Some(now)
+                if now.address == expected
+                    && now.prev == prev
+                    && (now.task, now.mode, now.timeout)
+                        == (then.task, then.mode, then.timeout) =>
+            {
+                expected = now.next;
+                prev = now.address;
+                entries.push(now);
+            }
+            _ => break,
+        }
+    }
+    let complete = entries.len() == chain.entries.len() && decoded.has_waiters;
+    Ok(complete.then_some(Queue {
+        lock: LockAddr(lock),
+        count,
+        owner,
+        word: decoded,
+        entries,
+        granted: Vec::new(),
+        spinners: Vec::new(),
+    }))
+}
+
+/// Granted readers keep the links of the private list they were woken through, so
+/// the lock has to be found otherwise: the slow path keeps its address.
+fn assign_granted(look: &Look, granted: Vec<Entry>, queues: &mut [Queue]) {
+    for entry in granted {
+        let words = look.scheduler_words(&look.tasks[entry.task]);
+        // The address must lie in the slow path's own region, and be unambiguous.
+        let mut locks = queues
+            .iter_mut()
+            .filter(|queue| words.contains(&queue.lock.0));
+        if let (Some(queue), None) = (locks.next(), locks.next()) {
+            queue.granted.push(entry);
+        }
+    }
+}
+
+/// A spinner runs in the slow path without an entry, while the lock's spinner queue
+/// is not empty and its address is on the task's stack.
+fn find_spinners(
+    look: &Look,
+    layout: &RwsemLayout,
+    slow_paths: &[Range<u64>],
+    queues: &mut [Queue],
+    memory: &mut dyn KernelMemory,
+) -> Result<(), MemoryError> {
+    let Some(osq) = layout.osq else {
+        return Ok(());
+    };
+    let running: Vec<usize> = (0..look.tasks.len())
+        .filter(|&index| {
+            let task = &look.tasks[index];
+            task.record.on_cpu != 0
+                && look
+                    .words(task)
+                    .iter()
+                    .any(|&word| in_ranges(slow_paths, word))
+        })
+        .collect();
+    if running.is_empty() {
+        return Ok(());
+    }
+    for queue in queues {
+        let Some(bytes) = memory.read(queue.lock.0 + osq as u64, 4)? else {
+            continue;
+        };
+        if half_word(&bytes, 0) == 0 {
+            continue;
+        }
+        queue.spinners = running
+            .iter()
+            .copied()
+            .filter(|index| !queue.entries.iter().any(|entry| entry.task == *index))
+            .filter(|&index| look.words(&look.tasks[index]).contains(&queue.lock.0))
+            .collect();
+    }
+    Ok(())
+}
