@@ -1,0 +1,187 @@
+//! The stall lab: real, bounded, self-clearing kernel-lock stalls with known truth.
+//!
+//! It makes a stall on the running kernel, prints what it has made as one line
+//! of JSON, holds it, clears it, and prints that it has. Exit codes: 0 the
+//! stall stood and everything ended by itself, 2 it did not.
+
+mod clock;
+mod fuse;
+mod scenario;
+mod signals;
+mod stage;
+mod target;
+mod task;
+mod watchdog;
+mod worker;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use lockwatch_tests::truth::{Cleared, Event, Ready, Scenario};
+
+use crate::{
+    scenario::{Cast, Standing},
+    stage::Stage,
+    task::Task,
+};
+
+/// More threads than this exhaust pids on a small machine.
+const MOST_WAITERS: i64 = 4096;
+
+/// Make a real kernel-lock stall, say exactly what it is, and clear it
+///
+/// The stall stays among the lab's own tasks. It ends after --hold, on
+/// SIGINT, SIGTERM or SIGHUP, and also when the lab is killed. Needs root and
+/// FUSE.
+#[derive(Parser)]
+#[command(name = "stall-lab", version)]
+struct Options {
+    /// Which stall to make
+    scenario: Scenario,
+
+    /// Tasks that wait for the lock, queued one after another
+    #[arg(long, value_name = "N", default_value_t = 3,
+          value_parser = clap::value_parser!(u32).range(1..=MOST_WAITERS))]
+    waiters: u32,
+
+    /// How long the stall stands, such as 500ms or 20s [default: 20s, at most
+    /// 60s; granted: 500ms, at most 700ms]
+    #[arg(long, value_name = "TIME", value_parser = parse_hold)]
+    hold: Option<Duration>,
+
+    /// End the stall when standard input ends, too
+    #[arg(long)]
+    until_eof: bool,
+
+    /// Leave out the tasks that only look guilty
+    #[arg(long)]
+    no_decoys: bool,
+}
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(2),
+        Err(error) => {
+            eprintln!("stall-lab: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<bool> {
+    let hold = hold_time(options.scenario, options.hold)?;
+    let cast = Cast {
+        waiters: options.waiters,
+        decoys: !options.no_decoys,
+    };
+    let scenery = scenario::scenery(options.scenario, cast);
+    let mut stage = Stage::set(scenery.tree, scenery.actors, hold, cast.waiters)?;
+    let mut stood = None;
+    let outcome = perform(options, cast, &mut stage, &mut stood);
+    let held_ns = stood.map_or(0, |since: Instant| since.elapsed().as_nanos() as u64);
+    let clean = stage.clear();
+    outcome?;
+    print(&Event::Cleared(Cleared { held_ns, clean }))?;
+    Ok(clean)
+}
+
+/// Makes the stall and holds it; the caller clears it, whatever happens here.
+fn perform(
+    options: &Options,
+    cast: Cast,
+    stage: &mut Stage,
+    stood: &mut Option<Instant>,
+) -> Result<()> {
+    let standing = scenario::raise(options.scenario, stage, cast)
+        .with_context(|| format!("cannot make the stall {:?}", options.scenario))?;
+    stage.rearm()?;
+    let since = *stood.insert(Instant::now());
+    let ends = standing
+        .ends
+        .map_or(since + stage.hold, |ends| ends.min(since + stage.hold));
+    print(&ready(options.scenario, stage, standing, ends))?;
+    stage.hold_until(ends, options.until_eof)
+}
+
+fn ready(scenario: Scenario, stage: &mut Stage, standing: Standing, ends: Instant) -> Event {
+    let left = ends.saturating_duration_since(Instant::now());
+    Event::Ready(Box::new(Ready {
+        scenario,
+        pid: Task::current().tgid,
+        mount: stage.mount.display().to_string(),
+        lock: standing.lock,
+        state: standing.state,
+        reader_count: standing.reader_count,
+        holders: standing.holders,
+        waiters: std::mem::take(&mut stage.waiters),
+        decoys: std::mem::take(&mut stage.decoys),
+        ends_at_ns: clock::monotonic_ns() + left.as_nanos() as u64,
+    }))
+}
+
+fn print(event: &Event) -> Result<()> {
+    let line = serde_json::to_string(event).context("cannot write an event as JSON")?;
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}")
+        .and_then(|()| out.flush())
+        .context("cannot write to standard output")
+}
+
+/// `500ms`, `20s` or bare seconds.
+fn parse_hold(text: &str) -> Result<Duration> {
+    let (number, unit) = match text.strip_suffix("ms") {
+        Some(number) => (number, 1),
+        None => (text.strip_suffix('s').unwrap_or(text), 1000),
+    };
+    let number: u64 = number
+        .parse()
+        .with_context(|| format!("`{text}` is no time: write it like 500ms or 20s"))?;
+    let time = Duration::from_millis(number.saturating_mul(unit));
+    if time.is_zero() {
+        bail!("a stall of no time cannot be seen: hold it for 1ms or more");
+    }
+    Ok(time)
+}
+
+fn hold_time(scenario: Scenario, asked: Option<Duration>) -> Result<Duration> {
+    let (default, most) = scenario::hold_times(scenario);
+    let hold = asked.unwrap_or(default);
+    if hold > most {
+        bail!(
+            "this stall may stand for {most:?} at most, not for {hold:?}: ask for a shorter --hold"
+        );
+    }
+    Ok(hold)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Options::command().debug_assert();
+    }
+
+    #[test]
+    fn holds_are_bounded() {
+        assert_eq!(parse_hold("500ms").unwrap(), Duration::from_millis(500));
+        assert_eq!(parse_hold("20s").unwrap(), Duration::from_secs(20));
+        assert_eq!(parse_hold("7").unwrap(), Duration::from_secs(7));
+        for bad in ["0s", "", "s", "-1s", "99999999999999999999s"] {
+            assert!(parse_hold(bad).is_err(), "{bad}");
+        }
+        let minute = Some(Duration::from_secs(60));
+        assert!(hold_time(Scenario::MmapReadHeld, minute).is_ok());
+        assert!(hold_time(Scenario::Granted, minute).is_err());
+        assert!(hold_time(Scenario::InodeWriteHeld, Some(Duration::MAX)).is_err());
+    }
+}

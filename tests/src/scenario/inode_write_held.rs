@@ -1,0 +1,224 @@
+//! A directory's i_rwsem, held for write by a mkdir whose answer is late.
+
+use std::{
+    fs::{self, File},
+    io::Read,
+    path::Path,
+};
+
+use anyhow::Result;
+use lockwatch_tests::truth::{
+    DecoyKind, Holder, Lock, LockClass, LockKind, LockState, Mode, Stuck,
+};
+
+use super::{Cast, Scenery, Standing};
+use crate::{
+    fuse::{Node, Op, Rule, Then, Tree, Which},
+    stage::{STEP, Stage, Want},
+    task::{Look, Task},
+};
+
+const DIR: u64 = 2;
+const SIBLING: u64 = 3;
+const SLOW_READ: u64 = 4;
+const SLOW_STAT: u64 = 5;
+
+const NODES: &[Node] = &[
+    Node::dir(DIR, "dir"),
+    Node::dir(SIBLING, "sibling"),
+    Node::file(SLOW_READ, DIR, "slow-read"),
+    Node::file(SLOW_STAT, DIR, "slow-stat").volatile(),
+    Node::file(6, SIBLING, "file"),
+];
+
+const HOLDER: &str = "mkdir of the holder";
+const DECOY_LIST: &str = "listing of the sibling";
+const DECOY_READ: &str = "read in the directory";
+const DECOY_STAT: &str = "stat in the directory";
+
+/// Stat of a name that the kernel does not know; compilers put `lookup_slow`
+/// into `walk_component`.
+pub(super) const LOOKUP: Want = Want {
+    mode: Mode::Read,
+    killable: false,
+    callers: &["lookup_slow", "walk_component", "path_lookupat"],
+};
+
+/// getdents.
+const LIST: Want = Want {
+    mode: Mode::Read,
+    killable: true,
+    callers: &["iterate_dir"],
+};
+
+/// mkdir; from 7.x on the directory is locked in `start_dirop`.
+pub(super) const MKDIR: Want = Want {
+    mode: Mode::Write,
+    killable: false,
+    callers: &[
+        "filename_create",
+        "start_dirop",
+        "__start_dirop",
+        "do_mkdirat",
+    ],
+};
+
+pub(super) fn scenery() -> Scenery {
+    let late = |op, node, which, label| Rule {
+        op,
+        node,
+        which,
+        times: 1,
+        then: Then::Late(label),
+    };
+    let rules = [
+        late(Op::Mkdir, DIR, Which::Name("late"), HOLDER),
+        late(Op::Readdir, SIBLING, Which::All, DECOY_LIST),
+        late(Op::Read, SLOW_READ, Which::All, DECOY_READ),
+        late(Op::Getattr, SLOW_STAT, Which::All, DECOY_STAT),
+    ];
+    Scenery {
+        tree: Tree::new(NODES, &rules),
+        actors: None,
+    }
+}
+
+pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
+    if cast.decoys {
+        raise_decoys(stage)?;
+    }
+    let holder = raise_holder(stage)?;
+    let dir = stage.path("dir");
+    for position in 1..=cast.waiters {
+        let comm = format!("lab-w{position}");
+        let path = dir.join(format!("unknown-{position}"));
+        match position % 3 {
+            1 => {
+                let started = stage.start(&comm, move || drop(fs::symlink_metadata(path)))?;
+                stage.admit(started, &comm, &LOOKUP)?;
+            }
+            2 => {
+                let dir = dir.clone();
+                let started = stage.start(&comm, move || list(&dir))?;
+                stage.admit(started, &comm, &LIST)?;
+            }
+            _ => {
+                let started = stage.start(&comm, move || drop(fs::create_dir(path)))?;
+                stage.admit(started, &comm, &MKDIR)?;
+            }
+        }
+    }
+    Ok(Standing {
+        lock: lock(stage),
+        state: LockState::WriteHeld,
+        reader_count: None,
+        holders: vec![holder],
+        ends: None,
+    })
+}
+
+/// Starts the mkdir that holds the directory, and sees it wait.
+pub(super) fn raise_holder(stage: &mut Stage) -> Result<Holder> {
+    let comm = "lab-holder";
+    let path = stage.path("dir/late");
+    let (task, _) = stage.start(comm, move || drop(fs::create_dir(path)))?;
+    stage.server.wait_parked(HOLDER, STEP)?;
+    let look = task.settle(comm, STEP, |look| {
+        look.waits_for_fuse() && look.has("fuse_mkdir")
+    })?;
+    Ok(Holder {
+        tid: task.tid,
+        tgid: task.tgid,
+        comm: comm.into(),
+        mode: Mode::Write,
+        stuck: Stuck::Fuse,
+        frame: look.top().to_owned(),
+        granted: false,
+    })
+}
+
+pub(super) fn holder_task(holder: &Holder) -> Task {
+    Task {
+        tgid: holder.tgid,
+        tid: holder.tid,
+    }
+}
+
+pub(super) fn release_holder(stage: &Stage) {
+    stage.server.release(HOLDER);
+}
+
+pub(super) fn lock(stage: &Stage) -> Lock {
+    Lock {
+        kind: LockKind::Rwsem,
+        class: LockClass::IRwsem,
+        name: format!("i_rwsem of {}", stage.path("dir").display()),
+        path: Some("/dir".into()),
+        ino: Some(DIR),
+        tgid: None,
+        comm: None,
+    }
+}
+
+pub(super) fn raise_decoys(stage: &mut Stage) -> Result<()> {
+    let dir = stage.path("dir");
+
+    let sibling = stage.path("sibling");
+    let (task, _) = stage.start("lab-d-other", move || list(&sibling))?;
+    stage.server.wait_parked(DECOY_LIST, STEP)?;
+    stage.decoy(task, "lab-d-other", DecoyKind::OtherDirectory, |look| {
+        look.waits_for_fuse() && look.has("iterate_dir")
+    })?;
+
+    let file = dir.join("slow-read");
+    let (task, _) = stage.start("lab-d-read", move || read_some(&file))?;
+    stage.server.wait_parked(DECOY_READ, STEP)?;
+    stage.decoy(
+        task,
+        "lab-d-read",
+        DecoyKind::OtherFile,
+        Look::waits_for_fuse,
+    )?;
+
+    let file = dir.join("slow-stat");
+    let (task, _) = stage.start("lab-d-stat", move || drop(fs::symlink_metadata(file)))?;
+    stage.server.wait_parked(DECOY_STAT, STEP)?;
+    stage.decoy(
+        task,
+        "lab-d-stat",
+        DecoyKind::OtherFile,
+        Look::waits_for_fuse,
+    )?;
+
+    let rest = stage.rest.clone();
+    let (task, _) = stage.start("lab-d-futex", move || rest.wait())?;
+    stage.decoy(task, "lab-d-futex", DecoyKind::Futex, Look::waits_for_futex)?;
+
+    let (rest, listed) = (stage.rest.clone(), dir.clone());
+    let (task, _) = stage.start("lab-d-left", move || {
+        list(&listed);
+        rest.wait();
+    })?;
+    stage.decoy(
+        task,
+        "lab-d-left",
+        DecoyKind::LeftReader,
+        Look::waits_for_futex,
+    )?;
+
+    let (task, _) = stage.start("lab-d-gone", move || list(&dir))?;
+    stage.gone_decoy(task, "lab-d-gone", DecoyKind::LeftReader)
+}
+
+fn list(dir: &Path) {
+    // What is listed does not matter; an error ends the wait just as well.
+    if let Ok(entries) = fs::read_dir(dir) {
+        entries.for_each(drop);
+    }
+}
+
+fn read_some(file: &Path) {
+    if let Ok(mut file) = File::open(file) {
+        let _ = file.read(&mut [0; 16]);
+    }
+}

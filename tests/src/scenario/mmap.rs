@@ -1,0 +1,180 @@
+//! What the two mmap_lock scenarios have in common.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use lockwatch_tests::truth::{DecoyKind, Holder, Lock, LockClass, LockKind, Mode, Stuck};
+
+use super::Cast;
+use crate::{
+    fuse::{Node, Op, ROOT, Rule, Then, Which},
+    stage::{STEP, Stage, Want},
+    target::{Actor, COMM, Part, Target},
+    task::{Look, Task},
+};
+
+const OTHER: u64 = 10;
+const QUICK: u64 = 11;
+
+/// Files that only decoys use.
+pub(super) const DECOY_NODES: [Node; 2] = [
+    Node::file(OTHER, ROOT, "other"),
+    Node::file(QUICK, ROOT, "quick"),
+];
+
+pub(super) const HOLDER: &str = "request of the holder";
+pub(super) const HOLDER_COMM: &str = "lab-holder";
+const DECOY_OTHER: &str = "fault on another file";
+
+/// The late first READ of the other file.
+pub(super) const DECOY_RULE: Rule = Rule {
+    op: Op::Read,
+    node: OTHER,
+    which: Which::Page(0),
+    times: 1,
+    then: Then::Late(DECOY_OTHER),
+};
+
+/// mmap of a thread of the target.
+pub(super) const MAP: Want = Want {
+    mode: Mode::Write,
+    killable: true,
+    callers: &["vm_mmap_pgoff"],
+};
+
+/// Reading /proc/PID/cmdline of the target.
+pub(super) const CMDLINE: Want = Want {
+    mode: Mode::Read,
+    killable: true,
+    callers: &[
+        "__access_remote_vm",
+        "access_remote_vm",
+        "get_mm_cmdline",
+        "proc_pid_cmdline_read",
+    ],
+};
+
+/// Threads of the target that every mmap_lock scenario has: `holder`, the
+/// writer at place `writer` of the queue if it is that long, and decoys.
+pub(super) fn actors(cast: Cast, holder: Part, writer: u32) -> Vec<Actor> {
+    let actor = |comm: &str, part| Actor {
+        comm: comm.into(),
+        part,
+    };
+    let mut actors = vec![actor(HOLDER_COMM, holder)];
+    if cast.waiters >= writer {
+        actors.push(actor(&waiter_comm(writer), Part::Map));
+    }
+    if cast.decoys {
+        let file = "other";
+        actors.push(actor("lab-d-fault", Part::Touch { file, page: 0 }));
+        actors.push(actor("lab-d-futex", Part::Futex));
+        let file = "quick";
+        actors.push(actor("lab-d-gone", Part::TouchAndExit { file }));
+    }
+    actors
+}
+
+fn waiter_comm(position: u32) -> String {
+    format!("lab-w{position}")
+}
+
+/// Starts the target's threads; nothing is stalled yet.
+pub(super) fn begin(stage: &mut Stage) -> Result<()> {
+    stage
+        .target
+        .as_mut()
+        .context("the scenario has no target process")?
+        .begin(STEP)
+}
+
+pub(super) fn target(stage: &Stage) -> Result<&Target> {
+    stage
+        .target
+        .as_ref()
+        .context("the scenario has no target process")
+}
+
+/// The decoys of every mmap_lock scenario; they must stand before the holder,
+/// because the way to their places leads through the lock.
+pub(super) fn raise_decoys(stage: &mut Stage) -> Result<()> {
+    let (task, _) = target(stage)?.go("lab-d-gone")?;
+    stage.gone_decoy(task, "lab-d-gone", DecoyKind::LeftReader)?;
+    fault_decoy(stage, "lab-d-fault", DECOY_OTHER)?;
+    let (task, _) = target(stage)?.go("lab-d-futex")?;
+    stage.decoy(task, "lab-d-futex", DecoyKind::Futex, Look::waits_for_futex)?;
+
+    let (rest, path) = (stage.rest.clone(), cmdline(stage)?);
+    let (task, _) = stage.start("lab-d-left", move || {
+        drop(fs::read(path));
+        rest.wait();
+    })?;
+    stage.decoy(
+        task,
+        "lab-d-left",
+        DecoyKind::LeftReader,
+        Look::waits_for_futex,
+    )
+}
+
+/// Sends a thread of the target into a first-attempt fault, and sees it wait.
+pub(super) fn fault_decoy(stage: &mut Stage, comm: &str, label: &str) -> Result<()> {
+    let (task, _) = target(stage)?.go(comm)?;
+    stage.server.wait_parked(label, STEP)?;
+    stage.decoy(task, comm, DecoyKind::FirstAttemptFault, |look| {
+        look.waits_for_fuse() && look.has("filemap_fault")
+    })
+}
+
+/// Sends the holder into its place, as far as the server sees it.
+pub(super) fn start_holder(stage: &Stage) -> Result<Task> {
+    let (task, _) = target(stage)?.go(HOLDER_COMM)?;
+    stage.server.wait_parked(HOLDER, STEP)?;
+    Ok(task)
+}
+
+pub(super) fn holder(task: Task, mode: Mode, look: &Look) -> Holder {
+    Holder {
+        tid: task.tid,
+        tgid: task.tgid,
+        comm: HOLDER_COMM.into(),
+        mode,
+        stuck: Stuck::Fuse,
+        frame: look.top().to_owned(),
+        granted: false,
+    }
+}
+
+/// Queues the waiters: a writer in the target at place `writer`, readers of
+/// its command line everywhere else.
+pub(super) fn raise_waiters(stage: &mut Stage, cast: Cast, writer: u32) -> Result<()> {
+    for position in 1..=cast.waiters {
+        let comm = waiter_comm(position);
+        if position == writer {
+            let started = target(stage)?.go(&comm)?;
+            stage.admit(started, &comm, &MAP)?;
+        } else {
+            let path = cmdline(stage)?;
+            let started = stage.start(&comm, move || drop(fs::read(path)))?;
+            stage.admit(started, &comm, &CMDLINE)?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn lock(stage: &Stage) -> Result<Lock> {
+    let tgid = target(stage)?.tgid();
+    Ok(Lock {
+        kind: LockKind::Rwsem,
+        class: LockClass::MmapLock,
+        name: format!("mmap_lock of {COMM}[{}]", tgid.0),
+        path: None,
+        ino: None,
+        tgid: Some(tgid),
+        comm: Some(COMM.into()),
+    })
+}
+
+fn cmdline(stage: &Stage) -> Result<String> {
+    Ok(format!("/proc/{}/cmdline", target(stage)?.tgid().0))
+}

@@ -1,0 +1,62 @@
+//! A process's mmap_lock, held for write by an mmap over a dirty mapping.
+//!
+//! `MAP_FIXED` over a shared, dirty mapping of a FUSE file closes the old
+//! mapping under the lock, and FUSE writes the file back then
+//! (fs/fuse/file.c, `fuse_vma_close`); the WRITE is late. Kernels before 6.18
+//! were seen not to wait there.
+
+use anyhow::Result;
+use lockwatch_tests::truth::{LockState, Mode};
+
+use super::{Cast, Scenery, Standing, mmap};
+use crate::{
+    fuse::{Node, Op, ROOT, Rule, Then, Tree, Which},
+    stage::{STEP, Stage},
+    target::Part,
+};
+
+const FILE: u64 = 2;
+const FILE_NAME: &str = "dirty";
+
+/// Second in the queue, so that readers wait on both sides of it.
+const WRITER: u32 = 2;
+
+pub(super) fn scenery(cast: Cast) -> Scenery {
+    let rules = [
+        Rule {
+            op: Op::Write,
+            node: FILE,
+            which: Which::All,
+            times: 1,
+            then: Then::Late(mmap::HOLDER),
+        },
+        mmap::DECOY_RULE,
+    ];
+    let nodes = [&[Node::file(FILE, ROOT, FILE_NAME)], &mmap::DECOY_NODES[..]].concat();
+    let actors = mmap::actors(cast, Part::MapOver { file: FILE_NAME }, WRITER);
+    Scenery {
+        tree: Tree::new(&nodes, &rules),
+        actors: Some(actors),
+    }
+}
+
+pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
+    mmap::begin(stage)?;
+    if cast.decoys {
+        mmap::raise_decoys(stage)?;
+    }
+    let task = mmap::start_holder(stage)?;
+    let look = task.settle(mmap::HOLDER_COMM, STEP, |look| {
+        matches!(look.state, 'S' | 'D')
+            && look.has("vm_mmap_pgoff")
+            && look.top() != "vm_mmap_pgoff"
+    })?;
+    mmap::raise_waiters(stage, cast, WRITER)?;
+    Ok(Standing {
+        lock: mmap::lock(stage)?,
+        state: LockState::WriteHeld,
+        reader_count: None,
+        holders: vec![mmap::holder(task, Mode::Write, &look)],
+        ends: None,
+    })
+}

@@ -1,0 +1,66 @@
+//! The stalls: which files they need, and how each is built task by task.
+
+mod granted;
+mod inode_write_held;
+mod mmap;
+mod mmap_read_held;
+mod mmap_write_held;
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use lockwatch_tests::truth::{Holder, Lock, LockState, Scenario};
+
+use crate::{fuse::Tree, stage::Stage, target::Actor};
+
+/// What the caller asked for.
+#[derive(Clone, Copy)]
+pub(crate) struct Cast {
+    pub(crate) waiters: u32,
+    pub(crate) decoys: bool,
+}
+
+/// What stands on the stage before anybody acts.
+pub(crate) struct Scenery {
+    pub(crate) tree: Tree,
+    /// Threads of the target process, if the scenario has one.
+    pub(crate) actors: Option<Vec<Actor>>,
+}
+
+/// The lock of a stall that stands; the waiters and decoys are on the stage.
+pub(crate) struct Standing {
+    pub(crate) lock: Lock,
+    pub(crate) state: LockState,
+    pub(crate) reader_count: Option<u32>,
+    pub(crate) holders: Vec<Holder>,
+    /// When it falls by itself, if it does.
+    pub(crate) ends: Option<Instant>,
+}
+
+/// How long the stall stands if nobody says how long, and at most.
+pub(crate) fn hold_times(scenario: Scenario) -> (Duration, Duration) {
+    match scenario {
+        Scenario::Granted => (Duration::from_millis(500), granted::SPIN),
+        Scenario::InodeWriteHeld | Scenario::MmapReadHeld | Scenario::MmapWriteHeld => {
+            (Duration::from_secs(20), Duration::from_secs(60))
+        }
+    }
+}
+
+pub(crate) fn scenery(scenario: Scenario, cast: Cast) -> Scenery {
+    match scenario {
+        Scenario::InodeWriteHeld | Scenario::Granted => inode_write_held::scenery(),
+        Scenario::MmapReadHeld => mmap_read_held::scenery(cast),
+        Scenario::MmapWriteHeld => mmap_write_held::scenery(cast),
+    }
+}
+
+/// Makes the stall. On an error the stage must be cleared all the same.
+pub(crate) fn raise(scenario: Scenario, stage: &mut Stage, cast: Cast) -> Result<Standing> {
+    match scenario {
+        Scenario::InodeWriteHeld => inode_write_held::raise(stage, cast),
+        Scenario::MmapReadHeld => mmap_read_held::raise(stage, cast),
+        Scenario::MmapWriteHeld => mmap_write_held::raise(stage, cast),
+        Scenario::Granted => granted::raise(stage, cast),
+    }
+}

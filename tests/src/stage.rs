@@ -1,0 +1,263 @@
+//! What every scenario stands on: the mount, the tasks, and how they are cleared.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use lockwatch_tests::truth::{Decoy, DecoyKind, Mode, Waiter};
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, umount2},
+    unistd::mkdtemp,
+};
+
+use crate::{
+    clock,
+    fuse::{Server, Tree},
+    signals::Signals,
+    target::{Actor, Target},
+    task::{Look, Task},
+    watchdog::Watchdog,
+    worker::{Rest, Worker},
+};
+
+/// How long a single task may take to get into its place, or out of it.
+pub(crate) const STEP: Duration = Duration::from_secs(5);
+
+/// Late answers come at the latest this long after the stall should be over.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// After this the watchdog clears up: the lab's own ways have had their time.
+const WATCHDOG_GRACE: Duration = Duration::from_secs(20);
+
+/// Everything that exists for the time of one stall.
+pub(crate) struct Stage {
+    pub(crate) mount: PathBuf,
+    pub(crate) server: Server,
+    pub(crate) target: Option<Target>,
+    pub(crate) rest: Rest,
+    pub(crate) waiters: Vec<Waiter>,
+    pub(crate) decoys: Vec<Decoy>,
+    workers: Vec<Worker>,
+    watchdog: Watchdog,
+    signals: Signals,
+    /// How long the stall may stand.
+    pub(crate) hold: Duration,
+}
+
+impl Stage {
+    /// Sets the stage. The process must have one thread only: it forks.
+    pub(crate) fn set(
+        tree: Tree,
+        actors: Option<Vec<Actor>>,
+        hold: Duration,
+        waiters: u32,
+    ) -> Result<Self> {
+        let signals = Signals::catch()?;
+        let setup = Duration::from_secs(20) + Duration::from_millis(20) * waiters;
+        let mount = mkdtemp("/tmp/stall-lab-XXXXXX")
+            .context("cannot make a directory in /tmp: the lab mounts there")?;
+        let mut watchdog = Watchdog::start(&mount, setup + hold + WATCHDOG_GRACE)?;
+        let mut target = None;
+        if let Some(actors) = actors {
+            let forked = Target::fork(&mount, actors, watchdog.raw_line())?;
+            watchdog.add_child(forked.pid())?;
+            target = Some(forked);
+        }
+        let server = Server::start(&mount, tree, setup + hold + GRACE)?;
+        Ok(Self {
+            mount,
+            server,
+            target,
+            rest: Rest::default(),
+            waiters: Vec::new(),
+            decoys: Vec::new(),
+            workers: Vec::new(),
+            watchdog,
+            signals,
+            hold,
+        })
+    }
+
+    pub(crate) fn path(&self, inside: &str) -> PathBuf {
+        self.mount.join(inside)
+    }
+
+    /// Starts a thread that is ended and joined with the stage.
+    pub(crate) fn start(
+        &mut self,
+        comm: &str,
+        work: impl FnOnce() + Send + 'static,
+    ) -> Result<(Task, u64)> {
+        let worker = Worker::start(comm, work)?;
+        let started = (worker.task, worker.started_ns);
+        self.workers.push(worker);
+        Ok(started)
+    }
+
+    /// Notes a decoy once `condition` holds for it.
+    pub(crate) fn decoy(
+        &mut self,
+        task: Task,
+        comm: &str,
+        what: DecoyKind,
+        condition: impl Fn(&Look) -> bool,
+    ) -> Result<()> {
+        task.settle(comm, STEP, condition)?;
+        self.note_decoy(task, comm, what, false);
+        Ok(())
+    }
+
+    /// Notes a decoy once it has exited.
+    pub(crate) fn gone_decoy(&mut self, task: Task, comm: &str, what: DecoyKind) -> Result<()> {
+        task.gone(comm, STEP)?;
+        self.note_decoy(task, comm, what, true);
+        Ok(())
+    }
+
+    fn note_decoy(&mut self, task: Task, comm: &str, what: DecoyKind, exited: bool) {
+        self.decoys.push(Decoy {
+            tid: task.tid,
+            tgid: task.tgid,
+            comm: comm.to_owned(),
+            what,
+            exited,
+        });
+    }
+
+    /// Place in the queue of the next waiter.
+    pub(crate) fn next_position(&self) -> u32 {
+        self.waiters.len() as u32 + 1
+    }
+
+    /// Notes a waiter once it is seen in the queue.
+    pub(crate) fn admit(
+        &mut self,
+        (task, started_ns): (Task, u64),
+        comm: &str,
+        want: &Want,
+    ) -> Result<()> {
+        if self.signals.arrived() {
+            bail!("interrupted while the stall was being made");
+        }
+        let look = task.settle(comm, STEP, |look| look.is_queued_in(want.callers))?;
+        let waiter = Waiter {
+            position: self.next_position(),
+            tid: task.tid,
+            tgid: task.tgid,
+            comm: comm.to_owned(),
+            mode: want.mode,
+            killable: want.killable,
+            frame: look.top().to_owned(),
+            started_ns,
+            queued_ns: clock::monotonic_ns(),
+        };
+        self.waiters.push(waiter);
+        Ok(())
+    }
+
+    /// Looks again at all waiters, who must not have moved.
+    pub(crate) fn still_queued(&self, want: &Want) -> Result<()> {
+        for waiter in &self.waiters {
+            let task = Task {
+                tgid: waiter.tgid,
+                tid: waiter.tid,
+            };
+            let look = task.look()?;
+            if !look.is_queued_in(want.callers) {
+                bail!(
+                    "{} left the queue too early; seen in state {} in {}",
+                    waiter.comm,
+                    look.state,
+                    look.frames.join(" < ")
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The stall stands: from now on it lasts for the time asked for.
+    pub(crate) fn rearm(&mut self) -> Result<()> {
+        self.server.limit(self.hold + GRACE);
+        self.watchdog.set_deadline(self.hold + WATCHDOG_GRACE)
+    }
+
+    /// Waits until that moment or until somebody ends the stall.
+    pub(crate) fn hold_until(&self, ends: Instant, until_eof: bool) -> Result<()> {
+        self.signals.sleep_until(ends, until_eof)
+    }
+
+    /// Ends the stall and removes every trace of it; true if nothing had to be
+    /// forced.
+    pub(crate) fn clear(self) -> bool {
+        self.server.limit(Duration::ZERO);
+        self.rest.end();
+        let mut clean = wait_for(&self.workers);
+        if !clean {
+            eprintln!("stall-lab: threads are still stuck, aborting the FUSE connection");
+            // EBUSY is the usual answer to a forced unmount that has aborted.
+            let _ = umount2(&self.mount, MntFlags::MNT_FORCE);
+            wait_for(&self.workers);
+        }
+        clean &= self.target.is_none_or(|target| target.end(STEP));
+        clean &= unmount(&self.mount, &self.server);
+        clean &= fs::remove_dir(&self.mount).is_ok();
+        self.watchdog.dismiss();
+        clean
+    }
+}
+
+/// What a waiter wants, and where it is seen to want it.
+pub(crate) struct Want {
+    pub(crate) mode: Mode,
+    pub(crate) killable: bool,
+    /// Functions that call the lock function; their names differ by version.
+    pub(crate) callers: &'static [&'static str],
+}
+
+fn wait_for(workers: &[Worker]) -> bool {
+    let deadline = Instant::now() + STEP;
+    for worker in workers {
+        while !worker.is_finished() {
+            if Instant::now() >= deadline {
+                eprintln!("stall-lab: thread {} does not end", worker.comm);
+                return false;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+    true
+}
+
+/// Unmounts and waits for the server to notice.
+fn unmount(mount: &Path, server: &Server) -> bool {
+    let deadline = Instant::now() + STEP;
+    let mut clean = true;
+    loop {
+        match umount2(mount, MntFlags::empty()) {
+            Ok(()) => break,
+            // A descriptor is closed a moment after its thread has ended.
+            Err(Errno::EBUSY) if Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            Err(error) => {
+                eprintln!("stall-lab: cannot unmount {}: {error}", mount.display());
+                clean = false;
+                let _ = umount2(mount, MntFlags::MNT_FORCE);
+                let _ = umount2(mount, MntFlags::MNT_DETACH);
+                break;
+            }
+        }
+    }
+    while !server.has_ended() {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    clean
+}

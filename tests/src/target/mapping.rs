@@ -1,0 +1,74 @@
+//! Mappings of the lab's files, as the target uses them.
+
+use std::{fs::File, num::NonZeroUsize, os::unix::fs::OpenOptionsExt, path::Path, ptr::NonNull};
+
+use anyhow::{Context, Result};
+use nix::{
+    libc,
+    sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous},
+};
+
+use crate::fuse::{FILE_SIZE, PAGE};
+
+/// A shared mapping of a whole file. It is never unmapped by hand: that would
+/// take the mmap_lock in the middle of a stall.
+pub(super) struct Mapping {
+    start: NonNull<u8>,
+}
+
+impl Mapping {
+    pub(super) fn new(path: &Path, access: ProtFlags) -> Result<Self> {
+        let file = File::options()
+            .read(true)
+            .write(access.contains(ProtFlags::PROT_WRITE))
+            .custom_flags(libc::O_CLOEXEC)
+            .open(path)
+            .with_context(|| format!("cannot open {}", path.display()))?;
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let start = unsafe { mmap(None, length(), access, MapFlags::MAP_SHARED, &file, 0) }
+            .with_context(|| format!("cannot map {}", path.display()))?;
+        Ok(Self {
+            start: start.cast(),
+        })
+    }
+
+    pub(super) fn touch(&self, page: u64) {
+        assert!(page < FILE_SIZE / PAGE, "the page is part of the file");
+        // SAFETY: the page is inside the mapping, see the assertion.
+        let byte = unsafe { self.start.add((page * PAGE) as usize) };
+        // SAFETY: mapped readable; the bytes may change but are never used.
+        let _ = unsafe { byte.read_volatile() };
+    }
+
+    pub(super) fn dirty(&self) {
+        // SAFETY: the caller mapped it writable, and nothing else uses it.
+        unsafe { self.start.write_volatile(1) }
+    }
+
+    pub(super) fn replace(&self) -> Result<()> {
+        let address = NonZeroUsize::new(self.start.as_ptr().addr());
+        // SAFETY: replaces a mapping of our own that nothing refers to.
+        unsafe {
+            mmap_anonymous(
+                address,
+                length(),
+                ProtFlags::PROT_READ,
+                MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED,
+            )
+        }
+        .context("cannot map over the dirty file")?;
+        Ok(())
+    }
+}
+
+pub(super) fn map_one_page() -> Result<()> {
+    let page = NonZeroUsize::new(PAGE as usize).context("a page has no size")?;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    unsafe { mmap_anonymous(None, page, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE) }
+        .context("cannot map a page")?;
+    Ok(())
+}
+
+fn length() -> NonZeroUsize {
+    NonZeroUsize::new(FILE_SIZE as usize).expect("files of the lab have pages")
+}

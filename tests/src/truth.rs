@@ -1,0 +1,258 @@
+//! The truth of a stall: made by the lab, printed as one line of JSON each.
+
+use serde::{Deserialize, Serialize};
+
+/// A kernel thread id, as seen in the lab's PID namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Tid(pub i32);
+
+/// A process (thread group) id, as seen in the lab's PID namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Tgid(pub i32);
+
+/// The stalls that the lab can make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scenario {
+    /// A directory's i_rwsem, held for write by a mkdir that waits for FUSE
+    InodeWriteHeld,
+    /// A process's mmap_lock, held for read by a retried page fault that waits for FUSE
+    MmapReadHeld,
+    /// A process's mmap_lock, held for write by an unmap that waits for FUSE writeback
+    MmapWriteHeld,
+    /// A directory's i_rwsem, granted to a reader that gets no CPU (shorter than 0.7 s)
+    Granted,
+}
+
+/// One line of the lab's standard output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// The stall stands, exactly as described.
+    Ready(Box<Ready>),
+    /// The stall is gone.
+    Cleared(Cleared),
+}
+
+/// A stall that stands: every task named here was seen in its place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// Which stall.
+    pub scenario: Scenario,
+    /// Process id of the lab.
+    pub pid: Tgid,
+    /// Mount point of the lab's FUSE file system.
+    pub mount: String,
+    /// The lock that everybody waits for.
+    pub lock: Lock,
+    /// How the lock is held.
+    pub state: LockState,
+    /// Number of readers that hold the lock; `None` when a writer does.
+    pub reader_count: Option<u32>,
+    /// Every task that holds the lock.
+    pub holders: Vec<Holder>,
+    /// The queue, in the order in which it was built.
+    pub waiters: Vec<Waiter>,
+    /// Tasks that look like holders or waiters and are neither.
+    pub decoys: Vec<Decoy>,
+    /// When the stall will end by itself, `CLOCK_MONOTONIC`.
+    pub ends_at_ns: u64,
+}
+
+/// The lock of a stall.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lock {
+    /// Always `rwsem` so far.
+    pub kind: LockKind,
+    /// Which member of which kernel object the lock is.
+    pub class: LockClass,
+    /// The name a person would give it, e.g. `mmap_lock of lab-target[123]`.
+    pub name: String,
+    /// For an i_rwsem: the directory's path inside its file system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// For an i_rwsem: the inode number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ino: Option<u64>,
+    /// For an mmap_lock: the process whose address space it guards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tgid: Option<Tgid>,
+    /// For an mmap_lock: the comm of that process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comm: Option<String>,
+}
+
+/// Kind of a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LockKind {
+    /// `struct rw_semaphore`.
+    Rwsem,
+}
+
+/// Class of a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LockClass {
+    /// `mm_struct.mmap_lock`.
+    #[serde(rename = "mmap_lock")]
+    MmapLock,
+    /// `inode.i_rwsem`.
+    #[serde(rename = "i_rwsem")]
+    IRwsem,
+}
+
+/// How a lock is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LockState {
+    /// By one or more readers.
+    ReadHeld,
+    /// By one writer.
+    WriteHeld,
+}
+
+/// How a task holds or wants a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Shared.
+    Read,
+    /// Exclusive.
+    Write,
+}
+
+/// What keeps a holder from going on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stuck {
+    /// An answer of the FUSE server.
+    Fuse,
+    /// A CPU: it could run and does not.
+    Runnable,
+}
+
+/// A task that holds the lock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// Its thread.
+    pub tid: Tid,
+    /// Its process.
+    pub tgid: Tgid,
+    /// Its comm.
+    pub comm: String,
+    /// How it holds the lock.
+    pub mode: Mode,
+    /// What it waits for.
+    pub stuck: Stuck,
+    /// Top of its kernel stack when it was seen there.
+    pub frame: String,
+    /// The lock was handed to it and it has not run since.
+    pub granted: bool,
+}
+
+/// A task in the queue of the lock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiter {
+    /// Place in the queue, from 1.
+    pub position: u32,
+    /// Its thread.
+    pub tid: Tid,
+    /// Its process.
+    pub tgid: Tgid,
+    /// Its comm.
+    pub comm: String,
+    /// How it wants the lock.
+    pub mode: Mode,
+    /// A fatal signal ends its wait.
+    pub killable: bool,
+    /// Top of its kernel stack when it was seen in the queue.
+    pub frame: String,
+    /// When it was told to start, `CLOCK_MONOTONIC`: it queued after this.
+    pub started_ns: u64,
+    /// When it was seen queued, `CLOCK_MONOTONIC`: it queued before this.
+    pub queued_ns: u64,
+}
+
+/// A task that must not be accused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decoy {
+    /// Its thread.
+    pub tid: Tid,
+    /// Its process.
+    pub tgid: Tgid,
+    /// Its comm.
+    pub comm: String,
+    /// Why it looks guilty.
+    pub what: DecoyKind,
+    /// It has exited: its tid names nobody, or by now somebody else.
+    pub exited: bool,
+}
+
+/// Why a decoy looks guilty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DecoyKind {
+    /// Waits for FUSE in a page fault of the same address space, having
+    /// dropped the mmap_lock (or never taken it).
+    FirstAttemptFault,
+    /// Sleeps in a futex; its address space is the stalled one, if there is one.
+    Futex,
+    /// Held the lock for read, gave it back, and sleeps elsewhere or is gone.
+    LeftReader,
+    /// Waits for FUSE while it holds the i_rwsem of another directory.
+    OtherDirectory,
+    /// Waits for FUSE on a file in the stalled directory, without its lock.
+    OtherFile,
+}
+
+/// The end of a stall.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cleared {
+    /// How long the stall stood after [`Ready`] was printed.
+    pub held_ns: u64,
+    /// Every task ended by itself, and mount and directory are gone.
+    pub clean: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_have_the_published_form() {
+        let event = Event::Cleared(Cleared {
+            held_ns: 5,
+            clean: true,
+        });
+        let line = serde_json::to_string(&event).unwrap();
+        assert_eq!(line, r#"{"event":"cleared","held_ns":5,"clean":true}"#);
+        assert_eq!(serde_json::from_str::<Event>(&line).unwrap(), event);
+    }
+
+    #[test]
+    fn a_lock_says_only_what_its_class_has() {
+        let lock = Lock {
+            kind: LockKind::Rwsem,
+            class: LockClass::IRwsem,
+            name: "i_rwsem of /mnt/dir".into(),
+            path: Some("/dir".into()),
+            ino: Some(2),
+            tgid: None,
+            comm: None,
+        };
+        assert_eq!(
+            serde_json::to_string(&lock).unwrap(),
+            r#"{"kind":"rwsem","class":"i_rwsem","name":"i_rwsem of /mnt/dir","path":"/dir","ino":2}"#
+        );
+    }
+
+    #[test]
+    fn scenarios_are_named_as_on_the_command_line() {
+        assert_eq!(
+            serde_json::to_string(&Scenario::MmapReadHeld).unwrap(),
+            r#""mmap-read-held""#
+        );
+    }
+}
