@@ -6,8 +6,14 @@
 //! ```
 //! Everything left of [`graph`] knows the kernel; from there on everything is pure.
 
+pub mod cli;
+pub mod commands;
+pub mod detect;
+pub mod figures;
+pub mod graph;
 pub mod kernel;
 pub mod lock;
 pub mod probes;
+pub mod report;
 pub mod survey;
 pub mod task;

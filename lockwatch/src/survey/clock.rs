@@ -5,11 +5,11 @@ use crate::{lock::WaitSource, task::Nanos};
 
 /// How the kernel's other clocks relate to `CLOCK_MONOTONIC`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Clocks {
+pub(super) struct Clocks {
     /// Add to a scheduler time to get `CLOCK_MONOTONIC` ns; `None` if not measured.
-    pub scheduler_offset_ns: Option<i64>,
+    pub(super) scheduler_offset_ns: Option<i64>,
     /// Ticks per second, where they can be told.
-    pub hz: Option<u64>,
+    pub(super) hz: Option<u64>,
 }
 
 /// Tick rates that Linux can be built with on x86.
@@ -20,7 +20,7 @@ const RATES: [u64; 4] = [100, 250, 300, 1000];
 /// jiffies start at `(u32)(-300 * HZ)` (include/linux/jiffies.h), so the rate whose
 /// line passes nearest is the one, except close to 300 s after boot, where all lines
 /// meet: there it is not told.
-pub fn tick_rate(jiffies: u64, monotonic_ns: u64) -> Option<u64> {
+pub(super) fn tick_rate(jiffies: u64, monotonic_ns: u64) -> Option<u64> {
     let expected = |hz: u64| {
         let start = u64::from(u32::MAX) + 1 - 300 * hz;
         start + (u128::from(monotonic_ns) * u128::from(hz) / 1_000_000_000) as u64
@@ -39,7 +39,7 @@ pub fn tick_rate(jiffies: u64, monotonic_ns: u64) -> Option<u64> {
 
 impl Clocks {
     /// Time since the task last got a CPU: how long it has been off, if it is off.
-    pub fn off_cpu(&self, last_arrival_ns: u64, now_ns: u64) -> Option<Nanos> {
+    pub(super) fn off_cpu(&self, last_arrival_ns: u64, now_ns: u64) -> Option<Nanos> {
         let arrival = last_arrival_ns.checked_add_signed(self.scheduler_offset_ns?)?;
         (last_arrival_ns != 0).then(|| Nanos::between(arrival, now_ns))
     }
@@ -49,7 +49,7 @@ impl Clocks {
     /// The entry's time-out is 4 ms, rounded up to ticks, after it queued
     /// (`RWSEM_WAIT_TIMEOUT`, kernel/locking/rwsem.c 5.3+). Where the time off CPU
     /// agrees within three ticks it is the better figure.
-    pub fn wait(
+    pub(super) fn wait(
         &self,
         timeout: u64,
         jiffies: u64,

@@ -9,14 +9,14 @@ use crate::{
 
 /// A cache in front of the symbol table: a thousand equal stacks are one.
 #[derive(Debug)]
-pub struct Functions<'a> {
+pub(super) struct Functions<'a> {
     symbols: &'a Symbols,
     known: FxHashMap<u64, Option<(&'a str, u64)>>,
 }
 
 impl<'a> Functions<'a> {
     /// An empty cache.
-    pub fn new(symbols: &'a Symbols) -> Self {
+    pub(super) fn new(symbols: &'a Symbols) -> Self {
         Self {
             symbols,
             known: FxHashMap::default(),
@@ -24,7 +24,7 @@ impl<'a> Functions<'a> {
     }
 
     /// The function a return address returns into, and the offset of that address.
-    pub fn returned_into(&mut self, address: u64) -> Option<(&'a str, u64)> {
+    pub(super) fn returned_into(&mut self, address: u64) -> Option<(&'a str, u64)> {
         // A call may be the last instruction of its function: look one byte back.
         let symbols = self.symbols;
         *self.known.entry(address).or_insert_with(|| {
@@ -35,13 +35,13 @@ impl<'a> Functions<'a> {
     }
 
     /// The stem of that function's name; empty where it is not known.
-    pub fn stem(&mut self, address: u64) -> &'a str {
+    pub(super) fn stem(&mut self, address: u64) -> &'a str {
         self.returned_into(address)
             .map_or("", |(name, _)| stem(name))
     }
 
     /// The stems of a task's frames, innermost first.
-    pub fn stems(&mut self, task: &TaskLook) -> Vec<&'a str> {
+    pub(super) fn stems(&mut self, task: &TaskLook) -> Vec<&'a str> {
         task.frames
             .iter()
             .map(|frame| self.stem(frame.return_address))
@@ -49,7 +49,7 @@ impl<'a> Functions<'a> {
     }
 
     /// As a report shows it: `function+0x1f`, or the bare address.
-    pub fn show(&mut self, address: u64) -> String {
+    pub(super) fn show(&mut self, address: u64) -> String {
         match self.returned_into(address) {
             Some((name, offset)) => format!("{name}+{offset:#x}"),
             None => format!("{address:#x}"),

@@ -23,18 +23,18 @@ use crate::{
 
 /// A task with the reasons for naming it.
 #[derive(Clone, Debug)]
-pub struct Suspect {
+pub(super) struct Suspect {
     /// Index into [`Look::tasks`].
-    pub task: usize,
+    pub(super) task: usize,
     /// How it would hold the lock.
-    pub mode: LockMode,
+    pub(super) mode: LockMode,
     /// The reasons, at least one.
-    pub evidence: Vec<Evidence>,
+    pub(super) evidence: Vec<Evidence>,
 }
 
 impl Suspect {
     /// The strength of its best reason.
-    pub fn strongest(&self) -> Strength {
+    pub(super) fn strongest(&self) -> Strength {
         self.evidence
             .iter()
             .map(|evidence| strength(evidence.kind))
@@ -44,24 +44,24 @@ impl Suspect {
 }
 
 /// Everything the search needs to know about the kernel and the moment.
-pub struct Scene<'a, 'k> {
+pub(super) struct Scene<'a, 'k> {
     /// The look.
-    pub look: &'a Look,
+    pub(super) look: &'a Look,
     /// The kernel's layouts.
-    pub layout: &'a Layout,
+    pub(super) layout: &'a Layout,
     /// Names of functions.
-    pub functions: &'a mut Functions<'k>,
+    pub(super) functions: &'a mut Functions<'k>,
     /// Kernel memory.
-    pub memory: &'a mut dyn KernelMemory,
+    pub(super) memory: &'a mut dyn KernelMemory,
     /// Our own process, never a suspect.
-    pub own_tgid: u32,
+    pub(super) own_tgid: u32,
 }
 
 /// Every task that there is a reason to name as holder of this lock.
 ///
 /// # Errors
 /// When kernel memory cannot be read at all.
-pub fn suspects(
+pub(super) fn suspects(
     scene: &mut Scene<'_, '_>,
     queue: &Queue,
     lock: &Identity,
@@ -109,6 +109,13 @@ fn readers(
             ));
         }
         evidence.extend(on_stack(scene, queue, lock, index)?);
+        // A pointer on the stack of a task that is known to hold the lock adds nothing.
+        if evidence
+            .iter()
+            .any(|evidence| strength(evidence.kind) > Strength::Hint)
+        {
+            evidence.retain(|evidence| strength(evidence.kind) > Strength::Hint);
+        }
         if !evidence.is_empty() {
             suspects.push(Suspect {
                 task: index,

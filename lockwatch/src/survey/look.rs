@@ -17,37 +17,37 @@ use crate::{
 
 /// A task as one look saw it.
 #[derive(Clone, Debug)]
-pub struct TaskLook {
+pub(super) struct TaskLook {
     /// The kernel's facts.
-    pub record: TaskRecord,
+    pub(super) record: TaskRecord,
     /// Who.
-    pub name: TaskName,
+    pub(super) name: TaskName,
     /// What the scheduler says.
-    pub state: TaskState,
+    pub(super) state: TaskState,
     /// Return addresses with their places, innermost first.
-    pub frames: Vec<Frame>,
+    pub(super) frames: Vec<Frame>,
     words: Range<usize>,
 }
 
 /// Every task, at one moment.
 #[derive(Debug)]
-pub struct Look {
+pub(super) struct Look {
     bytes: Vec<u64>,
     /// All tasks.
-    pub tasks: Vec<TaskLook>,
+    pub(super) tasks: Vec<TaskLook>,
     by_address: FxHashMap<u64, usize>,
     stack_bases: Vec<u64>,
     thread_size: u64,
     /// `CLOCK_MONOTONIC` ns of the last task read.
-    pub at_ns: u64,
+    pub(super) at_ns: u64,
     /// The kernel's jiffies then.
-    pub jiffies: u64,
+    pub(super) jiffies: u64,
 }
 
 impl Look {
     /// Decodes the iterator's bytes. What follows a record that does not fit is
     /// left out: the kernel writes whole records only.
-    pub fn decode(bytes: Vec<u64>, thread_size: u32) -> Self {
+    pub(super) fn decode(bytes: Vec<u64>, thread_size: u32) -> Self {
         let mut tasks = Vec::new();
         let mut at = 0;
         while let Ok((record, _)) = TaskRecord::read_from_prefix(bytes[at..].as_bytes()) {
@@ -112,14 +112,14 @@ impl Look {
     }
 
     /// The stack words of a task, from its innermost live one outwards.
-    pub fn words(&self, task: &TaskLook) -> &[u64] {
+    pub(super) fn words(&self, task: &TaskLook) -> &[u64] {
         &self.bytes[task.words.clone()]
     }
 
     /// The words of the functions that put the task to sleep, which the unwinder
     /// leaves out: from the stack pointer to the first frame. All of the stack where
     /// that is not known.
-    pub fn scheduler_words(&self, task: &TaskLook) -> &[u64] {
+    pub(super) fn scheduler_words(&self, task: &TaskLook) -> &[u64] {
         let words = self.words(task);
         match task.frames.first() {
             Some(first) if task.record.on_cpu == 0 => &words[..first.at.min(words.len())],
@@ -128,17 +128,17 @@ impl Look {
     }
 
     /// The task whose `task_struct` lies at this address.
-    pub fn task_at(&self, address: u64) -> Option<usize> {
+    pub(super) fn task_at(&self, address: u64) -> Option<usize> {
         self.by_address.get(&address).copied()
     }
 
     /// Bytes of a kernel stack.
-    pub const fn thread_size(&self) -> u64 {
+    pub(super) const fn thread_size(&self) -> u64 {
         self.thread_size
     }
 
     /// Whether the address lies in the kernel stack of a task.
-    pub fn in_a_stack(&self, address: u64) -> bool {
+    pub(super) fn in_a_stack(&self, address: u64) -> bool {
         let after = self.stack_bases.partition_point(|&base| base <= address);
         after > 0 && address - self.stack_bases[after - 1] < self.thread_size
     }
@@ -146,12 +146,12 @@ impl Look {
 
 impl TaskLook {
     /// Address of a word of this task's stack.
-    pub const fn word_address(&self, index: usize) -> u64 {
+    pub(super) const fn word_address(&self, index: usize) -> u64 {
         self.record.stack_base + self.record.stack_offset as u64 + 8 * index as u64
     }
 
     /// Did not run, and is the same task, between two looks.
-    pub fn stood_still_since(&self, earlier: &Self) -> bool {
+    pub(super) fn stood_still_since(&self, earlier: &Self) -> bool {
         let (now, then) = (&self.record, &earlier.record);
         self.name.key == earlier.name.key
             && now.moved == 0

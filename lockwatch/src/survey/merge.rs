@@ -1,9 +1,9 @@
 //! What two looks agree on: only that is reported as standing.
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
-    lock::{EvidenceKind, Holder, Lock, LockKind, LockState, StackId, Stacks, Waiter},
+    lock::{EvidenceKind, Holder, Lock, LockKind, LockMode, LockState, StackId, Stacks, Waiter},
     survey::{
         clock::Clocks,
         confidence::{Circumstances, Strength, confidence},
@@ -14,27 +14,27 @@ use crate::{
         queue::{Entry, Queue},
         stuck,
     },
-    task::Nanos,
+    task::{Nanos, TaskKey},
 };
 
 /// One look with what was found in it.
-pub struct Seen<'a> {
+pub(super) struct Seen<'a> {
     /// The look.
-    pub look: &'a Look,
+    pub(super) look: &'a Look,
     /// One queue of it.
-    pub queue: &'a Queue,
+    pub(super) queue: &'a Queue,
     /// The tasks there is a reason to name.
-    pub suspects: &'a [Suspect],
+    pub(super) suspects: &'a [Suspect],
 }
 
 /// Turns what was seen into a report's facts.
-pub struct Merger<'a, 'k> {
+pub(super) struct Merger<'a, 'k> {
     /// Names of functions.
-    pub functions: &'a mut Functions<'k>,
+    pub(super) functions: &'a mut Functions<'k>,
     /// How the clocks relate.
-    pub clocks: Clocks,
+    pub(super) clocks: Clocks,
     /// Equal stacks, kept once.
-    pub stacks: &'a mut Stacks,
+    pub(super) stacks: &'a mut Stacks,
 }
 
 /// Most tasks that are named as merely possible holders of one lock.
@@ -43,19 +43,31 @@ const POSSIBLE_MAX: usize = 8;
 impl Merger<'_, '_> {
     /// The lock as both looks saw it, or as the only one did; `None` if no wait stood
     /// through both.
-    pub fn lock(
+    pub(super) fn lock(
         &mut self,
         first: Option<&Seen<'_>>,
         last: &Seen<'_>,
         identity: Identity,
     ) -> Option<Lock> {
         let queue = last.queue;
+        let earlier: Option<FxHashSet<Wait>> = first.map(|first| {
+            first
+                .queue
+                .entries
+                .iter()
+                .map(|entry| wait(first.look, entry))
+                .collect()
+        });
         let standing: Vec<(usize, Entry)> = queue
             .entries
             .iter()
             .copied()
             .enumerate()
-            .filter(|(_, entry)| first.is_none_or(|first| same_wait(first, last.look, entry)))
+            .filter(|(_, entry)| {
+                earlier
+                    .as_ref()
+                    .is_none_or(|earlier| earlier.contains(&wait(last.look, entry)))
+            })
             .collect();
         if standing.is_empty() {
             return None;
@@ -214,12 +226,15 @@ impl Merger<'_, '_> {
 }
 
 /// The same entry, of the same task, queued at the same tick: the same wait.
-fn same_wait(first: &Seen<'_>, look: &Look, entry: &Entry) -> bool {
-    let task = &look.tasks[entry.task].name.key;
-    first.queue.entries.iter().any(|then| {
-        (then.address, then.timeout, then.mode) == (entry.address, entry.timeout, entry.mode)
-            && first.look.tasks[then.task].name.key == *task
-    })
+type Wait = (u64, u64, LockMode, TaskKey);
+
+fn wait(look: &Look, entry: &Entry) -> Wait {
+    (
+        entry.address,
+        entry.timeout,
+        entry.mode,
+        look.tasks[entry.task].name.key,
+    )
 }
 
 /// Whether a suspect is one in both looks for the same reason, and has not run in

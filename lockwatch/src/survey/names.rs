@@ -14,15 +14,15 @@ use crate::{
 
 /// What a lock is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
+pub(super) struct Identity {
     /// Which of the kernel's locks.
-    pub class: LockClass,
+    pub(super) class: LockClass,
     /// What it belongs to.
-    pub object: Option<LockObject>,
+    pub(super) object: Option<LockObject>,
     /// Address of the structure that contains it.
-    pub object_address: Option<u64>,
+    pub(super) object_address: Option<u64>,
     /// In words.
-    pub name: String,
+    pub(super) name: String,
 }
 
 /// Where the kernel's image is mapped on x86-64 (Documentation/arch/x86/x86_64/mm.rst).
@@ -35,7 +35,7 @@ const FS_NAME_LEN: usize = 32;
 ///
 /// # Errors
 /// When kernel memory cannot be read at all.
-pub fn identify(
+pub(super) fn identify(
     lock: LockAddr,
     look: &Look,
     layout: &Layout,

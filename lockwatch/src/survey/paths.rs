@@ -15,11 +15,11 @@ const MOUNTS_MAX: usize = 16;
 const NAME_LEN: usize = 256;
 
 /// Walks dentries and mounts.
-pub struct Paths<'a> {
+pub(super) struct Paths<'a> {
     /// The kernel's layouts.
-    pub layout: &'a Layout,
+    pub(super) layout: &'a Layout,
     /// Kernel memory.
-    pub memory: &'a mut dyn KernelMemory,
+    pub(super) memory: &'a mut dyn KernelMemory,
 }
 
 /// Names from a dentry up to where the walk ended.
@@ -36,7 +36,11 @@ impl Paths<'_> {
     ///
     /// # Errors
     /// When kernel memory cannot be read at all.
-    pub fn of_inode(&mut self, inode: u64, bytes: &[u8]) -> Result<Option<String>, MemoryError> {
+    pub(super) fn of_inode(
+        &mut self,
+        inode: u64,
+        bytes: &[u8],
+    ) -> Result<Option<String>, MemoryError> {
         let alias = word(bytes, self.layout.inode.dentries);
         let dentry = alias.wrapping_sub(self.layout.dentry.alias);
         let Some(found) = self.dentry(dentry)? else {
@@ -62,7 +66,10 @@ impl Paths<'_> {
     ///
     /// # Errors
     /// When kernel memory cannot be read at all.
-    pub fn of_super_block(&mut self, super_block: u64) -> Result<Option<String>, MemoryError> {
+    pub(super) fn of_super_block(
+        &mut self,
+        super_block: u64,
+    ) -> Result<Option<String>, MemoryError> {
         for mount in self.mounts(super_block)? {
             if let Some(path) = self.mountpoint(&mount)? {
                 return Ok(Some(join(&path)));

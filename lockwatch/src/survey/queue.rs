@@ -32,52 +32,52 @@ const QUEUE_MAX: usize = 100_000;
 
 /// A task's entry in a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub(super) struct Entry {
     /// Index into [`Look::tasks`].
-    pub task: usize,
+    pub(super) task: usize,
     /// Where the entry lies.
-    pub address: u64,
+    pub(super) address: u64,
     /// Read or write.
-    pub mode: LockMode,
+    pub(super) mode: LockMode,
     /// Jiffies at which it may ask for a hand-off: a fixed time after it queued.
-    pub timeout: u64,
+    pub(super) timeout: u64,
     next: u64,
     prev: u64,
 }
 
 /// A lock with its queue, as verified in memory.
 #[derive(Clone, Debug)]
-pub struct Queue {
+pub(super) struct Queue {
     /// Where the lock is.
-    pub lock: LockAddr,
+    pub(super) lock: LockAddr,
     /// Its raw count.
-    pub count: u64,
+    pub(super) count: u64,
     /// Its raw owner.
-    pub owner: u64,
+    pub(super) owner: u64,
     /// What both mean.
-    pub word: LockWord,
+    pub(super) word: LockWord,
     /// The queue in order.
-    pub entries: Vec<Entry>,
+    pub(super) entries: Vec<Entry>,
     /// Readers that were granted the lock and have not run: they hold it already.
-    pub granted: Vec<Entry>,
+    pub(super) granted: Vec<Entry>,
     /// Tasks that spin for it, by index.
-    pub spinners: Vec<usize>,
+    pub(super) spinners: Vec<usize>,
 }
 
 /// What the queues of one look are.
 #[derive(Debug, Default)]
-pub struct Queues {
+pub(super) struct Queues {
     /// Every lock whose queue could be verified.
-    pub queues: Vec<Queue>,
+    pub(super) queues: Vec<Queue>,
     /// Locks whose queue changed while it was read.
-    pub unsettled: u32,
+    pub(super) unsettled: u32,
 }
 
 /// Finds and verifies every queue.
 ///
 /// # Errors
 /// When kernel memory cannot be read at all.
-pub fn find(
+pub(super) fn find(
     look: &Look,
     layout: &RwsemLayout,
     slow_paths: &[Range<u64>],
@@ -106,24 +106,12 @@ fn entries_on_stacks(
     for (index, task) in look.tasks.iter().enumerate() {
         let words = look.words(task);
         let region = look.scheduler_words(task).len();
-        let mut candidate = None;
-        for at in (0..region).filter(|&at| in_ranges(slow_paths, words[at])) {
-            for start in at + 1..(at + 1 + ENTRY_WORDS).min(words.len()) {
-                let Some(entry) = decode_entry(look, layout, index, start) else {
-                    continue;
-                };
-                match word_at(words, start, layout.waiter_task) {
-                    pointer if pointer == task.record.task => {
-                        candidate = Some((entry, false));
-                        break;
-                    }
-                    0 if entry.mode == LockMode::Read && is_recent(entry.timeout, look.jiffies) => {
-                        candidate.get_or_insert((entry, true));
-                    }
-                    _ => {}
-                }
-            }
-        }
+        // The outermost return address into a slow path is the live one; deeper ones
+        // can be left from an earlier wait, with an entry that looks the same.
+        let candidate = (0..region)
+            .rev()
+            .filter(|&at| in_ranges(slow_paths, words[at]))
+            .find_map(|at| entry_above(look, layout, index, at));
         match candidate {
             Some((entry, false)) => queued.push(entry),
             Some((entry, true)) => granted.push(entry),
@@ -131,6 +119,31 @@ fn entries_on_stacks(
         }
     }
     (queued, granted)
+}
+
+/// The entry above a return address into a slow path, and whether it was granted.
+fn entry_above(
+    look: &Look,
+    layout: &RwsemLayout,
+    index: usize,
+    at: usize,
+) -> Option<(Entry, bool)> {
+    let task = &look.tasks[index];
+    let words = look.words(task);
+    let places = at + 1..(at + 1 + ENTRY_WORDS).min(words.len());
+    let entry_of = |pointer: u64| {
+        let is_it = move |&start: &usize| word_at(words, start, layout.waiter_task) == pointer;
+        places
+            .clone()
+            .filter(is_it)
+            .filter_map(|start| decode_entry(look, layout, index, start))
+    };
+    if let Some(entry) = entry_of(task.record.task).next() {
+        return Some((entry, false));
+    }
+    entry_of(0)
+        .find(|entry| entry.mode == LockMode::Read && is_recent(entry.timeout, look.jiffies))
+        .map(|entry| (entry, true))
 }
 
 fn word_at(words: &[u64], start: usize, offset: usize) -> u64 {
@@ -216,6 +229,7 @@ fn chains(
                 _ => break,
             }
         }
+        done.extend(seen);
         done.extend(members);
         // A head on a stack is the private list of a task that wakes others.
         if !look.in_a_stack(head) {

@@ -8,17 +8,17 @@
 
 /// A return address and where it lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Frame {
+pub(super) struct Frame {
     /// Address inside the function this frame belongs to.
-    pub return_address: u64,
+    pub(super) return_address: u64,
     /// Index of the word that holds it. The function owns the words after it, up to
     /// the next frame's.
-    pub at: usize,
+    pub(super) at: usize,
 }
 
 /// Finds each unwound return address, innermost first, in the words. Stops at the
 /// first that is not there: what lies further out has no place.
-pub fn align(unwound: &[u64], words: &[u64]) -> Vec<Frame> {
+pub(super) fn align(unwound: &[u64], words: &[u64]) -> Vec<Frame> {
     let mut frames = Vec::with_capacity(unwound.len());
     let mut from = 0;
     for &return_address in unwound {
@@ -39,7 +39,11 @@ pub fn align(unwound: &[u64], words: &[u64]) -> Vec<Frame> {
 
 /// The words that belong to frame `index`: from behind its return address to the
 /// next one. The outermost frame owns none, for its end is not known.
-pub fn frame_words<'a>(frames: &[Frame], index: usize, words: &'a [u64]) -> (usize, &'a [u64]) {
+pub(super) fn frame_words<'a>(
+    frames: &[Frame],
+    index: usize,
+    words: &'a [u64],
+) -> (usize, &'a [u64]) {
     match (frames.get(index), frames.get(index + 1)) {
         (Some(frame), Some(outer)) => (frame.at + 1, &words[frame.at + 1..outer.at]),
         _ => (0, &[]),

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Class, deciding function and time off the CPU.
-pub fn of_task(
+pub(super) fn of_task(
     functions: &mut Functions<'_>,
     look: &Look,
     task: &TaskLook,
@@ -48,7 +48,7 @@ pub fn of_task(
 /// The unwinder leaves scheduler and lock functions out, so the words between the
 /// stack pointer and the first frame are asked, from the frame inwards: the first
 /// function met is the one that frame called.
-pub fn lock_slow_path<'k>(
+pub(super) fn lock_slow_path<'k>(
     functions: &mut Functions<'k>,
     look: &Look,
     task: &TaskLook,
