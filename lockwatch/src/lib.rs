@@ -15,5 +15,6 @@ pub mod kernel;
 pub mod lock;
 pub mod probes;
 pub mod report;
+pub mod stream;
 pub mod survey;
 pub mod task;

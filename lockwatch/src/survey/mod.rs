@@ -5,6 +5,8 @@ mod clock;
 pub mod confidence;
 mod functions;
 mod holders;
+#[cfg(test)]
+mod image;
 mod look;
 mod merge;
 mod names;

@@ -1,0 +1,276 @@
+//! The command line: one definition for parsing, `--help`, man page and completions.
+
+use std::{io::IsTerminal, path::PathBuf, str::FromStr, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::{
+    report::text::Style,
+    task::{Nanos, Tgid},
+};
+
+/// Says which kernel lock a hanging host waits for, who holds it, and why
+///
+/// A host crawls: top hangs, tasks pile up in state D. lockwatch names the rwsem
+/// (mmap_lock, i_rwsem, s_umount, …) they wait for, the task that holds it, what that
+/// task is stuck in, and what would happen next.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    max_term_width = 100,
+    disable_help_subcommand = true,
+    after_help = "\
+Exit status: 0 nothing found, 1 stall found, 2 error.
+Results go to standard output, everything else to standard error.",
+    after_long_help = "\
+Examples:
+  lockwatch diagnose                     what is stuck now, even if it hung an hour ago
+  lockwatch diagnose --format json       the same for a program (contract lockwatch.report/1)
+  lockwatch diagnose --threshold 100ms   shorter waits count, too
+  lockwatch watch --for 1h               report stalls as they stand and as they end
+
+Exit status: 0 nothing found, 1 stall found, 2 error.
+Results go to standard output, everything else to standard error."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// How much to say on standard error.
+    #[command(flatten)]
+    pub verbosity: Verbosity,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Say what is stuck now
+    ///
+    /// Reads the state of all tasks and of the rwsems they wait for, twice, and says for
+    /// each lock who holds it, on what evidence, why that task does not let go, and who
+    /// waits. Works on a host that hung before lockwatch was started. Attaches nothing
+    /// to the kernel and opens no file that could hang, so that it cannot hang on what it
+    /// diagnoses.
+    #[command(after_long_help = "\
+Examples:
+  lockwatch diagnose
+  lockwatch diagnose --threshold 100ms
+  lockwatch diagnose --format json | jq -r '.findings[].sentence'
+  lockwatch diagnose --format json -o /run/stall.json
+
+How to read it:
+  held by    the holder and the evidence for its name: certain, likely, or only possible
+  queue      who waits, in order; WRITE in front makes all later readers wait
+  root       whom everybody waits for in the end
+  next       who gets the lock when it is released
+
+Exit status: 0 no wait of the threshold or longer, 1 stall found, 2 error.")]
+    Diagnose(DiagnoseArgs),
+    /// Report stalls as they stand and as they end
+    ///
+    /// Keeps watching: reports a wait when it passes the threshold and again when it
+    /// ends, with the holder where the kernel lets us know it.
+    #[command(after_long_help = "\
+Examples:
+  lockwatch watch                                       until interrupted
+  lockwatch watch --threshold 100ms --for 1h
+  lockwatch watch --comm postgres --class mmap_lock
+  lockwatch watch --format json > stalls.jsonl          one line per event
+
+Several filters of one kind: one must match. Filters of different kinds: all must match.
+Exit status: 0 no stall seen, 1 stall seen, 2 error.")]
+    Watch(WatchArgs),
+}
+
+/// Options of `diagnose`.
+#[derive(Clone, Debug, Args)]
+pub struct DiagnoseArgs {
+    /// How to write the report
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// Write the report to FILE instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Shorter waits are counted, not reported
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration)]
+    pub threshold: Duration,
+    /// Stop after this long and report what is known by then
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = duration)]
+    pub deadline: Duration,
+    /// How text looks.
+    #[command(flatten)]
+    pub look: Look,
+}
+
+/// Options of `watch`.
+#[derive(Clone, Debug, Args)]
+pub struct WatchArgs {
+    /// Shorter waits are counted, not reported
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration)]
+    pub threshold: Duration,
+    /// Stop after this long; without it, when interrupted
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
+    pub duration: Option<Duration>,
+    /// How to write events; json is one line per event
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// Only waits of tasks of this process; may be repeated
+    #[arg(long, value_name = "PID", value_parser = tgid)]
+    pub pid: Vec<Tgid>,
+    /// Only waits of tasks with this name; may be repeated
+    #[arg(long, value_name = "COMM", value_parser = NonEmptyStringValueParser::new())]
+    pub comm: Vec<String>,
+    /// Only locks whose name contains this; may be repeated
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    pub lock: Vec<String>,
+    /// Only locks of this class (mmap_lock, i_rwsem, s_umount, …); may be repeated
+    #[arg(long, value_name = "CLASS", value_parser = NonEmptyStringValueParser::new())]
+    pub class: Vec<String>,
+    /// How text looks.
+    #[command(flatten)]
+    pub look: Look,
+}
+
+/// How a result is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For a person
+    Text,
+    /// For a program
+    Json,
+}
+
+/// How text looks.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Look {
+    /// Use colours; auto: on a terminal, unless NO_COLOR is set
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = When::Auto)]
+    pub color: When,
+}
+
+/// When to use colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum When {
+    /// On a terminal, unless `NO_COLOR` is set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// Columns where the terminal does not tell.
+const COLUMNS: usize = 120;
+
+impl Look {
+    /// The style for standard output.
+    pub fn for_stdout(self) -> Style {
+        let stdout = std::io::stdout();
+        let color = match self.color {
+            When::Auto => anstream::AutoStream::choice(&stdout) != anstream::ColorChoice::Never,
+            When::Always => true,
+            When::Never => false,
+        };
+        let width = if stdout.is_terminal() {
+            rustix::termios::tcgetwinsize(&stdout)
+                .ok()
+                .map(|size| usize::from(size.ws_col))
+                .filter(|&columns| columns > 0)
+        } else {
+            std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok())
+        };
+        Style {
+            width: width.unwrap_or(COLUMNS),
+            color,
+        }
+    }
+
+    /// The style for a file.
+    pub fn for_file(self) -> Style {
+        Style {
+            width: COLUMNS,
+            color: self.color == When::Always,
+        }
+    }
+}
+
+/// How much to say on standard error.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Verbosity {
+    /// Say more on standard error; -vv even more
+    #[arg(short, long, global = true, display_order = 100, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Say only errors on standard error
+    #[arg(
+        short,
+        long,
+        global = true,
+        display_order = 101,
+        conflicts_with = "verbose"
+    )]
+    pub quiet: bool,
+}
+
+impl Verbosity {
+    /// From here on, log lines of the chosen levels go to standard error.
+    pub fn start_logging(self) {
+        let level = match (self.quiet, self.verbose) {
+            (true, _) => LevelFilter::ERROR,
+            (false, 0) => LevelFilter::WARN,
+            (false, 1) => LevelFilter::INFO,
+            (false, 2) => LevelFilter::DEBUG,
+            (false, _) => LevelFilter::TRACE,
+        };
+        let color = anstream::AutoStream::choice(&std::io::stderr());
+        tracing_subscriber::fmt()
+            .with_max_level(level)
+            .with_writer(std::io::stderr)
+            .with_ansi(color != anstream::ColorChoice::Never)
+            .with_target(level >= LevelFilter::DEBUG)
+            .without_time()
+            .init();
+    }
+}
+
+/// A duration as people write it.
+fn duration(text: &str) -> Result<Duration, String> {
+    jiff::SignedDuration::from_str(text)
+        .ok()
+        .and_then(|duration| Duration::try_from(duration).ok())
+        // Longer than this, nanoseconds no longer fit their type.
+        .filter(|duration| duration.as_nanos() <= u128::from(Nanos(u64::MAX).0))
+        .ok_or_else(|| "write a duration as 250ms, 1s, 1m30s or 1h".to_owned())
+}
+
+fn tgid(text: &str) -> Result<Tgid, std::num::ParseIntError> {
+    text.parse().map(Tgid)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_are_read_as_people_write_them() {
+        for (text, millis) in [
+            ("250ms", 250),
+            ("1s", 1_000),
+            ("1m30s", 90_000),
+            ("1h", 3_600_000),
+            ("0s", 0),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for text in ["", "1", "-1s", "1x", "one second", "9999999999h"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The file of `-o FILE`: opened before the survey, whole when it appears.
+
+use std::{
+    fs::{File, OpenOptions, Permissions},
+    io::{self, BufWriter, Write},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+use tempfile::{NamedTempFile, TempPath};
+
+/// A file that is being written.
+#[derive(Debug)]
+pub(super) struct Output {
+    path: PathBuf,
+    file: BufWriter<File>,
+    /// Where the text is until it is whole; none for what is no regular file.
+    temporary: Option<TempPath>,
+}
+
+impl Output {
+    /// Opens the file. What is there stays there until [`Output::keep`].
+    ///
+    /// # Errors
+    /// When it cannot be created or opened, naming it.
+    pub(super) fn create(path: &Path) -> anyhow::Result<Self> {
+        // A link is followed: the file it names is replaced, not the link.
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let create = || -> io::Result<(File, Option<TempPath>)> {
+            match path.metadata() {
+                // A device, a pipe: something to write to, never to be replaced.
+                Ok(found) if !found.is_file() => {
+                    Ok((OpenOptions::new().write(true).open(&path)?, None))
+                }
+                found => {
+                    let mode = found.map_or(0o666, |found| found.permissions().mode() & 0o777);
+                    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+                    let temporary: NamedTempFile = tempfile::Builder::new()
+                        .prefix(".lockwatch-")
+                        .permissions(Permissions::from_mode(mode))
+                        .tempfile_in(folder.unwrap_or(Path::new(".")))?;
+                    let (file, temporary) = temporary.into_parts();
+                    Ok((file, Some(temporary)))
+                }
+            }
+        };
+        let (file, temporary) = create().with_context(|| format!("create {}", path.display()))?;
+        Ok(Self {
+            path,
+            file: BufWriter::new(file),
+            temporary,
+        })
+    }
+
+    /// Its name.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Puts the file in its place. To be called when everything is written and flushed;
+    /// dropped without it, nothing changes.
+    ///
+    /// # Errors
+    /// When it cannot be renamed.
+    pub(super) fn keep(self) -> anyhow::Result<()> {
+        if let Some(temporary) = self.temporary {
+            temporary
+                .persist(&self.path)
+                .with_context(|| format!("rename the report to {}", self.path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn the_file_appears_when_it_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("report");
+        fs::write(&path, "old").unwrap();
+        let mut output = Output::create(&path).unwrap();
+        output.write_all(b"new").unwrap();
+        output.flush().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "old");
+        output.keep().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_report_that_was_not_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("report");
+        drop(Output::create(&path).unwrap());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_device_is_written_to_and_not_replaced() {
+        let mut output = Output::create(Path::new("/dev/null")).unwrap();
+        output.write_all(b"x").unwrap();
+        output.keep().unwrap();
+        assert!(!Path::new("/dev/null").metadata().unwrap().is_file());
+    }
+
+    #[test]
+    fn a_folder_that_is_missing_is_named() {
+        let error = Output::create(Path::new("/nonexistent/report")).unwrap_err();
+        assert_eq!(error.to_string(), "create /nonexistent/report");
+    }
+}

@@ -1,0 +1,156 @@
+//! The lines of `watch --format json`.
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::{
+    commands::watch::progress::Reason,
+    lock::{LockKind, LockMode},
+    report::{Chain, Lock},
+    task::{Nanos, Tgid, Tid},
+};
+
+/// One line: `event` tells which.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub(super) enum Line<'a> {
+    /// Watching has begun: everything is attached.
+    Watching(Watching<'a>),
+    /// A stall stands.
+    Stall(Box<Standing<'a>>),
+    /// A stall has ended.
+    StallEnded(Ended<'a>),
+    /// Watching is over.
+    Summary(Totals<'a>),
+}
+
+/// What is watched, and how.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Watching<'a> {
+    /// When, RFC 3339 in UTC.
+    #[schemars(with = "String", extend("format" = "date-time"))]
+    pub(super) at: jiff::Timestamp,
+    /// A wait this long or longer is a stall, in ns.
+    pub(super) threshold_ns: Nanos,
+    /// Where the knowledge comes from.
+    pub(super) sources: &'a [String],
+}
+
+/// A stall that stands.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Standing<'a> {
+    /// When, RFC 3339 in UTC.
+    #[schemars(with = "String", extend("format" = "date-time"))]
+    pub(super) at: jiff::Timestamp,
+    /// Number of the stall in this run.
+    pub(super) stall: u64,
+    /// Why it is reported now.
+    pub(super) reason: Reason,
+    /// How long the longest wait has stood, in ns.
+    pub(super) age_ns: Nanos,
+    /// Tasks that wait now.
+    pub(super) blocked_tasks: usize,
+    /// The lock as the last survey found it. Absent where none has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) lock: Option<&'a Lock>,
+    /// When that survey was taken, RFC 3339 in UTC. Absent with `lock`.
+    #[schemars(with = "Option<String>", extend("format" = "date-time"))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) surveyed_at: Option<jiff::Timestamp>,
+    /// The roots behind which this lock's waiters wait. Absent with `lock`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) chains: Vec<&'a Chain>,
+    /// Equal stacks, once; `lock` refers to them by index. Absent with `lock`.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub(super) stacks: &'a [Vec<String>],
+    /// What is known without a survey. Absent with one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) unsurveyed: Option<Unsurveyed<'a>>,
+}
+
+/// A lock that no survey has found: its holder is not known.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Unsurveyed<'a> {
+    /// Where it is in kernel memory, hexadecimal.
+    pub(super) address: String,
+    /// The primitive.
+    pub(super) kind: LockKind,
+    /// Who waits, the longest first.
+    pub(super) waits: Vec<Waiting<'a>>,
+}
+
+/// A wait as the tracepoint told it.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Waiting<'a> {
+    /// Thread id.
+    pub(super) tid: Tid,
+    /// Process id.
+    pub(super) tgid: Tgid,
+    /// Name of the thread.
+    pub(super) comm: &'a str,
+    /// How it wants the lock.
+    pub(super) mode: LockMode,
+    /// How long it has waited, in ns.
+    pub(super) wait_ns: Nanos,
+}
+
+/// A stall that has ended.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Ended<'a> {
+    /// When it was seen, RFC 3339 in UTC.
+    #[schemars(with = "String", extend("format" = "date-time"))]
+    pub(super) at: jiff::Timestamp,
+    /// Number of the stall in this run.
+    pub(super) stall: u64,
+    /// Where the lock was in kernel memory, hexadecimal.
+    pub(super) address: String,
+    /// The primitive.
+    pub(super) kind: LockKind,
+    /// `mmap_lock`, `i_rwsem`, … or `unknown` where no survey found it.
+    pub(super) class: String,
+    /// In words.
+    pub(super) name: String,
+    /// From the begin of the first wait past the threshold to the end of the last, in ns.
+    pub(super) length_ns: Nanos,
+    /// True if the end was not seen as it happened.
+    pub(super) length_is_upper_bound: bool,
+    /// Tasks that were seen waiting.
+    pub(super) blocked_tasks: usize,
+    /// Who was found holding it, in order of discovery.
+    pub(super) holders: Vec<HolderSpent<'a>>,
+}
+
+/// A holder, and how it spent the time from the survey that found it to the end.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct HolderSpent<'a> {
+    /// Thread id.
+    pub(super) tid: Tid,
+    /// Process id.
+    pub(super) tgid: Tgid,
+    /// Name of the thread.
+    pub(super) comm: &'a str,
+    /// Asleep, in ns.
+    pub(super) asleep_ns: Nanos,
+    /// On a CPU, in ns.
+    pub(super) running_ns: Nanos,
+    /// Ready, without a CPU, in ns.
+    pub(super) runnable_ns: Nanos,
+    /// Times it left the CPU.
+    pub(super) switches: u32,
+}
+
+/// The counts of a run.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Totals<'a> {
+    /// When, RFC 3339 in UTC.
+    #[schemars(with = "String", extend("format" = "date-time"))]
+    pub(super) at: jiff::Timestamp,
+    /// Waits that were recorded, long or short.
+    pub(super) waits: u64,
+    /// Stalls that were reported.
+    pub(super) stalls: u64,
+    /// Surveys that were taken.
+    pub(super) surveys: u64,
+    /// What could not be sent, kept or read, by kind.
+    pub(super) lost: std::collections::BTreeMap<&'a str, u64>,
+}

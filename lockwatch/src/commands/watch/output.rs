@@ -1,0 +1,352 @@
+//! What `watch` prints: a stall while it stands, and once more when it has ended.
+
+use std::{
+    io::{self, Write},
+    sync::Arc,
+};
+
+use crate::{
+    cli::Format,
+    commands::watch::{
+        event::{Ended, HolderSpent, Line, Standing, Totals, Unsurveyed, Waiting, Watching},
+        progress::Reason,
+    },
+    figures::{Count, Span},
+    graph::{Facts, Stall},
+    lock::{LockClass, LockKind, LockMode},
+    report::{Host, Lock, Report, json, text},
+    stream::{Lost, Times, Wait},
+    survey::Survey,
+    task::{Nanos, TaskName},
+};
+
+/// Waiters named one by one where no survey describes the queue.
+const NAMED_MAX: usize = 8;
+
+/// How a holder spent its time during a stall.
+#[derive(Clone, Debug)]
+pub(super) struct HolderTimes {
+    pub(super) task: TaskName,
+    pub(super) times: Times,
+}
+
+/// The counts of a whole run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Summary {
+    pub(super) waits: u64,
+    pub(super) stalls: u64,
+    pub(super) surveys: u64,
+    pub(super) lost: Lost,
+}
+
+/// Where reports go, in which format.
+pub(super) struct Output {
+    out: Box<dyn Write>,
+    format: Format,
+    style: text::Style,
+    threshold: Nanos,
+    host: Host,
+    /// The report of the last survey: several stalls may be in it.
+    report: Option<(Arc<Survey>, Report)>,
+}
+
+impl Output {
+    pub(super) fn new(
+        out: Box<dyn Write>,
+        format: Format,
+        style: text::Style,
+        threshold: Nanos,
+    ) -> Self {
+        Self {
+            out,
+            format,
+            style,
+            threshold,
+            host: Host::this(),
+            report: None,
+        }
+    }
+
+    /// Watching begins. Text says so on standard error alone, which the caller does.
+    pub(super) fn watching(&mut self, sources: &[String]) -> io::Result<()> {
+        if self.format == Format::Text {
+            return Ok(());
+        }
+        let (at, threshold_ns) = (jiff::Timestamp::now(), self.threshold);
+        self.line(&Line::Watching(Watching {
+            at,
+            threshold_ns,
+            sources,
+        }))
+    }
+
+    /// A stall that stands. `waits`: who waits now, the longest first.
+    pub(super) fn stall(
+        &mut self,
+        stall: &Stall,
+        waits: &[&Wait],
+        reason: Reason,
+        now_ns: u64,
+    ) -> io::Result<()> {
+        let at = jiff::Timestamp::now();
+        let (style, format) = (self.style, self.format);
+        if let Some(facts) = &stall.facts {
+            self.make_report(facts);
+        }
+        let report = self.report.as_ref().map(|(_, report)| report);
+        let found = stall.facts.as_ref().and(report).and_then(|report| {
+            let lock = report.locks.iter().find(|lock| lock.at == stall.lock)?;
+            Some((report, lock))
+        });
+        if format == Format::Json {
+            let line = Line::Stall(Box::new(standing(at, stall, waits, reason, now_ns, found)));
+            return json::write_line(&mut self.out, &line).and_then(|()| self.out.flush());
+        }
+        let what = match reason {
+            Reason::Crossed => "stalled for",
+            Reason::NewHolder => "has a new holder, stalled for",
+            Reason::Stands => "still stalled, for",
+        };
+        let age = Span(stall.age(now_ns));
+        writeln!(self.out, "{} stall {} {what} {age}", clock(at), stall.id)?;
+        match found {
+            Some((report, lock)) => text::write_lock(&mut self.out, report, lock, style)?,
+            None => self
+                .out
+                .write_all(unsurveyed(stall, waits, now_ns).as_bytes())?,
+        }
+        writeln!(self.out)?;
+        self.out.flush()
+    }
+
+    /// A stall that has ended.
+    pub(super) fn ended(&mut self, stall: &Stall, holders: &[HolderTimes]) -> io::Result<()> {
+        let at = jiff::Timestamp::now();
+        if self.format == Format::Json {
+            return self.line(&Line::StallEnded(ended(at, stall, holders)));
+        }
+        let bound = if stall.is_length_exact() {
+            ""
+        } else {
+            "at most "
+        };
+        let blocked = Count::of(stall.blocked.len()).nouns("task was", "tasks were");
+        writeln!(
+            self.out,
+            "{} stall {} ended after {bound}{} · {} · {blocked} blocked",
+            clock(at),
+            stall.id,
+            Span(stall.length()),
+            printable(&name(stall)),
+        )?;
+        for HolderTimes { task, times } in holders {
+            writeln!(
+                self.out,
+                "  {} {}",
+                printable(&task.to_string()),
+                spent(times)
+            )?;
+        }
+        writeln!(self.out)?;
+        self.out.flush()
+    }
+
+    /// The end of the run. Text goes to standard error: it is no result.
+    pub(super) fn summary(&mut self, summary: &Summary) -> io::Result<()> {
+        let Summary {
+            waits,
+            stalls,
+            surveys,
+            lost,
+        } = *summary;
+        if self.format == Format::Json {
+            let at = jiff::Timestamp::now();
+            let lost = lost.by_kind().into_iter().collect();
+            return self.line(&Line::Summary(Totals {
+                at,
+                waits,
+                stalls,
+                surveys,
+                lost,
+            }));
+        }
+        writeln!(
+            io::stderr(),
+            "watched {}: {}, {} taken, lost: {}",
+            Count(waits).nouns("wait", "waits"),
+            Count(stalls).nouns("stall", "stalls"),
+            Count(surveys).nouns("survey", "surveys"),
+            by_kind(&lost),
+        )
+    }
+
+    fn line(&mut self, line: &Line<'_>) -> io::Result<()> {
+        json::write_line(&mut self.out, line)?;
+        self.out.flush()
+    }
+
+    fn make_report(&mut self, facts: &Facts) {
+        let is_current = |(survey, _): &(Arc<Survey>, Report)| Arc::ptr_eq(survey, facts.survey());
+        if !self.report.as_ref().is_some_and(is_current) {
+            let report = Report::from_survey(facts.survey(), &self.host, self.threshold);
+            self.report = Some((Arc::clone(facts.survey()), report));
+        }
+    }
+}
+
+impl std::fmt::Debug for Output {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Output")
+            .field("format", &self.format)
+            .finish_non_exhaustive()
+    }
+}
+
+fn standing<'a>(
+    at: jiff::Timestamp,
+    stall: &Stall,
+    waits: &[&'a Wait],
+    reason: Reason,
+    now_ns: u64,
+    found: Option<(&'a Report, &'a Lock)>,
+) -> Standing<'a> {
+    let waiting = |wait: &&'a Wait| Waiting {
+        tid: wait.task.key.tid,
+        tgid: wait.task.tgid,
+        comm: &wait.task.comm,
+        mode: wait.mode,
+        wait_ns: Nanos::between(wait.since_ns, now_ns),
+    };
+    let unsurveyed = || Unsurveyed {
+        address: stall.lock.to_string(),
+        kind: stall.kind,
+        waits: waits.iter().map(waiting).collect(),
+    };
+    Standing {
+        at,
+        stall: stall.id.0,
+        reason,
+        age_ns: stall.age(now_ns),
+        blocked_tasks: waits.len(),
+        lock: found.map(|(_, lock)| lock),
+        surveyed_at: found.map(|(report, _)| report.taken_at),
+        chains: found.map_or_else(Vec::new, |(report, lock)| {
+            let leads_on = |chain: &&'a crate::report::Chain| chain.graph.route(lock.at).is_some();
+            report.chains.iter().filter(leads_on).collect()
+        }),
+        stacks: found.map_or(&[], |(report, _)| report.stacks.as_slice()),
+        unsurveyed: found.is_none().then(unsurveyed),
+    }
+}
+
+fn ended<'a>(at: jiff::Timestamp, stall: &Stall, holders: &'a [HolderTimes]) -> Ended<'a> {
+    let class = stall
+        .facts
+        .as_ref()
+        .map_or(&LockClass::Unknown, |facts| &facts.lock().class);
+    Ended {
+        at,
+        stall: stall.id.0,
+        address: stall.lock.to_string(),
+        kind: stall.kind,
+        class: class.to_string(),
+        name: name(stall),
+        length_ns: stall.length(),
+        length_is_upper_bound: !stall.is_length_exact(),
+        blocked_tasks: stall.blocked.len(),
+        holders: holders
+            .iter()
+            .map(|HolderTimes { task, times }| HolderSpent {
+                tid: task.key.tid,
+                tgid: task.tgid,
+                comm: &task.comm,
+                asleep_ns: times.asleep,
+                running_ns: times.running,
+                runnable_ns: times.runnable,
+                switches: times.switches,
+            })
+            .collect(),
+    }
+}
+
+/// The lock's name, or what can be said of a lock that no survey has found.
+fn name(stall: &Stall) -> String {
+    stall.facts.as_ref().map_or_else(
+        || format!("unknown {} at {}", kind(stall.kind), stall.lock),
+        |facts| facts.lock().name.clone(),
+    )
+}
+
+fn kind(kind: LockKind) -> &'static str {
+    match kind {
+        LockKind::Rwsem => "rwsem",
+        LockKind::Mutex => "mutex",
+        LockKind::PercpuRwsem => "per-CPU rwsem",
+        LockKind::RtMutex => "rtmutex",
+        LockKind::Semaphore => "semaphore",
+        LockKind::Unknown => "lock",
+    }
+}
+
+fn unsurveyed(stall: &Stall, waits: &[&Wait], now_ns: u64) -> String {
+    let waited = |wait: &Wait| Span(Nanos::between(wait.since_ns, now_ns));
+    let named = |wait: &&Wait| {
+        let mode = match wait.mode {
+            LockMode::Read => "read",
+            LockMode::Write => "WRITE",
+        };
+        printable(&format!("{} {mode} {}", wait.task, waited(wait)))
+    };
+    let mut queue: Vec<String> = waits.iter().take(NAMED_MAX).map(named).collect();
+    if waits.len() > NAMED_MAX {
+        queue.push(format!("and {} more", Count::of(waits.len() - NAMED_MAX)));
+    }
+    let why = if stall.kind == LockKind::Rwsem {
+        "no survey has found this lock"
+    } else {
+        "surveys look at rwsems only"
+    };
+    format!(
+        "{}    {} blocked · oldest {}\n  held by  unknown: {why}\n  queue    {}\n",
+        name(stall),
+        Count::of(waits.len()).nouns("task", "tasks"),
+        waits.first().map_or(Span(Nanos(0)), |wait| waited(wait)),
+        queue.join(" · ")
+    )
+}
+
+/// `was watched for 3.2s: asleep 3.1s, running 80ms, without a CPU 20ms; left the CPU 12 times`
+fn spent(times: &Times) -> String {
+    format!(
+        "held it; in the last {} of it: asleep {}, running {}, ready without a CPU {}; left the CPU {}",
+        Span(times.total()),
+        Span(times.asleep),
+        Span(times.running),
+        Span(times.runnable),
+        Count::from(times.switches).nouns("time", "times"),
+    )
+}
+
+/// `begins 3, ends 1`, kinds that lost nothing left out.
+pub(super) fn by_kind(lost: &Lost) -> String {
+    let kinds: Vec<String> = lost
+        .by_kind()
+        .into_iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(kind, count)| format!("{kind} {count}"))
+        .collect();
+    if kinds.is_empty() {
+        "nothing".into()
+    } else {
+        kinds.join(", ")
+    }
+}
+
+/// Names come from whoever runs on the host: nothing that a terminal would obey.
+fn printable(text: &str) -> String {
+    text.replace(text::is_unprintable, "?")
+}
+
+fn clock(at: jiff::Timestamp) -> impl std::fmt::Display {
+    at.strftime("%FT%TZ")
+}

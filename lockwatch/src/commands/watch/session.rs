@@ -1,0 +1,364 @@
+//! One run of `watch`: from the sources through the graph to the reports.
+
+use std::{collections::BTreeMap, io, sync::Arc};
+
+use crate::{
+    commands::watch::{
+        filter::Filter,
+        output::{HolderTimes, Output, Summary, by_kind},
+        progress::{Progress, Reason, WatchedHolder},
+        surveys::{SurveyAnswer, Surveys},
+    },
+    graph::{Change, Stall, StallId, WaitGraph},
+    lock::LockAddr,
+    stream::{Lost, PolledWaits, Stream, Wait, now_ns},
+    survey::Survey,
+    task::{Nanos, TaskKey},
+};
+
+/// What a session waits for besides the clock.
+#[derive(Debug)]
+pub(super) enum Input {
+    /// The ring buffer fills up.
+    Events,
+    /// A survey has ended.
+    Survey(SurveyAnswer),
+}
+
+/// Everything that lives as long as the run.
+#[derive(Debug)]
+pub(super) struct Session {
+    graph: WaitGraph,
+    /// `None` on a kernel without the tracepoints: then surveys alone show waits.
+    stream: Option<Stream>,
+    surveys: Option<Surveys>,
+    polled: PolledWaits,
+    /// Waits that a survey found and the stream had not seen begin.
+    seeds: BTreeMap<(TaskKey, LockAddr), Wait>,
+    progress: BTreeMap<StallId, Progress>,
+    filter: Filter,
+    output: Output,
+    stall_count: u64,
+    lost: Lost,
+    survey_error: Option<String>,
+}
+
+impl Session {
+    pub(super) fn new(
+        threshold: Nanos,
+        filter: Filter,
+        output: Output,
+        stream: Option<Stream>,
+        surveys: Option<Surveys>,
+    ) -> Self {
+        Self {
+            graph: WaitGraph::new(threshold),
+            stream,
+            surveys,
+            polled: PolledWaits::default(),
+            seeds: BTreeMap::new(),
+            progress: BTreeMap::new(),
+            filter,
+            output,
+            stall_count: 0,
+            lost: Lost::default(),
+            survey_error: None,
+        }
+    }
+
+    /// Asks for the survey that shows the waits that are there already.
+    pub(super) fn start(&mut self) {
+        if let Some(surveys) = &mut self.surveys {
+            surveys.request(now_ns());
+        }
+    }
+
+    /// Waits for what cannot be polled: a ring buffer that fills, or a survey.
+    pub(super) async fn next(&mut self) -> io::Result<Input> {
+        let Self {
+            stream, surveys, ..
+        } = self;
+        let filling = async {
+            match stream {
+                Some(stream) => stream.ready().await,
+                None => std::future::pending().await,
+            }
+        };
+        let answer = async {
+            match surveys {
+                Some(surveys) => surveys.next(now_ns).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            filling = filling => filling.map(|()| Input::Events),
+            answer = answer => Ok(Input::Survey(answer)),
+        }
+    }
+
+    /// Takes in what has come.
+    pub(super) fn take(&mut self, input: Input) -> io::Result<()> {
+        match input {
+            Input::Events => {
+                self.take_events();
+                Ok(())
+            }
+            Input::Survey(answer) => self.take_survey(answer),
+        }
+    }
+
+    /// Takes the events that are there.
+    fn take_events(&mut self) {
+        if let Some(stream) = &mut self.stream {
+            stream.events(|event| self.graph.apply(event));
+        }
+    }
+
+    /// Brings the graph up to date, reports what has ended and asks for surveys.
+    pub(super) fn tick(&mut self) -> io::Result<()> {
+        if let Some(stream) = &mut self.stream {
+            // The reading first: the event of each end that it does not show is
+            // there afterwards.
+            let scan = stream.scan();
+            stream.events(|event| self.graph.apply(event));
+            self.graph.reconcile_waits(&scan);
+            self.say_losses();
+        }
+        let now_ns = now_ns();
+        self.advance(now_ns)?;
+        // Without surveys, or with one that does not come back, say what is known.
+        let no_survey = self
+            .surveys
+            .as_ref()
+            .is_none_or(|surveys| surveys.is_overdue(now_ns));
+        self.report(None, no_survey, now_ns)?;
+        if let Some(surveys) = &mut self.surveys
+            && (self.stream.is_none()
+                || self
+                    .progress
+                    .values()
+                    .any(|progress| progress.needs_survey(now_ns)))
+        {
+            surveys.request(now_ns);
+        }
+        Ok(())
+    }
+
+    /// Takes in a survey and reports what it explains.
+    fn take_survey(&mut self, answer: SurveyAnswer) -> io::Result<()> {
+        let survey = match answer {
+            Ok(survey) => survey,
+            Err(error) => {
+                self.say_survey_error(&error);
+                return Ok(());
+            }
+        };
+        let scan = self.polled.read(&survey);
+        if self.stream.is_some() {
+            self.check_seeds(&scan.waits);
+            self.seed(&scan.waits);
+        } else {
+            self.graph.reconcile_waits(&scan);
+        }
+        let now_ns = now_ns();
+        self.advance(now_ns)?;
+        self.graph.reconcile_survey(&survey);
+        for progress in self.progress.values_mut() {
+            progress.surveyed(now_ns);
+        }
+        self.report(Some(&survey), false, now_ns)
+    }
+
+    /// Reports the stalls that stand and are due.
+    fn report(
+        &mut self,
+        survey: Option<&Arc<Survey>>,
+        no_survey: bool,
+        now_ns: u64,
+    ) -> io::Result<()> {
+        for (&id, progress) in &mut self.progress {
+            let Some(stall) = self.graph.stall(id) else {
+                continue;
+            };
+            let is_surveyed = survey.is_some_and(|survey| {
+                let facts = stall.facts.as_ref();
+                facts.is_some_and(|facts| Arc::ptr_eq(facts.survey(), survey))
+            });
+            if is_surveyed && let Some(stream) = &mut self.stream {
+                watch_holders(stream, stall, progress);
+            }
+            let Some(reason) = progress.due(stall, is_surveyed, no_survey, now_ns) else {
+                continue;
+            };
+            if !self.filter.matches(stall) {
+                continue;
+            }
+            if reason == Reason::Crossed {
+                self.stall_count += 1;
+            }
+            let waits = self.graph.waits_for(stall.lock);
+            self.output.stall(stall, &waits, reason, now_ns)?;
+            progress.reported(stall, reason, now_ns);
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self, now_ns: u64) -> io::Result<()> {
+        for change in self.graph.advance(now_ns) {
+            match change {
+                Change::Began(id) => {
+                    self.progress.insert(id, Progress::new(now_ns));
+                }
+                Change::Ended(stall) => self.end(&stall)?,
+            }
+        }
+        // A refuted stall goes without a word.
+        let gone: Vec<StallId> = self
+            .progress
+            .keys()
+            .copied()
+            .filter(|&id| self.graph.stall(id).is_none())
+            .collect();
+        for id in gone {
+            self.holder_times(id);
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, stall: &Stall) -> io::Result<()> {
+        let was_reported = self
+            .progress
+            .get(&stall.id)
+            .is_some_and(Progress::is_reported);
+        let times = self.holder_times(stall.id);
+        if was_reported || self.filter.matches(stall) {
+            if !was_reported {
+                self.stall_count += 1;
+            }
+            self.output.ended(stall, &times)?;
+        }
+        Ok(())
+    }
+
+    /// The times of the stall's holders; they are no longer kept for it.
+    fn holder_times(&mut self, id: StallId) -> Vec<HolderTimes> {
+        let Some(progress) = self.progress.remove(&id) else {
+            return Vec::new();
+        };
+        let Some(stream) = &mut self.stream else {
+            return Vec::new();
+        };
+        let mut times = Vec::new();
+        for WatchedHolder { task, before } in progress.watched {
+            if let Some(after) = stream.times(task.key) {
+                let times_in_stall = after.since(&before);
+                stream.release(task.key);
+                times.push(HolderTimes {
+                    task,
+                    times: times_in_stall,
+                });
+            }
+        }
+        times
+    }
+
+    /// Waits that the survey sees and the stream did not see begin: they began
+    /// before it was attached, or did not fit. From here on their ends are seen.
+    fn seed(&mut self, waits: &[Wait]) {
+        let Some(stream) = &mut self.stream else {
+            return;
+        };
+        let known = self.seeds.len();
+        for wait in waits {
+            let key = (wait.task.key, wait.lock);
+            if !self.seeds.contains_key(&key) && stream.seed(wait) {
+                self.seeds.insert(key, wait.clone());
+            }
+        }
+        if self.seeds.len() > known
+            && let Some(surveys) = &mut self.surveys
+        {
+            // A wait can have ended between the survey and this: one more look.
+            surveys.allow_now();
+            surveys.request(now_ns());
+        }
+    }
+
+    /// Takes out seeds that this survey, taken after they were entered, does not see.
+    fn check_seeds(&mut self, waits: &[Wait]) {
+        let Some(stream) = &mut self.stream else {
+            return;
+        };
+        let (graph, polled) = (&mut self.graph, waits);
+        self.seeds.retain(|key, seed| {
+            let stands = polled.iter().any(|wait| (wait.task.key, wait.lock) == *key);
+            if !stands && stream.unseed(seed) {
+                graph.refute(seed);
+            }
+            stands
+        });
+    }
+
+    fn say_losses(&mut self) {
+        let Some(stream) = &self.stream else {
+            return;
+        };
+        let lost = stream.lost();
+        if lost != self.lost {
+            tracing::warn!("lost: {}", by_kind(&lost));
+            self.lost = lost;
+        }
+    }
+
+    fn say_survey_error(&mut self, error: &dyn std::error::Error) {
+        let text = chain(error);
+        if self.survey_error.as_ref() != Some(&text) {
+            tracing::warn!("no survey, so that holders are not known: {text}");
+            self.survey_error = Some(text);
+        }
+    }
+
+    /// Stalls that were reported.
+    pub(super) fn stall_count(&self) -> u64 {
+        self.stall_count
+    }
+
+    /// Ends the run: says the counts.
+    pub(super) fn finish(mut self) -> io::Result<()> {
+        self.output.summary(&Summary {
+            waits: self.stream.as_ref().map_or(0, Stream::wait_count),
+            stalls: self.stall_count,
+            surveys: self.surveys.as_ref().map_or(0, Surveys::count),
+            lost: self.lost,
+        })
+    }
+}
+
+fn watch_holders(stream: &mut Stream, stall: &Stall, progress: &mut Progress) {
+    for span in &stall.holders {
+        let task = &span.holder.task;
+        let known = progress
+            .watched
+            .iter()
+            .any(|watched| watched.task.key == task.key);
+        if !known
+            && stream.watch(task.key, span.holder.state)
+            && let Some(before) = stream.times(task.key)
+        {
+            progress.watched.push(WatchedHolder {
+                task: task.clone(),
+                before,
+            });
+        }
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,118 @@
+//! Surveys on a thread of their own, so that events are read meanwhile, and within
+//! a budget.
+
+use std::{io, sync::Arc, thread};
+
+use tokio::sync::mpsc;
+
+use crate::{
+    survey::{Survey, SurveyError, SurveyOptions, Surveyor},
+    task::Nanos,
+};
+
+/// Least time from the end of one survey to the begin of the next.
+const PAUSE_MIN: Nanos = Nanos(1_000_000_000);
+/// A survey's own running time is at most this part of the time: 2 %.
+const COST_FACTOR: u64 = 50;
+/// A survey that has not answered for this long is not waited for.
+const PATIENCE: Nanos = Nanos(3_000_000_000);
+
+/// The surveyor's thread, and when it may be asked again.
+#[derive(Debug)]
+pub(super) struct Surveys {
+    requests: mpsc::UnboundedSender<()>,
+    results: mpsc::UnboundedReceiver<Result<Survey, SurveyError>>,
+    options: SurveyOptions,
+    asked_at_ns: Option<u64>,
+    next_at_ns: u64,
+    count: u64,
+}
+
+impl Surveys {
+    /// Starts the thread. It ends when this value is dropped, or with the process:
+    /// nobody waits for it, since the kernel might not answer.
+    pub(super) fn start(mut surveyor: Surveyor) -> io::Result<Self> {
+        let options = SurveyOptions::default();
+        let (requests, mut asked) = mpsc::unbounded_channel();
+        let (answer, results) = mpsc::unbounded_channel();
+        thread::Builder::new()
+            .name("survey".into())
+            .spawn(move || {
+                while asked.blocking_recv().is_some() {
+                    if answer.send(surveyor.survey(&options)).is_err() {
+                        break;
+                    }
+                }
+            })?;
+        Ok(Self {
+            requests,
+            results,
+            options,
+            asked_at_ns: None,
+            next_at_ns: 0,
+            count: 0,
+        })
+    }
+
+    /// Asks for a survey if the budget allows one now.
+    pub(super) fn request(&mut self, now_ns: u64) {
+        if self.asked_at_ns.is_none() && now_ns >= self.next_at_ns && self.requests.send(()).is_ok()
+        {
+            self.asked_at_ns = Some(now_ns);
+        }
+    }
+
+    /// The next answer; pending while nothing has been asked.
+    pub(super) async fn next(&mut self, now_ns: impl Fn() -> u64) -> SurveyAnswer {
+        let Some(result) = self.results.recv().await else {
+            // The thread is gone, by a panic that it has printed: none will come.
+            return std::future::pending().await;
+        };
+        self.asked_at_ns = None;
+        self.count += 1;
+        let cost = result.as_ref().map_or(Nanos(0), |survey| {
+            Nanos(
+                survey
+                    .duration
+                    .0
+                    .saturating_sub(Nanos::from_duration(self.options.pause).0),
+            )
+        });
+        self.next_at_ns = now_ns() + next_pause(cost).0;
+        result.map(Arc::new)
+    }
+
+    /// Lets the next survey start at once: it is to confirm the last.
+    pub(super) fn allow_now(&mut self) {
+        self.next_at_ns = 0;
+    }
+
+    /// True while an answer is overdue.
+    pub(super) fn is_overdue(&self, now_ns: u64) -> bool {
+        self.asked_at_ns
+            .is_some_and(|asked_at_ns| Nanos::between(asked_at_ns, now_ns) > PATIENCE)
+    }
+
+    /// Surveys taken so far.
+    pub(super) fn count(&self) -> u64 {
+        self.count
+    }
+}
+
+/// What a survey came to.
+pub(super) type SurveyAnswer = Result<Arc<Survey>, SurveyError>;
+
+fn next_pause(cost: Nanos) -> Nanos {
+    Nanos(cost.0.saturating_mul(COST_FACTOR)).max(PAUSE_MIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dear_survey_is_taken_less_often() {
+        assert_eq!(next_pause(Nanos(5_000_000)), PAUSE_MIN);
+        assert_eq!(next_pause(Nanos(100_000_000)), Nanos(5_000_000_000));
+    }
+}

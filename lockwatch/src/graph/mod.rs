@@ -1,0 +1,9 @@
+//! The graph of tasks and locks: who waits for what, and who has it. Pure: no
+//! kernel, no clock, no IO.
+
+pub mod chain;
+mod stall;
+mod wait_graph;
+
+pub use stall::{Facts, HolderSpan, Stall, StallId};
+pub use wait_graph::{Change, WaitGraph};

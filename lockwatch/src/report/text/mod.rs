@@ -1,0 +1,208 @@
+//! The report as text: one paragraph for each lock, for someone who is tired.
+
+mod holders;
+mod page;
+mod queue;
+mod roots;
+mod rules;
+mod stack;
+
+use std::{
+    collections::BTreeSet,
+    io::{self, Write},
+};
+
+use page::{GLUE, Text, Tone, write_field};
+pub use page::{Style, is_unprintable};
+
+use super::{Lock, Report};
+use crate::{
+    figures::{Count, Span},
+    lock::{LockMode, LockState},
+    task::{StuckClass, Tid},
+};
+
+/// Locks that get a paragraph; the rest is counted.
+const SHOWN: usize = 10;
+
+/// Writes the report for a person: a paragraph for each stalled lock, the worst first,
+/// or one line if no lock is stalled.
+///
+/// # Errors
+/// When `out` does.
+pub fn write_report(out: &mut dyn Write, report: &Report, style: Style) -> io::Result<()> {
+    let stalled: Vec<&Lock> = report.stalled_locks().collect();
+    match stalled.len() {
+        0 => no_stall(report).write(out, style, 0)?,
+        1 => {}
+        _ => {
+            summary(&stalled).write(out, style, 0)?;
+            writeln!(out)?;
+        }
+    }
+    for (number, lock) in stalled.iter().take(SHOWN).enumerate() {
+        if number > 0 {
+            writeln!(out)?;
+        }
+        write_lock(out, report, lock, style)?;
+    }
+    if let Some(rest) = stalled.get(SHOWN..).filter(|rest| !rest.is_empty()) {
+        writeln!(out)?;
+        let blocked = Count::of(blocked_on(rest)).nouns("task", "tasks");
+        let locks = Count::of(rest.len());
+        let more = format!("… and {locks} more, {blocked} blocked (use --format json)");
+        Text::plain(more).write(out, style, 0)?;
+    }
+    if !stalled.is_empty() {
+        writeln!(out)?;
+        checked(report).write(out, style, 0)?;
+    }
+    if report.coverage.looks == Some(1) && !stalled.is_empty() {
+        Text::new()
+            .with(
+                Tone::Doubt,
+                "one look only: what is said here may be passing",
+            )
+            .write(out, style, 0)?;
+    }
+    for line in &report.coverage.degraded {
+        Text::new()
+            .with(Tone::Doubt, "not known: ")
+            .with(Tone::Plain, line)
+            .write(out, style, 0)?;
+    }
+    Ok(())
+}
+
+/// Writes the paragraph of one lock.
+///
+/// # Errors
+/// When `out` does.
+pub fn write_lock(
+    out: &mut dyn Write,
+    report: &Report,
+    lock: &Lock,
+    style: Style,
+) -> io::Result<()> {
+    heading(lock).write(out, style, 0)?;
+    let mut field = |label, paragraphs: &[Text]| write_field(&mut *out, style, label, paragraphs);
+    field("held by", &holders::lines(report, lock, style))?;
+    field("queue", &[queue::line(lock)])?;
+    field("why", rules::why(lock).as_slice())?;
+    field("root", &roots::lines(report, lock))?;
+    field("next", rules::next(report, lock).as_slice())?;
+    field("ways out", rules::ways_out(lock).as_slice())
+}
+
+/// `mmap_lock of filebeat[4424]    read-held · 1,469 tasks blocked · oldest 6m12s`
+fn heading(lock: &Lock) -> Text {
+    let (state, tone) = match lock.state {
+        LockState::ReadHeld => ("read-held", Tone::Plain),
+        LockState::WriteHeld => ("write-held", Tone::Plain),
+        LockState::Free => ("free", Tone::Plain),
+        LockState::Inconsistent => ("INCONSISTENT", Tone::Alarm),
+    };
+    let blocked = Count::of(lock.blocked().count()).nouns("task", "tasks");
+    let oldest = lock.blocked().map(|waiter| waiter.wait_ns).max();
+    let mut text = Text::new()
+        .with(Tone::Strong, &lock.name)
+        .with(Tone::Plain, "    ")
+        .with(tone, state)
+        .with(Tone::Plain, format!("{GLUE}· "))
+        .with(Tone::Alarm, glued(&format!("{blocked} blocked")));
+    if let Some(oldest) = oldest {
+        text.push(Tone::Plain, format!("{GLUE}· oldest{GLUE}{}", Span(oldest)));
+    }
+    text
+}
+
+fn no_stall(report: &Report) -> Text {
+    Text::plain(format!(
+        "no task has waited for an rwsem longer than {} (checked {}, {})",
+        Span(report.threshold),
+        Count::from(report.coverage.tasks).nouns("task", "tasks"),
+        Count::of(report.short_waits()).nouns("short wait", "short waits"),
+    ))
+}
+
+fn summary(stalled: &[&Lock]) -> Text {
+    Text::new().with(
+        Tone::Strong,
+        format!(
+            "{} locks with stalls, {} blocked",
+            Count::of(stalled.len()),
+            Count::of(blocked_on(stalled)).nouns("task", "tasks")
+        ),
+    )
+}
+
+/// Distinct tasks queued on these locks.
+fn blocked_on(locks: &[&Lock]) -> usize {
+    locks
+        .iter()
+        .flat_map(|lock| lock.blocked())
+        .map(|waiter| waiter.tid)
+        .collect::<BTreeSet<Tid>>()
+        .len()
+}
+
+/// `checked 1,552 tasks in 96ms; 12 waits below 1s on other locks not shown`
+fn checked(report: &Report) -> Text {
+    let mut words = format!(
+        "checked {} in {}",
+        Count::from(report.coverage.tasks).nouns("task", "tasks"),
+        Span(report.duration_ns)
+    );
+    let short: usize = report
+        .locks
+        .iter()
+        .filter(|lock| !lock.is_stalled(report.threshold))
+        .map(|lock| lock.waiters.len())
+        .sum();
+    if short > 0 {
+        words.push_str(&format!(
+            "; {} below {} on other locks not shown",
+            Count::of(short).nouns("wait", "waits"),
+            Span(report.threshold)
+        ));
+    }
+    Text::new().with(Tone::Dim, words)
+}
+
+/// Why a task does not go on, in words.
+pub fn stuck_words(class: StuckClass) -> &'static str {
+    match class {
+        StuckClass::BlockIo => "waiting for block I/O",
+        StuckClass::NetworkFs => "waiting for a network file system's server",
+        StuckClass::Fuse => "waiting for a FUSE daemon",
+        StuckClass::Lock => "waiting for another kernel lock",
+        StuckClass::Reclaim => "reclaiming memory or waiting for those who do",
+        StuckClass::Completion => "waiting for a completion inside the kernel",
+        StuckClass::User => "held up by user space (ptrace, freezer or userfaultfd)",
+        StuckClass::Running => "running",
+        StuckClass::Runnable => "could run, but has no CPU",
+        StuckClass::Sleep => "asleep on a timer",
+        StuckClass::Exit => "exiting",
+        StuckClass::Unknown => "what it waits for is unknown",
+    }
+}
+
+/// `comm[tid]`
+fn named(comm: &str, tid: Tid) -> String {
+    format!("{comm}[{tid}]")
+}
+
+fn mode(mode: LockMode) -> &'static str {
+    match mode {
+        LockMode::Read => "read",
+        LockMode::Write => "write",
+    }
+}
+
+/// The text with spaces at which no line is broken.
+fn glued(text: &str) -> String {
+    text.replace(' ', "\u{a0}")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,229 @@
+//! The stream: lock waits as they begin and end, and how the holders of stalled
+//! locks spend their time.
+//!
+//! What is true now is read from the kernel's maps at each [`Stream::poll`]; events
+//! only add the exact ends. So a lost event blurs a time and never the picture.
+
+mod event;
+mod polled;
+mod watched;
+
+use std::{io, os::fd::OwnedFd};
+
+pub use event::{Event, Scan, Wait, WaitId};
+use lockwatch_ebpf::stream::{OpenWait, StreamConfig, counter};
+pub use polled::PolledWaits;
+use tokio::io::unix::AsyncFd;
+pub use watched::Times;
+use watched::Watching;
+
+use crate::{
+    kernel::{
+        btf::{Btf, BtfError},
+        layout::Layout,
+    },
+    probes::stream::{AttachError, StreamProbes},
+    task::{Nanos, TaskKey, TaskState},
+};
+
+/// What the stream sends.
+#[derive(Clone, Copy, Debug)]
+pub struct StreamOptions {
+    /// Ends of waits shorter than this are not sent.
+    pub ends_from: Nanos,
+    /// Send the begin of every wait, too.
+    pub begins: bool,
+}
+
+/// Why there is no stream, with the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// The kernel's types cannot be read.
+    #[error("cannot tell where the kernel keeps what lockwatch reads")]
+    Layout(#[from] BtfError),
+    /// The programs cannot be attached.
+    #[error("cannot watch lock waits")]
+    Attach(#[from] AttachError),
+    /// The ring buffer cannot be waited for.
+    #[error("cannot wait for the kernel's events")]
+    Wait(#[source] io::Error),
+}
+
+/// What could not be sent, kept or read, by kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lost {
+    /// Begins that did not fit the ring buffer.
+    pub begins: u64,
+    /// Ends that did not fit the ring buffer: those waits' lengths are not exact.
+    pub ends: u64,
+    /// Waits that did not fit the map; a survey shows those that stand.
+    pub waits: u64,
+    /// Readings of the map that changes under them cut short.
+    pub scans: u64,
+    /// Events that could not be decoded.
+    pub malformed: u64,
+    /// Holders whose times could not be kept.
+    pub watched: u64,
+}
+
+impl Lost {
+    /// Kind and number of each, in the order of a report.
+    pub fn by_kind(&self) -> [(&'static str, u64); 6] {
+        [
+            ("begins", self.begins),
+            ("ends", self.ends),
+            ("waits", self.waits),
+            ("scans", self.scans),
+            ("malformed", self.malformed),
+            ("watched", self.watched),
+        ]
+    }
+
+    /// All kinds together.
+    pub fn total(&self) -> u64 {
+        self.by_kind().iter().map(|(_, count)| count).sum()
+    }
+}
+
+/// The attached programs, decoded.
+#[derive(Debug)]
+pub struct Stream {
+    probes: StreamProbes,
+    ready: AsyncFd<OwnedFd>,
+    watching: Watching,
+    lost: Lost,
+}
+
+impl Stream {
+    /// Loads and attaches everything. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// When the kernel lacks the tracepoints or refuses the programs.
+    pub fn attach(options: &StreamOptions) -> Result<Self, StreamError> {
+        let layout = Layout::from_btf(&Btf::from_sys()?)?.task;
+        let config = StreamConfig {
+            ends_from_ns: options.ends_from.0,
+            begins: options.begins.into(),
+            own_tgid: std::process::id(),
+        };
+        let probes = StreamProbes::attach(&layout, &config)?;
+        let events = probes.events_fd().try_clone_to_owned();
+        // SAFETY: an `OwnedFd` keeps its number open and the same for its life.
+        let ready = events
+            .and_then(|fd| unsafe { AsyncFd::register(fd) }.map_err(io::Error::from))
+            .map_err(StreamError::Wait)?;
+        Ok(Self {
+            probes,
+            ready,
+            watching: Watching::default(),
+            lost: Lost::default(),
+        })
+    }
+
+    /// Why the times of holders are not known, if they are not.
+    pub fn times_error(&self) -> Option<&AttachError> {
+        self.probes.sched_error()
+    }
+
+    /// Waits until the kernel wants its events read. It wakes only for a ring buffer
+    /// that fills up: call [`Stream::poll`] on a timer, too.
+    ///
+    /// # Errors
+    /// When the runtime is shutting down.
+    pub async fn ready(&self) -> io::Result<()> {
+        self.ready.readable().await?.clear_ready();
+        Ok(())
+    }
+
+    /// Takes the events that are there, oldest first.
+    pub fn events(&mut self, mut each: impl FnMut(Event)) {
+        let mut undecoded = 0;
+        let malformed = self.probes.drain(|event| match Event::decode(&event) {
+            Some(event) => each(event),
+            None => undecoded += 1,
+        });
+        self.lost.malformed += malformed + undecoded;
+    }
+
+    /// Reads the waits that are open now. `at_ns` is the time before the reading:
+    /// a wait that began earlier and is not in it is over.
+    pub fn scan(&mut self) -> Scan {
+        let at_ns = now_ns();
+        let mut waits = Vec::new();
+        // An entry can be reused between its key and its value being read: an old
+        // wait counts only when it reads the same twice.
+        let probes = &self.probes;
+        let complete = probes.read_waits(|key, open| {
+            let old = at_ns.saturating_sub(open.since_ns) > Nanos::MILLI.0;
+            if !old || probes.wait(key) == Some(open) {
+                waits.push(Wait::decode(key, &open));
+            }
+        });
+        if !complete {
+            self.lost.scans += 1;
+        }
+        Scan {
+            at_ns,
+            waits,
+            complete,
+        }
+    }
+
+    /// Enters a wait that began before the programs were attached, so that its end
+    /// is seen; false if the task has an open wait on this lock already.
+    pub fn seed(&mut self, wait: &Wait) -> bool {
+        let (key, open) = wait.encode();
+        self.probes.insert_wait(key, open)
+    }
+
+    /// Takes a seeded wait out again, which was over before it was entered; false if
+    /// it is not there any more.
+    pub fn unseed(&mut self, wait: &Wait) -> bool {
+        let (key, seeded) = wait.encode();
+        let is_seeded = |open: OpenWait| open.since_ns == seeded.since_ns;
+        let stands = self.probes.wait(key).is_some_and(is_seeded);
+        if stands {
+            self.probes.remove_wait(key);
+        }
+        stands
+    }
+
+    /// Keeps the times of a task that was in `state` a moment ago. Each call wants
+    /// one [`Stream::release`]. False if there is no room.
+    pub fn watch(&mut self, task: TaskKey, state: TaskState) -> bool {
+        self.watching.watch(&mut self.probes, task, state)
+    }
+
+    /// The times of a watched task so far.
+    pub fn times(&self, task: TaskKey) -> Option<Times> {
+        self.watching.times(&self.probes, task)
+    }
+
+    /// One less wants the times of this task.
+    pub fn release(&mut self, task: TaskKey) {
+        self.watching.release(&mut self.probes, task);
+    }
+
+    /// Waits that have been recorded in the kernel so far.
+    pub fn wait_count(&self) -> u64 {
+        self.probes.counters()[counter::WAITS as usize]
+    }
+
+    /// What has been lost so far.
+    pub fn lost(&self) -> Lost {
+        let counters = self.probes.counters();
+        Lost {
+            begins: counters[counter::LOST_BEGIN as usize],
+            ends: counters[counter::LOST_END as usize],
+            waits: counters[counter::LOST_WAIT as usize],
+            watched: self.watching.refused(),
+            ..self.lost
+        }
+    }
+}
+
+/// `CLOCK_MONOTONIC` in ns: the clock of all events.
+pub fn now_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
+}

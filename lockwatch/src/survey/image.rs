@@ -1,0 +1,140 @@
+//! A kernel made by hand, for tests: tasks with stacks, and the memory behind them.
+
+use std::collections::BTreeMap;
+
+use lockwatch_ebpf::survey::TaskRecord;
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::{
+    kernel::{
+        layout::RwsemLayout,
+        memory::{KernelMemory, MemoryError},
+    },
+    survey::look::Look,
+};
+
+pub(super) const THREAD_SIZE: u32 = 16 * 1024;
+/// A return address into the read slow path.
+pub(super) const SLOW_PATH: u64 = 0xffff_ffff_8100_0250;
+pub(super) const JIFFIES: u64 = 0x1_0000_0000;
+
+/// The layout of 5.3 – 7.0.
+pub(super) const RWSEM: RwsemLayout = RwsemLayout {
+    size: 40,
+    count: 0,
+    owner: 8,
+    osq: Some(16),
+    wait_list: 24,
+    waiter_task: 16,
+    waiter_type: 24,
+    waiter_timeout: 32,
+    waiter_size: 40,
+};
+
+/// Where the queue entry of task `n` lies.
+pub(super) const fn entry_address(n: u64) -> u64 {
+    stack_base(n) + 0x3000
+}
+
+/// The `task_struct` of task `n`.
+pub(super) const fn task_address(n: u64) -> u64 {
+    0xffff_8881_0000_0000 + n * 0x4000
+}
+
+const fn stack_base(n: u64) -> u64 {
+    0xffff_c900_0000_0000 + n * 0x8000
+}
+
+/// Kernel memory as words by address.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Image {
+    words: BTreeMap<u64, u64>,
+}
+
+impl Image {
+    pub(super) fn set(&mut self, address: u64, word: u64) {
+        self.words.insert(address, word);
+    }
+
+    /// The queue entry of task `n`, with the links that the list has.
+    pub(super) fn entry(&mut self, n: u64, kind: u64, next: u64, prev: u64) {
+        let at = entry_address(n);
+        for (index, word) in [next, prev, task_address(n), kind, JIFFIES - 100]
+            .into_iter()
+            .enumerate()
+        {
+            self.set(at + 8 * index as u64, word);
+        }
+    }
+
+    /// A lock word with its list.
+    pub(super) fn lock(&mut self, lock: u64, count: u64, owner: u64, first: u64, last: u64) {
+        for (index, word) in [count, owner, 0, first, last].into_iter().enumerate() {
+            self.set(lock + 8 * index as u64, word);
+        }
+    }
+
+    /// A queue of `kinds` (0 = write, 1 = read) of tasks 1, 2, … on a lock.
+    pub(super) fn queue(&mut self, lock: u64, count: u64, owner: u64, kinds: &[u64]) {
+        let head = lock + RWSEM.wait_list as u64;
+        let last = kinds.len() as u64;
+        for (index, &kind) in kinds.iter().enumerate() {
+            let n = index as u64 + 1;
+            let prev = if n == 1 { head } else { entry_address(n - 1) };
+            let next = if n == last {
+                head
+            } else {
+                entry_address(n + 1)
+            };
+            self.entry(n, kind, next, prev);
+        }
+        self.lock(lock, count, owner, entry_address(1), entry_address(last));
+    }
+
+    /// A look at tasks 1 to `count`, all asleep in the slow path, their stacks as the
+    /// image has them.
+    pub(super) fn look(&self, count: u64) -> Look {
+        let mut words = Vec::new();
+        for n in 1..=count {
+            let mut record = TaskRecord::new_zeroed();
+            record.task = task_address(n);
+            record.tid = n as u32;
+            record.tgid = n as u32;
+            record.start_time_ns = n;
+            record.state = 2;
+            record.stack_base = stack_base(n);
+            record.stack_offset = 0x2f00;
+            record.sp = stack_base(n) + 0x2f00;
+            record.jiffies = JIFFIES;
+            record.stack_len = THREAD_SIZE - 0x2f00;
+            words.extend(as_words(&record));
+            let stack = (stack_base(n) + 0x2f00..stack_base(n) + u64::from(THREAD_SIZE)).step_by(8);
+            words.extend(stack.map(|address| match address - stack_base(n) {
+                0x2fe0 => SLOW_PATH,
+                _ => self.words.get(&address).copied().unwrap_or(0),
+            }));
+        }
+        Look::decode(words, THREAD_SIZE)
+    }
+}
+
+fn as_words(record: &TaskRecord) -> Vec<u64> {
+    record
+        .as_bytes()
+        .chunks_exact(8)
+        .map(|chunk| u64::from_le_bytes(chunk.try_into().unwrap()))
+        .collect()
+}
+
+impl KernelMemory for Image {
+    fn read_batch(&mut self, reads: &[(u64, usize)]) -> Result<Vec<Option<Vec<u8>>>, MemoryError> {
+        let read = |&(address, len): &(u64, usize)| {
+            let words = (address..address + len as u64).step_by(8);
+            let bytes: Option<Vec<[u8; 8]>> = words
+                .map(|at| self.words.get(&at).map(|word| word.to_le_bytes()))
+                .collect();
+            bytes.map(|words| words.concat()[..len].to_vec())
+        };
+        Ok(reads.iter().map(read).collect())
+    }
+}
