@@ -6,11 +6,17 @@ use lockwatch_ebpf::Member;
 /// value it has at build time.
 macro_rules! global {
     ($static:ident . $field:ident) => {
-        // SAFETY: the static is initialised, aligned and never written after load.
-        unsafe { core::ptr::read_volatile(&raw const $static.$field) }
+        $crate::probes::member::read_global(&$static.$field)
     };
 }
 pub(crate) use global;
+
+/// What the loader put there.
+#[inline(always)]
+pub(crate) fn read_global<T: Copy>(global: &T) -> T {
+    // SAFETY: a reference is valid, aligned and initialised.
+    unsafe { core::ptr::read_volatile(global) }
+}
 
 /// The member of the structure at `base` as an unsigned number; 0 where the
 /// kernel has no such member.
@@ -20,29 +26,17 @@ pub(crate) use global;
 /// the type it points to.
 #[inline(always)]
 pub(crate) unsafe fn load(base: *const u8, member: Member) -> u64 {
+    let at = base.wrapping_add(member.offset as usize);
     // One volatile load per width: a merged load of the wrong width is refused by
     // the verifier (`on_cpu` has one byte on 7.3).
-    match member.size {
-        8 => unsafe {
-            base.add(member.offset as usize)
-                .cast::<u64>()
-                .read_volatile()
-        },
-        4 => unsafe {
-            u64::from(
-                base.add(member.offset as usize)
-                    .cast::<u32>()
-                    .read_volatile(),
-            )
-        },
-        2 => unsafe {
-            u64::from(
-                base.add(member.offset as usize)
-                    .cast::<u16>()
-                    .read_volatile(),
-            )
-        },
-        1 => unsafe { u64::from(base.add(member.offset as usize).read_volatile()) },
-        _ => 0,
+    // SAFETY: the caller's promise; the verifier checks each of these loads.
+    unsafe {
+        match member.size {
+            8 => at.cast::<u64>().read_volatile(),
+            4 => u64::from(at.cast::<u32>().read_volatile()),
+            2 => u64::from(at.cast::<u16>().read_volatile()),
+            1 => u64::from(at.read_volatile()),
+            _ => 0,
+        }
     }
 }

@@ -91,6 +91,7 @@ unsafe fn emit(seq: *mut seq_file, task: *const u8, scratch: &mut Scratch) {
     let thread_size = u64::from(global!(TASK_LAYOUT.thread_size));
 
     // The frames first: they need the task at rest, as the words do.
+    // SAFETY: the buffer has room for FRAMES_MAX addresses.
     let frames = unsafe {
         bpf_get_task_stack(
             task.cast_mut().cast::<c_void>().cast(),
@@ -112,6 +113,7 @@ unsafe fn emit(seq: *mut seq_file, task: *const u8, scratch: &mut Scratch) {
     if len > STACK_MAX as u64 || exit_state != 0 || stack_base == 0 {
         len = 0;
     }
+    // SAFETY: `len` is at most STACK_MAX, the size of the buffer.
     let read = unsafe {
         bpf_probe_read_kernel(
             scratch.stack.as_mut_ptr().cast::<c_void>(),
@@ -122,6 +124,7 @@ unsafe fn emit(seq: *mut seq_file, task: *const u8, scratch: &mut Scratch) {
     if read != 0 {
         len = 0;
     }
+    // SAFETY: the buffer has COMM_LEN bytes.
     let _ = unsafe {
         bpf_probe_read_kernel(
             scratch.record.comm.as_mut_ptr().cast::<c_void>(),
@@ -142,7 +145,9 @@ unsafe fn emit(seq: *mut seq_file, task: *const u8, scratch: &mut Scratch) {
     record.sp = sp;
     record.blocker = field!(blocker);
     record.pi_blocked_on = field!(pi_blocked_on);
+    // SAFETY: takes nothing, gives a number.
     record.taken_at_ns = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: takes nothing, gives a number.
     record.jiffies = unsafe { bpf_jiffies64() };
     record.tid = field!(pid) as u32;
     record.tgid = field!(tgid) as u32;

@@ -40,6 +40,18 @@ pub fn run(command: &Command) -> anyhow::Result<Outcome> {
     }
 }
 
+/// Keeps this process in memory from here on: what it needs must not have to be read
+/// from a disk that hangs. Best effort; without the right to do it we go on.
+fn lock_memory() {
+    use rustix::mm::{MlockAllFlags, mlockall};
+    // What is there now at once; what comes later when it is first used.
+    let locked = mlockall(MlockAllFlags::CURRENT)
+        .and_then(|()| mlockall(MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT));
+    if let Err(error) = locked {
+        tracing::info!("cannot lock this process into memory: {error}");
+    }
+}
+
 /// Prints an error and its causes as one line on standard error.
 pub fn print_error(error: &anyhow::Error) {
     // Nobody is left to be told if this fails.

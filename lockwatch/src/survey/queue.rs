@@ -406,7 +406,7 @@ mod tests {
     };
 
     const LOCK: u64 = 0xffff_8882_0000_0040;
-    const SLOW_PATHS: [Range<u64>; 1] = [SLOW_PATH - 0x50..SLOW_PATH + 0x50];
+    const SLOW_PATHS: &[Range<u64>] = &[SLOW_PATH - 0x50..SLOW_PATH + 0x50];
 
     fn find_in(image: &Image, tasks: u64) -> Queues {
         find(&image.look(tasks), &RWSEM, &SLOW_PATHS, &mut image.clone()).unwrap()

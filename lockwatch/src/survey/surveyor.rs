@@ -110,23 +110,35 @@ impl Surveyor {
     /// # Errors
     /// When the kernel stops answering.
     pub fn survey(&mut self, options: &SurveyOptions) -> Result<Survey, SurveyError> {
+        self.survey_in_steps(options, |_| ())
+    }
+
+    /// As [`Self::survey`], and hands out what the first look alone says before it
+    /// takes the second: for those who cannot wait for ever.
+    ///
+    /// # Errors
+    /// When the kernel stops answering.
+    pub fn survey_in_steps(
+        &mut self,
+        options: &SurveyOptions,
+        preliminary: impl FnOnce(Survey),
+    ) -> Result<Survey, SurveyError> {
         let began = Instant::now();
         let first = self.look()?;
-        let mut looks = vec![first];
-        let deadline_passed = |ahead: Duration| began.elapsed() + ahead > options.deadline;
-        let mut degraded = Vec::new();
         // Nobody waits: nothing can be standing.
-        if !looks[0].queues.is_empty() {
-            if deadline_passed(options.pause) {
-                degraded.push(
-                    "the deadline left time for one look only: nothing is certain".to_owned(),
-                );
-            } else {
-                thread::sleep(options.pause);
-                looks.push(self.look()?);
-            }
+        if first.queues.is_empty() {
+            return Ok(self.conclude(&[first], began, Vec::new()));
         }
-        self.conclude(&looks, began, degraded)
+        let looks = [first];
+        if began.elapsed() + options.pause > options.deadline {
+            let reason = "the deadline left time for one look only: nothing is certain".to_owned();
+            return Ok(self.conclude(&looks, began, vec![reason]));
+        }
+        preliminary(self.conclude(&looks, began, Vec::new()));
+        thread::sleep(options.pause);
+        let [first] = looks;
+        let second = self.look()?;
+        Ok(self.conclude(&[first, second], began, Vec::new()))
     }
 
     /// One look at everything: tasks, queues, and who could hold what.
@@ -171,12 +183,7 @@ impl Surveyor {
         })
     }
 
-    fn conclude(
-        &self,
-        looks: &[Sight],
-        began: Instant,
-        mut degraded: Vec<String>,
-    ) -> Result<Survey, SurveyError> {
+    fn conclude(&self, looks: &[Sight], began: Instant, mut degraded: Vec<String>) -> Survey {
         let (first, last) = match looks {
             [only] => (None, only),
             [first, .., last] => (Some(first), last),
@@ -216,7 +223,7 @@ impl Surveyor {
                 last.unsettled
             ));
         }
-        Ok(Survey {
+        Survey {
             taken_at: jiff::Timestamp::now(),
             taken_at_ns: last.look.at_ns,
             duration: Nanos::from_duration(began.elapsed()),
@@ -225,7 +232,7 @@ impl Surveyor {
             degraded,
             locks,
             stacks,
-        })
+        }
     }
 }
 

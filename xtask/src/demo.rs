@@ -1,0 +1,266 @@
+//! `cargo xtask demo`: a real stall, what lockwatch says of it, and whether that is true.
+
+use std::io::BufRead as _;
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
+use std::sync::mpsc::Receiver;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::process::{self, End, say};
+use crate::truth;
+use crate::workspace::{self, Workspace};
+
+/// How long the lab may take to build its stall, and to take it down.
+const LAB_LIMIT: Duration = Duration::from_secs(30);
+/// `diagnose` promises a second; a machine under test may be slow.
+const DIAGNOSE_LIMIT: Duration = Duration::from_secs(20);
+/// `diagnose` counts shorter waits without calling them a stall: 1 s, and some margin.
+const RIPE: Duration = Duration::from_millis(1500);
+/// Exit code of `diagnose` for "a stall was found".
+const STALL_FOUND: i32 = 1;
+
+/// Make a real stall, let lockwatch diagnose it, and check what it says.
+///
+/// The stall lab makes tasks of its own wait for an mmap_lock whose holder is
+/// inside a page fault that waits for FUSE; nothing else on the machine is
+/// touched, and the stall ends by itself after 30 s. `lockwatch diagnose` is
+/// shown as text; its JSON is compared with what the lab knows: the lock, its
+/// state, the holder, the queue in order, and that no decoy is accused.
+///
+/// Needs root: the lab mounts FUSE, lockwatch loads BPF.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Tasks that wait for the lock
+    #[arg(long, value_name = "N", default_value_t = 36, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    waiters: u32,
+}
+
+/// Exit code 0: the report is true and the lab left nothing behind.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "the demo needs root (the lab mounts FUSE, lockwatch loads BPF): run it with sudo"
+    );
+    let workspace = Workspace::load()?;
+    build(&workspace)?;
+    let lockwatch = workspace.release_binary("lockwatch");
+
+    say(format_args!(
+        "making a stall with {} waiters …",
+        args.waiters
+    ));
+    let mut lab = Lab::start(&workspace.release_binary("stall-lab"), args.waiters)?;
+    let ready = lab.event("ready")?;
+    thread::sleep(RIPE);
+
+    println!("$ lockwatch diagnose");
+    diagnose(&lockwatch, &[], |line| println!("{line}"))?;
+    let mut json = String::new();
+    diagnose(&lockwatch, &["--format", "json"], |line| {
+        json.push_str(line);
+        json.push('\n');
+    })?;
+    let report: Value = serde_json::from_str(&json)
+        .with_context(|| format!("`lockwatch diagnose --format json` wrote no JSON: {json}"))?;
+
+    println!("\nthe report against what the lab knows:");
+    let verdicts = truth::compare(&ready, &report);
+    for verdict in &verdicts {
+        println!("  {verdict}");
+    }
+    lab.finish(&ready)?;
+    println!(
+        "  clean-up all {} tasks of the lab are gone  ok",
+        tasks_of(&ready).len()
+    );
+
+    let wrong = verdicts.iter().filter(|verdict| !verdict.is_ok()).count();
+    if wrong > 0 {
+        let kept = keep(&workspace, &ready, &report)?;
+        println!(
+            "demo failed: {wrong} of {} points are wrong (truth and report: {kept})",
+            verdicts.len()
+        );
+        return Ok(ExitCode::FAILURE);
+    }
+    println!("demo passed: {} points compared", verdicts.len());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Keeps both sides of a failed comparison, for a closer look.
+fn keep(workspace: &Workspace, ready: &Value, report: &Value) -> Result<String> {
+    let path = workspace.target.join("demo.json");
+    let both = serde_json::json!({"truth": ready, "report": report});
+    std::fs::write(&path, serde_json::to_vec_pretty(&both)?)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path.display().to_string())
+}
+
+/// Builds the two programs, as released.
+fn build(workspace: &Workspace) -> Result<()> {
+    say("building lockwatch and the stall lab (release) …");
+    process::run(&mut build_command(workspace))
+}
+
+/// One command for both, so that every caller gets the same features and cached files.
+pub(crate) fn build_command(workspace: &Workspace) -> Command {
+    let mut command = workspace::cargo();
+    command
+        .current_dir(&workspace.root)
+        .args([
+            "build",
+            "--release",
+            "--package",
+            "lockwatch",
+            "--package",
+            "lockwatch-tests",
+        ])
+        .args(["--bin", "lockwatch", "--bin", "stall-lab"]);
+    command
+}
+
+/// Runs `lockwatch diagnose` while the stall stands: it must find one, in time.
+fn diagnose(lockwatch: &Path, arguments: &[&str], on_line: impl FnMut(&str)) -> Result<()> {
+    let mut command = Command::new(lockwatch);
+    command.arg("diagnose").args(arguments);
+    let start = Instant::now();
+    let end = process::supervise(&mut command, DIAGNOSE_LIMIT, on_line)?;
+    let line = process::name(&command);
+    match end {
+        End::Exited(status) if status.code() == Some(STALL_FOUND) => {
+            say(format_args!(
+                "`{line}` took {:.2} s",
+                start.elapsed().as_secs_f64()
+            ));
+            Ok(())
+        }
+        End::Exited(status) => bail!(
+            "`{line}` ended with {status} while a stall stands (expected is exit code {STALL_FOUND})"
+        ),
+        End::TimedOut => bail!("`{line}` did not end in {DIAGNOSE_LIMIT:?}"),
+    }
+}
+
+/// The running stall lab. However it is left, the stall is ended.
+#[derive(Debug)]
+struct Lab {
+    child: Child,
+    /// Closing it tells the lab to take the stall down.
+    stdin: Option<ChildStdin>,
+    lines: Receiver<String>,
+}
+
+impl Lab {
+    fn start(program: &Path, waiters: u32) -> Result<Self> {
+        let mut child = Command::new(program)
+            .args([
+                "mmap-read-held",
+                "--hold",
+                "30s",
+                "--until-eof",
+                "--waiters",
+            ])
+            .arg(waiters.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {}", program.display()))?;
+        let stdin = child.stdin.take();
+        let stdout = child.stdout.take().context("the lab has no stdout")?;
+        Ok(Self {
+            child,
+            stdin,
+            lines: process::lines_of(stdout),
+        })
+    }
+
+    /// The lab's next line, which must be the named event.
+    fn event(&mut self, name: &str) -> Result<Value> {
+        let line = self.lines.recv_timeout(LAB_LIMIT).map_err(|_| {
+            let state = match self.child.try_wait() {
+                Ok(Some(status)) => format!("it ended with {status}"),
+                _ => format!("nothing came in {LAB_LIMIT:?}"),
+            };
+            anyhow::anyhow!("the stall lab gave no `{name}` event: {state}")
+        })?;
+        let event: Value = serde_json::from_str(&line)
+            .with_context(|| format!("the stall lab wrote no JSON: {line}"))?;
+        ensure!(
+            event["event"] == name,
+            "the stall lab wrote no `{name}` event but {line}"
+        );
+        Ok(event)
+    }
+
+    /// Takes the stall down and looks whether anything of it is left.
+    fn finish(mut self, ready: &Value) -> Result<()> {
+        drop(self.stdin.take());
+        let cleared = self.event("cleared")?;
+        let status = process::wait(&mut self.child, LAB_LIMIT)?
+            .context("the stall lab cleared its stall and does not end")?;
+        ensure!(
+            status.success() && cleared["clean"] == true,
+            "the stall lab could not clean up: {cleared}, {status}"
+        );
+        let left: Vec<String> = tasks_of(ready)
+            .into_iter()
+            // A tid may be somebody else's by now; the name tells.
+            .filter(|(tid, comm)| comm_of(*tid).is_some_and(|now| now == *comm))
+            .map(|(tid, comm)| format!("{comm}[{tid}]"))
+            .collect();
+        ensure!(
+            left.is_empty(),
+            "tasks of the lab are left: {}",
+            left.join(", ")
+        );
+        if let Some(mount) = ready["mount"].as_str().filter(|mount| !mount.is_empty()) {
+            ensure!(!is_mounted(mount)?, "the lab's {mount} is still mounted");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if !matches!(self.child.try_wait(), Ok(None)) {
+            return;
+        }
+        say("ending the stall lab …");
+        drop(self.stdin.take());
+        if !matches!(process::wait(&mut self.child, LAB_LIMIT / 6), Ok(Some(_))) {
+            say("the lab ignores the end of its stdin: sending it SIGTERM, then SIGKILL");
+            if let Err(error) = process::end(&mut self.child) {
+                say(format_args!("the stall lab may still run: {error:#}"));
+            }
+        }
+    }
+}
+
+/// Tid and comm of every task that the lab has named and that did not exit before.
+fn tasks_of(ready: &Value) -> Vec<(i64, String)> {
+    ["holders", "waiters", "decoys"]
+        .iter()
+        .flat_map(|list| ready[*list].as_array().into_iter().flatten())
+        .filter(|task| task["exited"] != true)
+        .filter_map(|task| Some((task["tid"].as_i64()?, task["comm"].as_str()?.to_owned())))
+        .collect()
+}
+
+fn comm_of(tid: i64) -> Option<String> {
+    let comm = std::fs::read_to_string(format!("/proc/{tid}/comm")).ok()?;
+    Some(comm.trim_end().to_owned())
+}
+
+fn is_mounted(mount: &str) -> Result<bool> {
+    let mounts = std::fs::File::open("/proc/self/mounts").context("cannot read the mounts")?;
+    for line in std::io::BufReader::new(mounts).lines() {
+        if line?.split(' ').nth(1) == Some(mount) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -1,0 +1,44 @@
+//! Build, test and demo verbs of the project: `cargo xtask help`.
+
+mod bpf;
+mod demo;
+mod ebpf;
+mod process;
+mod test;
+mod truth;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Build, test and demo verbs of the lockwatch project.
+///
+/// `cargo build` needs none of these: the kernel objects are kept in the tree.
+/// Whoever changes a file under lockwatch-ebpf/ runs `cargo xtask ebpf`, and
+/// `cargo xtask test` before handing the change on.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Ebpf(ebpf::Args),
+    Test(test::Args),
+    Demo(demo::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().verb {
+        Verb::Ebpf(args) => ebpf::run(&args).map(|()| ExitCode::SUCCESS),
+        Verb::Test(args) => test::run(&args),
+        Verb::Demo(args) => demo::run(&args),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

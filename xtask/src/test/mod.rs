@@ -1,0 +1,182 @@
+//! `cargo xtask test`: everything that must hold before a change is handed on.
+
+mod step;
+mod tally;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use self::step::{Action, Plan};
+use self::tally::{Outcome, Tally};
+use crate::process::{self, End};
+use crate::workspace::Workspace;
+
+const BUDGET: Duration = Duration::from_secs(40 * 60);
+const LONG_BUDGET: Duration = Duration::from_secs(75 * 60);
+
+/// Run all checks and tests of the project, within a time budget.
+///
+/// The budget is 40 minutes, 75 with --long; each step has a limit of its own
+/// and is killed, with all it has started, when it exceeds it. The last line
+/// is the sum: `N passed, N failed, N skipped`. A test counts as itself, a step
+/// without tests as one.
+///
+/// Steps: format, clippy, objects (the committed kernel objects are what the
+/// sources give), clippy-bpf, tests, doc-tests, binaries, live (real stalls;
+/// root and BPF), vm (where there are such tests), demo, docs.
+///
+/// Nothing is skipped silently: a step that cannot run here fails the run,
+/// unless --allow-skip names it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// More runs of each live test: 200 instead of 30
+    #[arg(long)]
+    long: bool,
+    /// Only tests whose name contains this; steps without tests are left out
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+    /// Only this step; may be given more than once
+    #[arg(long = "step", value_name = "STEP")]
+    steps: Vec<String>,
+    /// Leave out the tests that boot a virtual machine
+    #[arg(long)]
+    no_vm: bool,
+    /// Do not fail because this step cannot run here; may be given more than once
+    #[arg(long, value_name = "STEP")]
+    allow_skip: Vec<String>,
+}
+
+/// Exit code 0: nothing failed, and nothing that is required was skipped.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let workspace = Workspace::load()?;
+    let mut steps = step::steps(
+        &workspace,
+        &Plan {
+            long: args.long,
+            no_vm: args.no_vm,
+            filter: args.filter.as_deref(),
+        },
+    )?;
+    for name in args.steps.iter().chain(&args.allow_skip) {
+        if !steps.iter().any(|step| step.name == name) {
+            let names: Vec<&str> = steps.iter().map(|step| step.name).collect();
+            bail!(
+                "there is no step {name}: the steps are {}",
+                names.join(", ")
+            );
+        }
+    }
+    if !args.steps.is_empty() {
+        let wanted = |name: &str| args.steps.iter().any(|step| step == name);
+        // The tests on a machine run the released programs.
+        let needs_binaries = wanted("live") || wanted("vm");
+        steps.retain(|step| wanted(step.name) || (needs_binaries && step.name == "binaries"));
+    }
+    let budget = if args.long { LONG_BUDGET } else { BUDGET };
+    println!("{} steps, time budget {}", steps.len(), minutes(budget));
+    if let Some(filter) = &args.filter {
+        println!("only tests whose name contains `{filter}`");
+    }
+
+    let deadline = Instant::now() + budget;
+    let count = steps.len();
+    let mut outcomes = Vec::new();
+    for (number, step) in (1..).zip(steps) {
+        println!(
+            "\n=== {number}/{count} {} (limit {})",
+            step.name,
+            minutes(step.limit)
+        );
+        let start = Instant::now();
+        let limit = step.limit.min(deadline.saturating_duration_since(start));
+        let allowed = args.allow_skip.iter().any(|name| name == step.name)
+            || (args.no_vm && step.name == "vm");
+        let mut tally = perform(step.action, limit)?;
+        if step.must_test && args.filter.is_none() && tally.is_empty() {
+            tally = tally.and_failed("no test was run");
+        }
+        let outcome = Outcome {
+            name: step.name,
+            limit: step.limit,
+            took: start.elapsed(),
+            tally,
+            allowed,
+        };
+        println!("=== {outcome}");
+        outcomes.push(outcome);
+    }
+    Ok(summary(&outcomes, args.filter.as_deref()))
+}
+
+/// Runs one step; whatever goes wrong in it is counted, not returned.
+fn perform(action: Action, limit: Duration) -> Result<Tally> {
+    let (mut command, has_tests) = match action {
+        Action::Skip(reason) => return Ok(Tally::skipped(reason)),
+        Action::Fail(reason) => return Ok(Tally::failed(reason)),
+        Action::Check(command) => (command, false),
+        Action::Tests(command) => (command, true),
+    };
+    if limit.is_zero() {
+        return Ok(Tally::failed("no time was left in the budget"));
+    }
+    println!("$ {}", process::name(&command));
+    let mut tally = Tally::default();
+    let end = process::supervise(&mut command, limit, |line| {
+        println!("{line}");
+        if has_tests {
+            tally.add_line(line);
+        }
+    })?;
+    Ok(match end {
+        End::TimedOut => tally.and_failed(format!("killed after {}", minutes(limit))),
+        End::Exited(status) if status.success() && has_tests => tally,
+        End::Exited(status) if status.success() => Tally::passed(),
+        // Failed tests are counted already; else it did not even come to tests.
+        End::Exited(_) if tally.failed > 0 => tally,
+        End::Exited(status) => tally.and_failed(format!("ended with {status}")),
+    })
+}
+
+/// Prints the table and, last, the sum.
+fn summary(outcomes: &[Outcome], filter: Option<&str>) -> ExitCode {
+    println!("\nsummary");
+    for outcome in outcomes {
+        println!("  {outcome}");
+    }
+    let total: Tally = outcomes.iter().map(|outcome| &outcome.tally).sum();
+    let mut green = total.failed == 0;
+    for outcome in outcomes
+        .iter()
+        .filter(|outcome| outcome.lacks_permission_to_skip())
+    {
+        println!(
+            "the run fails: {0} is required and could not run (--allow-skip {0} accepts that)",
+            outcome.name
+        );
+        green = false;
+    }
+    if let Some(filter) = filter
+        && total.passed + total.failed == 0
+    {
+        println!("the run fails: no test was run whose name contains `{filter}`");
+        green = false;
+    }
+    println!(
+        "{} passed, {} failed, {} skipped",
+        total.passed, total.failed, total.skipped
+    );
+    if green {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn minutes(time: Duration) -> String {
+    match time.as_secs() {
+        seconds if seconds < 120 => format!("{seconds} s"),
+        seconds => format!("{} min", seconds.div_ceil(60)),
+    }
+}

@@ -1,0 +1,231 @@
+//! The steps, in order: cheap ones first, those that need a machine last.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use crate::workspace::{self, Workspace};
+use crate::{bpf, demo};
+
+/// What the caller wants of the steps.
+#[derive(Debug)]
+pub(crate) struct Plan<'a> {
+    pub(crate) long: bool,
+    pub(crate) no_vm: bool,
+    pub(crate) filter: Option<&'a str>,
+}
+
+/// One step.
+#[derive(Debug)]
+pub(crate) struct Step {
+    pub(crate) name: &'static str,
+    pub(crate) limit: Duration,
+    pub(crate) action: Action,
+    /// A run of it without any test is a failure.
+    pub(crate) must_test: bool,
+}
+
+/// What a step does.
+#[derive(Debug)]
+pub(crate) enum Action {
+    /// Runs a command that passes or fails as one.
+    Check(Command),
+    /// Runs test binaries, whose tests are counted.
+    Tests(Command),
+    /// Cannot run here.
+    Skip(String),
+    /// Cannot run anywhere, as the tree is.
+    Fail(String),
+}
+
+/// All steps for this tree and this machine.
+pub(crate) fn steps(workspace: &Workspace, plan: &Plan<'_>) -> Result<Vec<Step>> {
+    let cargo = |arguments: &[&str]| {
+        let mut command = workspace::cargo();
+        command.current_dir(&workspace.root).args(arguments);
+        command
+    };
+    let xtask = std::env::current_exe().context("cannot find our own program")?;
+    let verb = |arguments: &[&str]| {
+        let mut command = Command::new(&xtask);
+        command.args(arguments);
+        command
+    };
+    let mut docs = cargo(&["doc", "--workspace", "--no-deps"]);
+    docs.env("RUSTDOCFLAGS", "-Dwarnings");
+
+    let doc_tests = filtered(
+        cargo(&["test", "--workspace", "--no-fail-fast", "--doc"]),
+        plan,
+    );
+
+    let mut steps = vec![
+        check("format", 1, cargo(&["fmt", "--all", "--", "--check"])),
+        check(
+            "clippy",
+            10,
+            cargo(&["clippy", "--workspace", "--all-targets", "--", "-Dwarnings"]),
+        ),
+        // Either may have to make the private compiler first.
+        check("objects", 10, verb(&["ebpf", "--check"])),
+        check("clippy-bpf", 10, verb(&["ebpf", "--clippy"])),
+        step("tests", 12, Action::Tests(plain_tests(workspace, plan))),
+        Step {
+            must_test: false,
+            ..step("doc-tests", 6, Action::Tests(doc_tests))
+        },
+        check("binaries", 10, demo::build_command(workspace)),
+        step(
+            "live",
+            if plan.long { 45 } else { 15 },
+            machine_tests(workspace, plan, LIVE)
+                .unwrap_or_else(|| Action::Fail(format!("tests/tests/ has no {LIVE}_*.rs"))),
+        ),
+    ];
+    if let Some(tests) = machine_tests(workspace, plan, VM) {
+        let left_out = Action::Skip("--no-vm was given".to_owned());
+        steps.push(step("vm", 15, if plan.no_vm { left_out } else { tests }));
+    }
+    let demo = match bpf::refusal() {
+        Some(reason) => Action::Skip(reason),
+        None => Action::Check(verb(&["demo"])),
+    };
+    steps.push(step("demo", 4, demo));
+    steps.push(check("docs", 8, docs));
+    if plan.filter.is_some() {
+        steps.retain(|step| ["tests", "doc-tests", "binaries", "live", "vm"].contains(&step.name));
+    }
+    Ok(steps)
+}
+
+/// Test targets with these names need root and BPF, or QEMU.
+const LIVE: &str = "live";
+const VM: &str = "vm";
+
+/// All tests that anyone can run: every target but those for a machine of its own.
+///
+/// Those are left out by name, not by their `#[ignore]`, so that no test is
+/// counted as skipped here and as passed there.
+fn plain_tests(workspace: &Workspace, plan: &Plan<'_>) -> Command {
+    let mut command = workspace::cargo();
+    command.current_dir(&workspace.root).args([
+        "test",
+        "--workspace",
+        "--no-fail-fast",
+        "--lib",
+        "--bins",
+    ]);
+    let special = |name: &str| belongs(name, LIVE) || belongs(name, VM);
+    for target in workspace.test_targets.iter().filter(|name| !special(name)) {
+        command.args(["--test", target]);
+    }
+    filtered(command, plan)
+}
+
+/// The tests of targets named `<kind>` or `<kind>_…`, ignored ones included.
+fn machine_tests(workspace: &Workspace, plan: &Plan<'_>, kind: &str) -> Option<Action> {
+    let targets: Vec<&String> = workspace
+        .test_targets
+        .iter()
+        .filter(|name| belongs(name, kind))
+        .collect();
+    if targets.is_empty() {
+        return None;
+    }
+    if let Some(reason) = bpf::refusal() {
+        return Some(Action::Skip(reason));
+    }
+    let mut command = workspace::cargo();
+    command
+        .current_dir(&workspace.root)
+        .args(["test", "--workspace", "--no-fail-fast"]);
+    for target in targets {
+        command.args(["--test", target]);
+    }
+    command = filtered(command, plan);
+    command
+        // They make stalls on the one machine there is: one after the other.
+        .args(["--", "--include-ignored", "--test-threads=1"])
+        .env("LOCKWATCH_BIN", workspace.release_binary("lockwatch"))
+        .env("STALL_LAB_BIN", workspace.release_binary("stall-lab"))
+        .env("LOCKWATCH_RUNS", if plan.long { "200" } else { "30" });
+    Some(Action::Tests(command))
+}
+
+fn belongs(target: &str, kind: &str) -> bool {
+    target
+        .strip_prefix(kind)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+}
+
+fn filtered(mut command: Command, plan: &Plan<'_>) -> Command {
+    command.args(plan.filter);
+    command
+}
+
+fn check(name: &'static str, limit: u64, command: Command) -> Step {
+    step(name, limit, Action::Check(command))
+}
+
+/// A step with a limit in minutes.
+fn step(name: &'static str, limit: u64, action: Action) -> Step {
+    Step {
+        name,
+        limit: Duration::from_secs(60 * limit),
+        must_test: matches!(action, Action::Tests(_)),
+        action,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process;
+
+    fn workspace(targets: &[&str]) -> Workspace {
+        Workspace {
+            root: "/nowhere".into(),
+            target: "/nowhere/target".into(),
+            test_targets: targets.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    const PLAN: Plan<'_> = Plan {
+        long: false,
+        no_vm: false,
+        filter: None,
+    };
+
+    #[test]
+    fn plain_tests_leave_out_what_needs_a_machine() {
+        let command = plain_tests(&workspace(&["cli", "live_mmap", "lively", "vm_old"]), &PLAN);
+        let line = process::name(&command);
+        assert!(
+            line.ends_with("--lib --bins --test cli --test lively"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn a_tree_without_live_tests_fails() {
+        let steps = steps(&workspace(&["cli"]), &PLAN).unwrap();
+        let live = steps.iter().find(|step| step.name == "live").unwrap();
+        assert!(matches!(&live.action, Action::Fail(why) if why.contains("no live_*.rs")));
+        assert!(!steps.iter().any(|step| step.name == "vm"));
+    }
+
+    #[test]
+    fn a_filter_leaves_only_steps_with_tests() {
+        let plan = Plan {
+            filter: Some("queue"),
+            ..PLAN
+        };
+        let names: Vec<_> = steps(&workspace(&["live_mmap"]), &plan)
+            .unwrap()
+            .iter()
+            .map(|step| step.name)
+            .collect();
+        assert_eq!(names, ["tests", "doc-tests", "binaries", "live"]);
+    }
+}
