@@ -1,7 +1,10 @@
-//! What the stall lab says about the stalls it makes.
+//! What the stall lab and the live tests have in common.
 //!
-//! The lab itself is the binary `stall-lab`; this library is only the form of
-//! its output, so that the live tests read the truth with the same types the
-//! lab wrote it with.
+//! The lab itself is the binary `stall-lab`; the live tests are in `tests/`.
+//! Here is the form of the lab's output, so that the tests read the truth with
+//! the same types the lab wrote it with, and what the tests need to try
+//! lockwatch on a stall and to judge what it says.
 
+pub mod clock;
+pub mod trial;
 pub mod truth;

@@ -4,7 +4,6 @@
 //! of JSON, holds it, clears it, and prints that it has. Exit codes: 0 the
 //! stall stood and everything ended by itself, 2 it did not.
 
-mod clock;
 mod fuse;
 mod scenario;
 mod signals;
@@ -22,7 +21,10 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use lockwatch_tests::truth::{Cleared, Event, Ready, Scenario};
+use lockwatch_tests::{
+    clock,
+    truth::{Cleared, Event, Ready, Scenario},
+};
 
 use crate::{
     scenario::{Cast, Standing},

@@ -22,8 +22,18 @@ pub enum Scenario {
     MmapReadHeld,
     /// A process's mmap_lock, held for write by an unmap that waits for FUSE writeback
     MmapWriteHeld,
+    /// A directory's i_rwsem, held for read by two listings that wait for FUSE
+    InodeReadHeld,
     /// A directory's i_rwsem, granted to a reader that gets no CPU (shorter than 0.7 s)
     Granted,
+}
+
+impl Scenario {
+    /// Its name on the command line and in the events.
+    pub fn name(self) -> String {
+        clap::ValueEnum::to_possible_value(&self)
+            .map_or_else(String::new, |value| value.get_name().to_owned())
+    }
 }
 
 /// One line of the lab's standard output.

@@ -406,10 +406,11 @@ mod tests {
     };
 
     const LOCK: u64 = 0xffff_8882_0000_0040;
-    const SLOW_PATHS: &[Range<u64>] = &[SLOW_PATH - 0x50..SLOW_PATH + 0x50];
+    const READ_SLOW_PATH: Range<u64> = SLOW_PATH - 0x50..SLOW_PATH + 0x50;
+    const SLOW_PATHS: &[Range<u64>] = &[READ_SLOW_PATH];
 
     fn find_in(image: &Image, tasks: u64) -> Queues {
-        find(&image.look(tasks), &RWSEM, &SLOW_PATHS, &mut image.clone()).unwrap()
+        find(&image.look(tasks), &RWSEM, SLOW_PATHS, &mut image.clone()).unwrap()
     }
 
     #[test]
@@ -453,7 +454,7 @@ mod tests {
                 .queues
                 .is_empty()
         );
-        let (mut entries, _) = entries_on_stacks(&look, &RWSEM, &SLOW_PATHS);
+        let (mut entries, _) = entries_on_stacks(&look, &RWSEM, SLOW_PATHS);
         entries.remove(1);
         let chains = chains(&look, &RWSEM, entries, &mut image).unwrap();
         assert_eq!(chains.len(), 1);

@@ -33,7 +33,7 @@ pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
     let (ours, taken) = two_cpus()?;
     bind_all_threads(ours)?;
     if cast.decoys {
-        inode::raise_decoys(stage)?;
+        inode::raise_decoys(stage, inode::list)?;
     }
     let first = inode::raise_holder(stage)?;
 

@@ -18,7 +18,7 @@ use crate::{
     task::{Look, Task},
 };
 
-const DIR: u64 = 2;
+pub(super) const DIR: u64 = 2;
 const SIBLING: u64 = 3;
 const SLOW_READ: u64 = 4;
 const SLOW_STAT: u64 = 5;
@@ -64,50 +64,39 @@ pub(super) const MKDIR: Want = Want {
 };
 
 pub(super) fn scenery() -> Scenery {
-    let late = |op, node, which, label| Rule {
-        op,
-        node,
-        which,
-        times: 1,
-        then: Then::Late(label),
-    };
-    let rules = [
-        late(Op::Mkdir, DIR, Which::Name("late"), HOLDER),
+    scenery_with(&[late(Op::Mkdir, DIR, Which::Name("late"), HOLDER)])
+}
+
+/// The files and decoys of every i_rwsem scenario, and what keeps its holders.
+pub(super) fn scenery_with(holders: &[Rule]) -> Scenery {
+    let decoys = [
         late(Op::Readdir, SIBLING, Which::All, DECOY_LIST),
         late(Op::Read, SLOW_READ, Which::All, DECOY_READ),
         late(Op::Getattr, SLOW_STAT, Which::All, DECOY_STAT),
     ];
     Scenery {
-        tree: Tree::new(NODES, &rules),
+        tree: Tree::new(NODES, &[holders, &decoys].concat()),
         actors: None,
+    }
+}
+
+/// The first such request is answered late.
+pub(super) const fn late(op: Op, node: u64, which: Which, label: &'static str) -> Rule {
+    Rule {
+        op,
+        node,
+        which,
+        times: 1,
+        then: Then::Late(label),
     }
 }
 
 pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
     if cast.decoys {
-        raise_decoys(stage)?;
+        raise_decoys(stage, list)?;
     }
     let holder = raise_holder(stage)?;
-    let dir = stage.path("dir");
-    for position in 1..=cast.waiters {
-        let comm = format!("lab-w{position}");
-        let path = dir.join(format!("unknown-{position}"));
-        match position % 3 {
-            1 => {
-                let started = stage.start(&comm, move || drop(fs::symlink_metadata(path)))?;
-                stage.admit(started, &comm, &LOOKUP)?;
-            }
-            2 => {
-                let dir = dir.clone();
-                let started = stage.start(&comm, move || list(&dir))?;
-                stage.admit(started, &comm, &LIST)?;
-            }
-            _ => {
-                let started = stage.start(&comm, move || drop(fs::create_dir(path)))?;
-                stage.admit(started, &comm, &MKDIR)?;
-            }
-        }
-    }
+    raise_waiters(stage, cast, [Visit::Stat, Visit::List, Visit::Mkdir])?;
     Ok(Standing {
         lock: lock(stage),
         state: LockState::WriteHeld,
@@ -115,6 +104,39 @@ pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
         holders: vec![holder],
         ends: None,
     })
+}
+
+/// What a waiter wants to do in the directory.
+#[derive(Clone, Copy)]
+pub(super) enum Visit {
+    Stat,
+    List,
+    Mkdir,
+}
+
+/// Queues waiters that do these things in turn.
+pub(super) fn raise_waiters(stage: &mut Stage, cast: Cast, turns: [Visit; 3]) -> Result<()> {
+    let dir = stage.path("dir");
+    for (position, visit) in (1..=cast.waiters).zip(turns.into_iter().cycle()) {
+        let comm = format!("lab-w{position}");
+        let path = dir.join(format!("unknown-{position}"));
+        match visit {
+            Visit::Stat => {
+                let started = stage.start(&comm, move || drop(fs::symlink_metadata(path)))?;
+                stage.admit(started, &comm, &LOOKUP)?;
+            }
+            Visit::List => {
+                let dir = dir.clone();
+                let started = stage.start(&comm, move || list(&dir))?;
+                stage.admit(started, &comm, &LIST)?;
+            }
+            Visit::Mkdir => {
+                let started = stage.start(&comm, move || drop(fs::create_dir(path)))?;
+                stage.admit(started, &comm, &MKDIR)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Starts the mkdir that holds the directory, and sees it wait.
@@ -160,7 +182,9 @@ pub(super) fn lock(stage: &Stage) -> Lock {
     }
 }
 
-pub(super) fn raise_decoys(stage: &mut Stage) -> Result<()> {
+/// The decoys of every i_rwsem scenario, before the lock is held for longer;
+/// `visit` takes the directory's lock for read and gives it back.
+pub(super) fn raise_decoys(stage: &mut Stage, visit: fn(&Path)) -> Result<()> {
     let dir = stage.path("dir");
 
     let sibling = stage.path("sibling");
@@ -194,9 +218,9 @@ pub(super) fn raise_decoys(stage: &mut Stage) -> Result<()> {
     let (task, _) = stage.start("lab-d-futex", move || rest.wait())?;
     stage.decoy(task, "lab-d-futex", DecoyKind::Futex, Look::waits_for_futex)?;
 
-    let (rest, listed) = (stage.rest.clone(), dir.clone());
+    let (rest, visited) = (stage.rest.clone(), dir.clone());
     let (task, _) = stage.start("lab-d-left", move || {
-        list(&listed);
+        visit(&visited);
         rest.wait();
     })?;
     stage.decoy(
@@ -206,11 +230,11 @@ pub(super) fn raise_decoys(stage: &mut Stage) -> Result<()> {
         Look::waits_for_futex,
     )?;
 
-    let (task, _) = stage.start("lab-d-gone", move || list(&dir))?;
+    let (task, _) = stage.start("lab-d-gone", move || visit(&dir))?;
     stage.gone_decoy(task, "lab-d-gone", DecoyKind::LeftReader)
 }
 
-fn list(dir: &Path) {
+pub(super) fn list(dir: &Path) {
     // What is listed does not matter; an error ends the wait just as well.
     if let Ok(entries) = fs::read_dir(dir) {
         entries.for_each(drop);

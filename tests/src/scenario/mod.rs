@@ -1,6 +1,7 @@
 //! The stalls: which files they need, and how each is built task by task.
 
 mod granted;
+mod inode_read_held;
 mod inode_write_held;
 mod mmap;
 mod mmap_read_held;
@@ -41,15 +42,17 @@ pub(crate) struct Standing {
 pub(crate) fn hold_times(scenario: Scenario) -> (Duration, Duration) {
     match scenario {
         Scenario::Granted => (Duration::from_millis(500), granted::SPIN),
-        Scenario::InodeWriteHeld | Scenario::MmapReadHeld | Scenario::MmapWriteHeld => {
-            (Duration::from_secs(20), Duration::from_secs(60))
-        }
+        Scenario::InodeWriteHeld
+        | Scenario::MmapReadHeld
+        | Scenario::MmapWriteHeld
+        | Scenario::InodeReadHeld => (Duration::from_secs(20), Duration::from_secs(60)),
     }
 }
 
 pub(crate) fn scenery(scenario: Scenario, cast: Cast) -> Scenery {
     match scenario {
         Scenario::InodeWriteHeld | Scenario::Granted => inode_write_held::scenery(),
+        Scenario::InodeReadHeld => inode_read_held::scenery(),
         Scenario::MmapReadHeld => mmap_read_held::scenery(cast),
         Scenario::MmapWriteHeld => mmap_write_held::scenery(cast),
     }
@@ -59,6 +62,7 @@ pub(crate) fn scenery(scenario: Scenario, cast: Cast) -> Scenery {
 pub(crate) fn raise(scenario: Scenario, stage: &mut Stage, cast: Cast) -> Result<Standing> {
     match scenario {
         Scenario::InodeWriteHeld => inode_write_held::raise(stage, cast),
+        Scenario::InodeReadHeld => inode_read_held::raise(stage, cast),
         Scenario::MmapReadHeld => mmap_read_held::raise(stage, cast),
         Scenario::MmapWriteHeld => mmap_write_held::raise(stage, cast),
         Scenario::Granted => granted::raise(stage, cast),
