@@ -9,7 +9,7 @@ use std::{
     process::ExitCode,
 };
 
-use crate::cli::Command;
+use crate::{cli::Command, kernel::capabilities};
 
 /// How a command ended, if not with an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +44,11 @@ pub fn run(command: &Command) -> anyhow::Result<Outcome> {
 /// from a disk that hangs. Best effort; without the right to do it we go on.
 fn lock_memory() {
     use rustix::mm::{MlockAllFlags, mlockall};
+    // Within a limit, locking what comes later would make it fail to come.
+    if !capabilities::may_lock_memory() {
+        tracing::info!("without CAP_IPC_LOCK this process is not locked into memory");
+        return;
+    }
     // What is there now at once; what comes later when it is first used.
     let locked = mlockall(MlockAllFlags::CURRENT)
         .and_then(|()| mlockall(MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT));

@@ -93,9 +93,7 @@ impl WaitGraph {
                 .cloned()
                 .collect();
             for wait in gone {
-                // It ended after the reading before this one: this is the latest it
-                // can have been.
-                self.close(&wait, scan.at_ns, false);
+                self.lose(&wait, scan.at_ns);
                 self.remember_closed(wait.id());
             }
             self.read_at_ns = [scan.at_ns, self.read_at_ns[0]];
@@ -146,7 +144,8 @@ impl WaitGraph {
         self.remember_closed(wait.id());
     }
 
-    /// Lets time pass: which stalls began, which ended.
+    /// Which stalls began, which ended, as far as is known at `now_ns`: the time of the
+    /// last reading, or of the last event where every event arrives.
     pub fn advance(&mut self, now_ns: u64) -> Vec<Change> {
         let mut changes = Vec::new();
         let threshold = self.threshold;
@@ -270,13 +269,24 @@ impl WaitGraph {
             }
             // A task has one wait on a lock at a time: the older one is over.
             let known = known.clone();
-            self.close(&known, wait.since_ns, false);
+            self.lose(&known, wait.since_ns);
         }
         let node = self.locks.entry(wait.lock).or_default();
         if let Some(stall) = &mut node.stall {
             stall.block(&wait);
         }
         node.waits.insert(wait.task.key, wait);
+    }
+
+    /// Ends a wait whose end was not told, at `at_ns` at the latest. It counts as past
+    /// the threshold only if the last reading proved that: ends of shorter waits are
+    /// not sent, and nobody is to be accused of what might not have been.
+    fn lose(&mut self, wait: &Wait, at_ns: u64) {
+        if Nanos::between(wait.since_ns, self.read_at_ns[0]) >= self.threshold {
+            self.close(wait, at_ns, false);
+        } else {
+            self.remove(wait);
+        }
     }
 
     /// Ends a wait, whether its begin was seen or not, at `at_ns` or, if not
@@ -297,6 +307,13 @@ impl WaitGraph {
             stall.block(wait);
             stall.end_wait(wait.since_ns, at_ns, exact);
         }
+        self.remove(wait);
+    }
+
+    fn remove(&mut self, wait: &Wait) {
+        let Some(node) = self.locks.get_mut(&wait.lock) else {
+            return;
+        };
         // A late end must not take a newer wait of the same task away.
         if let Some(known) = node.waits.get(&wait.task.key)
             && known.since_ns <= wait.since_ns

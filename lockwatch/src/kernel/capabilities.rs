@@ -13,18 +13,24 @@ pub enum Missing {
         "missing {0}: run as root, or give lockwatch these capabilities (setcap, AmbientCapabilities=)"
     )]
     Capabilities(String),
+    /// Capabilities of a user namespace are none to the kernel.
+    #[error(
+        "this is not the host's user namespace, whose root alone may load programs into the kernel: run lockwatch on the host"
+    )]
+    UserNamespace,
     /// The kernel's task iterator shows only the reader's PID namespace.
     #[error(
         "this is not the host's PID namespace, so the kernel shows lockwatch only the tasks of this container: run it on the host (nsenter -t 1 -p, docker run --pid=host, hostPID: true)"
     )]
     PidNamespace,
     /// /proc is not there.
-    #[error("cannot read /proc/self/ns/pid to tell whose tasks the kernel shows: mount /proc")]
+    #[error("cannot read /proc/self/ns to tell whose tasks the kernel shows: mount /proc")]
     Proc,
 }
 
-/// Inode number of the initial PID namespace (`PROC_PID_INIT_INO`,
+/// The initial namespaces by inode number (`PROC_USER_INIT_INO`, `PROC_PID_INIT_INO`,
 /// include/linux/proc_ns.h, the same since 3.8).
+const INITIAL_USER_NAMESPACE: &str = "user:[4026531837]";
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 
 /// Checks privileges and namespace; what passes here can still be refused by the
@@ -35,11 +41,25 @@ const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 pub fn check() -> Result<(), Missing> {
     let effective = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
     check_capabilities(effective)?;
-    let namespace = fs::read_link(Path::new("/proc/self/ns/pid")).map_err(|_| Missing::Proc)?;
-    if namespace.as_os_str() != INITIAL_PID_NAMESPACE {
+    if !in_namespace("user", INITIAL_USER_NAMESPACE)? {
+        return Err(Missing::UserNamespace);
+    }
+    if !in_namespace("pid", INITIAL_PID_NAMESPACE)? {
         return Err(Missing::PidNamespace);
     }
     Ok(())
+}
+
+fn in_namespace(kind: &str, initial: &str) -> Result<bool, Missing> {
+    // A link that procfs makes up: reading it follows nothing.
+    let link = fs::read_link(Path::new("/proc/self/ns").join(kind)).map_err(|_| Missing::Proc)?;
+    Ok(link.as_os_str() == initial)
+}
+
+/// Whether this process may lock as much memory as it likes (`CAP_IPC_LOCK`).
+pub fn may_lock_memory() -> bool {
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK))
+        && in_namespace("user", INITIAL_USER_NAMESPACE) == Ok(true)
 }
 
 fn check_capabilities(effective: CapabilitySet) -> Result<(), Missing> {

@@ -8,6 +8,9 @@ use std::{fs, io, ops::Range, path::Path};
 /// Where the kernel shows its symbols.
 pub const KALLSYMS: &str = "/proc/kallsyms";
 
+/// Who may see addresses: 2 = nobody (kernel/ksyms_common.c).
+const KPTR_RESTRICT: &str = "/proc/sys/kernel/kptr_restrict";
+
 /// Why symbols cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SymbolsError {
@@ -19,11 +22,14 @@ pub enum SymbolsError {
         /// Why.
         source: io::Error,
     },
-    /// All addresses are hidden.
-    #[error(
-        "the kernel hides its symbol addresses (kernel.kptr_restrict): run as root, or give lockwatch CAP_SYSLOG"
-    )]
+    /// All addresses are hidden from us.
+    #[error("the kernel hides its symbol addresses: run as root, or give lockwatch CAP_SYSLOG")]
     Hidden,
+    /// All addresses are hidden from everybody.
+    #[error(
+        "the kernel hides its symbol addresses from everybody (kernel.kptr_restrict is 2): lower it with `sysctl kernel.kptr_restrict=1`"
+    )]
+    HiddenFromAll,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +64,10 @@ impl Symbols {
             path: path.display().to_string(),
             source,
         })?;
-        Self::parse(text)
+        Self::parse(text).map_err(|error| match (error, fs::read_to_string(KPTR_RESTRICT)) {
+            (SymbolsError::Hidden, Ok(level)) if level.trim() == "2" => SymbolsError::HiddenFromAll,
+            (error, _) => error,
+        })
     }
 
     /// Symbols in the format of /proc/kallsyms. Lines that do not fit are left out.

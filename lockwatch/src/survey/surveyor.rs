@@ -45,6 +45,9 @@ pub enum OpenError {
     /// Symbols.
     #[error(transparent)]
     Symbols(#[from] SymbolsError),
+    /// A thread of our own.
+    #[error("cannot start a thread: is there a limit on processes (ulimit -u) or memory?")]
+    Thread(#[source] std::io::Error),
     /// The kernel has no function that queues tasks on rwsems.
     #[error(
         "this kernel has none of the functions {RWSEM_SLOW_PATHS:?}: its rwsems are not the ones lockwatch knows (PREEMPT_RT, or before 5.3)"
@@ -85,7 +88,9 @@ impl Surveyor {
         capabilities::check()?;
         thread::scope(|scope| {
             // Most of the time goes into the kernel formatting its symbols.
-            let symbols = scope.spawn(Symbols::from_proc);
+            let symbols = thread::Builder::new()
+                .spawn_scoped(scope, Symbols::from_proc)
+                .map_err(OpenError::Thread)?;
             let layout = Layout::from_btf(&Btf::from_sys()?)?;
             let btf = aya::Btf::from_sys_fs().map_err(OpenError::AyaBtf)?;
             let probes = SurveyProbes::load(&layout.task, &btf)?;

@@ -116,16 +116,8 @@ impl Session {
 
     /// Brings the graph up to date, reports what has ended and asks for surveys.
     pub(super) fn tick(&mut self) -> io::Result<()> {
-        if let Some(stream) = &mut self.stream {
-            // The reading first: the event of each end that it does not show is
-            // there afterwards.
-            let scan = stream.scan();
-            stream.events(|event| self.graph.apply(event));
-            self.graph.reconcile_waits(&scan);
-            self.say_losses();
-        }
+        self.read_waits()?;
         let now_ns = now_ns();
-        self.advance(now_ns)?;
         // Without surveys, or with one that does not come back, say what is known.
         let no_survey = self
             .surveys
@@ -144,6 +136,20 @@ impl Session {
         Ok(())
     }
 
+    /// Makes the graph what the kernel's maps say, and reports what has ended.
+    fn read_waits(&mut self) -> io::Result<()> {
+        let Some(stream) = &mut self.stream else {
+            return Ok(());
+        };
+        // The reading first: the event of each end that it does not show is there
+        // afterwards.
+        let scan = stream.scan();
+        stream.events(|event| self.graph.apply(event));
+        self.graph.reconcile_waits(&scan);
+        self.say_losses();
+        self.advance(scan.at_ns)
+    }
+
     /// Takes in a survey and reports what it explains.
     fn take_survey(&mut self, answer: SurveyAnswer) -> io::Result<()> {
         let survey = match answer {
@@ -157,11 +163,12 @@ impl Session {
         if self.stream.is_some() {
             self.check_seeds(&scan.waits);
             self.seed(&scan.waits);
+            self.read_waits()?;
         } else {
             self.graph.reconcile_waits(&scan);
+            self.advance(scan.at_ns)?;
         }
         let now_ns = now_ns();
-        self.advance(now_ns)?;
         self.graph.reconcile_survey(&survey);
         for progress in self.progress.values_mut() {
             progress.surveyed(now_ns);
