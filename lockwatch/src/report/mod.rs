@@ -250,8 +250,9 @@ pub struct Waiter {
     /// Index of its kernel stack in `stacks`. Absent where it was not read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stack: Option<u32>,
-    /// First function outside the lock code, for the text formats.
-    #[serde(skip)]
+    /// First function outside the lock code, without suffix and offset. Absent where it
+    /// is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub caller: Option<String>,
 }
 
