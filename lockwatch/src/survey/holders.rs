@@ -158,16 +158,21 @@ fn on_stack(
         // whether the fault has dropped the lock.
         return Ok(verdict);
     }
-    // Asleep in a slow path, the innermost frame is the one that asks for a lock.
-    let asking = is_asking(scene.functions, look, task);
-    if let Some(evidence) = hold_frame(task, &stems, usize::from(asking), lock, own_mm, &hits) {
+    // Asleep in a slow path, the innermost frame is the one that asks for a lock. Where
+    // it asks for this very lock, its caller may only wrap the asking.
+    let waits_here = queue.entries.iter().any(|entry| entry.task == index);
+    let askers = match (waits_here, is_asking(scene.functions, look, task)) {
+        (true, _) => 2,
+        (false, true) => 1,
+        (false, false) => 0,
+    };
+    if let Some(evidence) = hold_frame(task, &stems, askers, lock, own_mm, &hits) {
         return Ok(vec![evidence]);
     }
-    let waits_here = queue.entries.iter().any(|entry| entry.task == index);
     let idle = stems
         .first()
         .is_some_and(|function| hold_frames::holds_nothing(function));
-    if waits_here || idle || task.name.key.tid.0 == 0 {
+    if waits_here || idle {
         return Ok(Vec::new());
     }
     Ok(hits.as_evidence(scene.functions, task))
