@@ -3,6 +3,8 @@
 mod bpf;
 mod demo;
 mod ebpf;
+mod mutation;
+mod packages;
 mod process;
 mod test;
 mod truth;
@@ -29,6 +31,7 @@ enum Verb {
     Ebpf(ebpf::Args),
     Test(test::Args),
     Demo(demo::Args),
+    Mutation(mutation::Args),
 }
 
 fn main() -> ExitCode {
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         Verb::Ebpf(args) => ebpf::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Test(args) => test::run(&args),
         Verb::Demo(args) => demo::run(&args),
+        Verb::Mutation(args) => mutation::run(&args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -10,11 +10,19 @@ use anyhow::{Result, bail};
 
 use self::step::{Action, Plan};
 use self::tally::{Outcome, Tally};
+use crate::packages::{self, Program};
 use crate::process::{self, End};
 use crate::workspace::Workspace;
 
 const BUDGET: Duration = Duration::from_secs(40 * 60);
 const LONG_BUDGET: Duration = Duration::from_secs(75 * 60);
+
+/// Shows which files lockwatch opens during a stall.
+const STRACE: Program = Program {
+    name: "strace",
+    package: "strace",
+    purpose: "traces which files lockwatch opens during a stall",
+};
 
 /// Run all checks and tests of the project, within a time budget.
 ///
@@ -25,7 +33,10 @@ const LONG_BUDGET: Duration = Duration::from_secs(75 * 60);
 ///
 /// Steps: format, clippy, objects (the committed kernel objects are what the
 /// sources give), clippy-bpf, tests, doc-tests, binaries, live (real stalls;
-/// root and BPF), vm (where there are such tests), demo, docs.
+/// root and BPF), vm (where there are such tests), mutation (a live test must notice
+/// a defect made on purpose), demo, docs.
+///
+/// Debian's strace is installed if it is missing: a live test traces opened files.
 ///
 /// Nothing is skipped silently: a step that cannot run here fails the run,
 /// unless --allow-skip names it.
@@ -93,6 +104,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         let limit = step.limit.min(deadline.saturating_duration_since(start));
         let allowed = args.allow_skip.iter().any(|name| name == step.name)
             || (args.no_vm && step.name == "vm");
+        if matches!(step.action, Action::Tests(_)) && step.name == "live" {
+            packages::ensure(&[STRACE])?;
+        }
         let mut tally = perform(step.action, limit)?;
         if step.must_test && args.filter.is_none() && tally.is_empty() {
             tally = tally.and_failed("no test was run");

@@ -87,11 +87,12 @@ pub(crate) fn steps(workspace: &Workspace, plan: &Plan<'_>) -> Result<Vec<Step>>
         let left_out = Action::Skip("--no-vm was given".to_owned());
         steps.push(step("vm", 15, if plan.no_vm { left_out } else { tests }));
     }
-    let demo = match bpf::refusal() {
+    let live_verb = |name| match bpf::refusal() {
         Some(reason) => Action::Skip(reason),
-        None => Action::Check(verb(&["demo"])),
+        None => Action::Check(verb(&[name])),
     };
-    steps.push(step("demo", 4, demo));
+    steps.push(step("mutation", 8, live_verb("mutation")));
+    steps.push(step("demo", 4, live_verb("demo")));
     steps.push(check("docs", 8, docs));
     if plan.filter.is_some() {
         steps.retain(|step| ["tests", "doc-tests", "binaries", "live", "vm"].contains(&step.name));
