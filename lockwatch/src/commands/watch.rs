@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use self::{filter::Filter, output::Output, session::Session, surveys::Surveys};
-use super::{Outcome, allow_closed_pipe};
+use super::{Outcome, allow_closed_pipe, lock_memory};
 use crate::{
     cli::WatchArgs,
     figures::Span,
@@ -30,8 +30,6 @@ const TICKS_PER_THRESHOLD: u32 = 4;
 /// … but neither more often nor less often than this.
 const TICK_MIN: Duration = Duration::from_millis(10);
 const TICK_MAX: Duration = Duration::from_millis(250);
-/// Without tracepoints every tick is a survey.
-const TICK_POLLED: Duration = Duration::from_secs(1);
 
 /// Watches until told to stop.
 ///
@@ -55,11 +53,7 @@ async fn watch(args: &WatchArgs) -> anyhow::Result<Outcome> {
         surveys,
         said,
     } = Sources::open(threshold)?;
-    let tick = if stream.is_some() {
-        (args.threshold / TICKS_PER_THRESHOLD).clamp(TICK_MIN, TICK_MAX)
-    } else {
-        TICK_POLLED
-    };
+    let tick = (args.threshold / TICKS_PER_THRESHOLD).clamp(TICK_MIN, TICK_MAX);
     let stdout = Box::new(io::BufWriter::new(io::stdout()));
     let mut output = Output::new(stdout, args.format, args.look.for_stdout(), threshold);
     output.watching(&said).context("write to standard output")?;
@@ -69,6 +63,7 @@ async fn watch(args: &WatchArgs) -> anyhow::Result<Outcome> {
         said.join("; ")
     );
 
+    lock_memory();
     let mut session = Session::new(threshold, Filter::from(args), output, stream, surveys);
     let followed = follow(&mut session, tick, args.duration).await;
     allow_closed_pipe(followed).context("watch")?;
@@ -101,7 +96,7 @@ impl Sources {
         let mut said = Vec::new();
         let (stream, surveyor) = match (stream, surveyor) {
             (Err(stream), Err(surveyor)) => {
-                tracing::error!("no stream: {stream:#}");
+                tracing::debug!("no stream: {stream:#}");
                 return Err(surveyor.context("nothing can be watched on this host"));
             }
             sources => sources,

@@ -145,8 +145,9 @@ pub(super) struct Totals<'a> {
     /// When, RFC 3339 in UTC.
     #[schemars(with = "String", extend("format" = "date-time"))]
     pub(super) at: jiff::Timestamp,
-    /// Waits that were recorded, long or short.
-    pub(super) waits: u64,
+    /// Waits that were recorded, long or short. Absent where no tracepoint counts them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) waits: Option<u64>,
     /// Stalls that were reported.
     pub(super) stalls: u64,
     /// Surveys that were taken.

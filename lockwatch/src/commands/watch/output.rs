@@ -30,10 +30,20 @@ pub(super) struct HolderTimes {
     pub(super) times: Times,
 }
 
+/// One moment on both clocks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Now {
+    /// For people.
+    pub(super) at: jiff::Timestamp,
+    /// `CLOCK_MONOTONIC` ns.
+    pub(super) ns: u64,
+}
+
 /// The counts of a whole run.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Summary {
-    pub(super) waits: u64,
+    /// `None` where no tracepoint counts them.
+    pub(super) waits: Option<u64>,
     pub(super) stalls: u64,
     pub(super) surveys: u64,
     pub(super) lost: Lost,
@@ -86,9 +96,9 @@ impl Output {
         stall: &Stall,
         waits: &[&Wait],
         reason: Reason,
-        now_ns: u64,
+        now: Now,
     ) -> io::Result<()> {
-        let at = jiff::Timestamp::now();
+        let Now { at, ns: now_ns } = now;
         let (style, format) = (self.style, self.format);
         if let Some(facts) = &stall.facts {
             self.make_report(facts);
@@ -120,8 +130,12 @@ impl Output {
     }
 
     /// A stall that has ended.
-    pub(super) fn ended(&mut self, stall: &Stall, holders: &[HolderTimes]) -> io::Result<()> {
-        let at = jiff::Timestamp::now();
+    pub(super) fn ended(
+        &mut self,
+        stall: &Stall,
+        holders: &[HolderTimes],
+        at: jiff::Timestamp,
+    ) -> io::Result<()> {
         if self.format == Format::Json {
             return self.line(&Line::StallEnded(ended(at, stall, holders)));
         }
@@ -170,10 +184,12 @@ impl Output {
                 lost,
             }));
         }
+        let watched = waits.map_or_else(String::new, |waits| {
+            format!(" {}", Count(waits).nouns("wait", "waits"))
+        });
         writeln!(
             io::stderr(),
-            "watched {}: {}, {} taken, lost: {}",
-            Count(waits).nouns("wait", "waits"),
+            "watched{watched}: {}, {} taken, lost: {}",
             Count(stalls).nouns("stall", "stalls"),
             Count(surveys).nouns("survey", "surveys"),
             by_kind(&lost),
@@ -291,11 +307,12 @@ fn kind(kind: LockKind) -> &'static str {
 fn unsurveyed(stall: &Stall, waits: &[&Wait], now_ns: u64) -> String {
     let waited = |wait: &Wait| Span(Nanos::between(wait.since_ns, now_ns));
     let named = |wait: &&Wait| {
-        let mode = match wait.mode {
-            LockMode::Read => "read",
-            LockMode::Write => "WRITE",
+        let mode = match (wait.kind, wait.mode) {
+            (LockKind::Mutex | LockKind::RtMutex | LockKind::Semaphore, _) => "",
+            (_, LockMode::Read) => " read",
+            (_, LockMode::Write) => " WRITE",
         };
-        printable(&format!("{} {mode} {}", wait.task, waited(wait)))
+        printable(&format!("{}{mode} {}", wait.task, waited(wait)))
     };
     let mut queue: Vec<String> = waits.iter().take(NAMED_MAX).map(named).collect();
     if waits.len() > NAMED_MAX {
@@ -315,7 +332,7 @@ fn unsurveyed(stall: &Stall, waits: &[&Wait], now_ns: u64) -> String {
     )
 }
 
-/// `was watched for 3.2s: asleep 3.1s, running 80ms, without a CPU 20ms; left the CPU 12 times`
+/// What a holder did from the survey that found it to the end.
 fn spent(times: &Times) -> String {
     format!(
         "held it; in the last {} of it: asleep {}, running {}, ready without a CPU {}; left the CPU {}",
@@ -350,3 +367,6 @@ fn printable(text: &str) -> String {
 fn clock(at: jiff::Timestamp) -> impl std::fmt::Display {
     at.strftime("%FT%TZ")
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io, sync::Arc};
 use crate::{
     commands::watch::{
         filter::Filter,
-        output::{HolderTimes, Output, Summary, by_kind},
+        output::{HolderTimes, Now, Output, Summary, by_kind},
         progress::{Progress, Reason, WatchedHolder},
         surveys::{SurveyAnswer, Surveys},
     },
@@ -124,13 +124,12 @@ impl Session {
             .as_ref()
             .is_none_or(|surveys| surveys.is_overdue(now_ns));
         self.report(None, no_survey, now_ns)?;
-        if let Some(surveys) = &mut self.surveys
-            && (self.stream.is_none()
-                || self
-                    .progress
-                    .values()
-                    .any(|progress| progress.needs_survey(now_ns)))
-        {
+        let needs_survey = self.stream.is_none()
+            || self.progress.iter().any(|(&id, progress)| {
+                let stall = self.graph.stall(id);
+                stall.is_some_and(|stall| progress.needs_survey(stall, now_ns))
+            });
+        if needs_survey && let Some(surveys) = &mut self.surveys {
             surveys.request(now_ns);
         }
         Ok(())
@@ -204,7 +203,9 @@ impl Session {
                 self.stall_count += 1;
             }
             let waits = self.graph.waits_for(stall.lock);
-            self.output.stall(stall, &waits, reason, now_ns)?;
+            let at = jiff::Timestamp::now();
+            let now = Now { at, ns: now_ns };
+            self.output.stall(stall, &waits, reason, now)?;
             progress.reported(stall, reason, now_ns);
         }
         Ok(())
@@ -242,7 +243,7 @@ impl Session {
             if !was_reported {
                 self.stall_count += 1;
             }
-            self.output.ended(stall, &times)?;
+            self.output.ended(stall, &times, jiff::Timestamp::now())?;
         }
         Ok(())
     }
@@ -333,7 +334,7 @@ impl Session {
     /// Ends the run: says the counts.
     pub(super) fn finish(mut self) -> io::Result<()> {
         self.output.summary(&Summary {
-            waits: self.stream.as_ref().map_or(0, Stream::wait_count),
+            waits: self.stream.as_ref().map(Stream::wait_count),
             stalls: self.stall_count,
             surveys: self.surveys.as_ref().map_or(0, Surveys::count),
             lost: self.lost,

@@ -1,0 +1,128 @@
+//! What `watch` prints, letter for letter.
+
+use std::{cell::RefCell, rc::Rc};
+
+use super::*;
+use crate::{
+    graph::{Change, WaitGraph},
+    report::example,
+    stream::Event,
+};
+
+const SEC: u64 = 1_000_000_000;
+
+/// What was written, kept.
+#[derive(Clone, Default)]
+struct Page(Rc<RefCell<Vec<u8>>>);
+
+impl Write for Page {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.borrow_mut().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn at() -> jiff::Timestamp {
+    jiff::Timestamp::UNIX_EPOCH
+}
+
+/// A stall as it stands, with and without a survey, and as it ends.
+fn printed(format: Format) -> String {
+    let page = Page::default();
+    let style = text::Style {
+        width: 100,
+        color: false,
+    };
+    let mut output = Output::new(Box::new(page.clone()), format, style, Nanos(SEC));
+    output.host = example::host();
+
+    let survey = Arc::new(example::write_held_directory());
+    let lock = &survey.locks[0];
+    let waits: Vec<Wait> = lock
+        .waiters
+        .iter()
+        .map(|waiter| Wait {
+            task: waiter.task.clone(),
+            lock: lock.address,
+            kind: lock.kind,
+            mode: waiter.mode,
+            since_ns: u64::from(waiter.position) * 1_000_000,
+        })
+        .collect();
+    let mut graph = WaitGraph::new(Nanos(SEC));
+    for wait in &waits {
+        graph.apply(Event::WaitBegin(wait.clone()));
+    }
+    graph.advance(2 * SEC);
+    let now = Now {
+        at: at(),
+        ns: 2 * SEC,
+    };
+    let queue = graph.waits_for(lock.address);
+    output
+        .stall(graph.stalls()[0], &queue, Reason::Crossed, now)
+        .unwrap();
+
+    graph.reconcile_survey(&survey);
+    let now = Now {
+        at: at(),
+        ns: 4 * SEC,
+    };
+    let queue = graph.waits_for(lock.address);
+    output
+        .stall(graph.stalls()[0], &queue, Reason::Stands, now)
+        .unwrap();
+
+    for wait in waits {
+        graph.apply(Event::WaitEnd {
+            wait,
+            at_ns: 5 * SEC,
+            acquired: true,
+        });
+    }
+    let holder = HolderTimes {
+        task: lock.holders[0].task.clone(),
+        times: Times {
+            from_ns: 2 * SEC,
+            running: Nanos(80_000_000),
+            runnable: Nanos(20_000_000),
+            asleep: Nanos(2 * SEC),
+            switches: 12,
+        },
+    };
+    for change in graph.advance(5 * SEC) {
+        if let Change::Ended(stall) = change {
+            output
+                .ended(&stall, std::slice::from_ref(&holder), at())
+                .unwrap();
+        }
+    }
+    let text = page.0.borrow().clone();
+    String::from_utf8(text).unwrap()
+}
+
+#[test]
+fn text_tells_a_stall_from_begin_to_end() {
+    insta::assert_snapshot!(printed(Format::Text));
+}
+
+#[test]
+fn json_is_one_line_for_each_event() {
+    let lines = printed(Format::Json);
+    let events: Vec<serde_json::Value> = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let kinds: Vec<&str> = events
+        .iter()
+        .filter_map(|event| event["event"].as_str())
+        .collect();
+    assert_eq!(kinds, ["stall", "stall", "stall_ended"]);
+    assert!(events[0]["lock"].is_null() && events[0]["unsurveyed"].is_object());
+    assert!(events[1]["lock"].is_object() && events[1]["unsurveyed"].is_null());
+    assert_eq!(events[2]["length_ns"], 5 * SEC - 1_000_000);
+    assert_eq!(events[2]["name"], events[1]["lock"]["name"]);
+}
