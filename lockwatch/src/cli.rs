@@ -115,13 +115,13 @@ pub struct WatchArgs {
     /// How to write events; json is one line per event
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
-    /// Only waits of tasks of this process; may be repeated
+    /// Only stalls in which a task of this process (or thread) waits or holds; may be repeated
     #[arg(long, value_name = "PID", value_parser = tgid)]
     pub pid: Vec<Tgid>,
-    /// Only waits of tasks with this name; may be repeated
+    /// Only stalls in which a task with this name waits or holds; may be repeated
     #[arg(long, value_name = "COMM", value_parser = NonEmptyStringValueParser::new())]
     pub comm: Vec<String>,
-    /// Only locks whose name contains this; may be repeated
+    /// Only locks whose name contains this, or the lock at this 0x address; may be repeated
     #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub lock: Vec<String>,
     /// Only locks of this class (mmap_lock, i_rwsem, s_umount, …); may be repeated

@@ -19,7 +19,7 @@ pub fn write_report(out: &mut dyn Write, report: &Report) -> io::Result<()> {
 ///
 /// # Errors
 /// When `out` does.
-pub(super) fn write_pretty<T: Serialize>(out: &mut dyn Write, value: &T) -> io::Result<()> {
+pub(crate) fn write_pretty<T: Serialize>(out: &mut dyn Write, value: &T) -> io::Result<()> {
     value.serialize(&mut Serializer::with_formatter(
         &mut *out,
         TerminalSafe(PrettyFormatter::new()),

@@ -14,36 +14,39 @@ pub fn write(out: &mut dyn Write) -> io::Result<()> {
     json::write_pretty(out, &schema)
 }
 
+/// Holds a schema that is generated from types against the one in docs/schema/ and the
+/// pages that explain it.
 #[cfg(test)]
-mod tests {
+pub(crate) mod committed {
     use std::{collections::BTreeSet, env, fs, path::PathBuf};
 
     use serde_json::Value;
 
-    use super::*;
-
-    fn docs() -> PathBuf {
-        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs")
-    }
-
-    fn generated() -> String {
-        let mut out = Vec::new();
-        write(&mut out).unwrap();
-        String::from_utf8(out).unwrap()
-    }
-
-    #[test]
-    fn the_committed_schema_is_that_of_the_types() {
-        let path = docs().join("schema/lockwatch.report.1.json");
+    /// `UPDATE_SCHEMA=1` in the environment rewrites the file instead.
+    pub(crate) fn check(contract: &str, pages: &[&str], generated: &str) {
+        let docs = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs");
+        let path = docs.join(format!("schema/{}.json", contract.replace('/', ".")));
         if env::var_os("UPDATE_SCHEMA").is_some_and(|value| value == "1") {
-            fs::write(&path, generated()).unwrap();
+            fs::write(&path, generated).unwrap();
         }
         let committed = fs::read_to_string(&path).unwrap_or_default();
         assert!(
-            committed == generated(),
+            committed == generated,
             "{} is not what the types say; run the tests with UPDATE_SCHEMA=1",
             path.display()
         );
+
+        let text: String = pages
+            .iter()
+            .map(|page| fs::read_to_string(docs.join(page)).unwrap())
+            .collect();
+        let mut found = BTreeSet::new();
+        words(&serde_json::from_str(generated).unwrap(), &mut found);
+        let missing: Vec<&String> = found
+            .iter()
+            .filter(|word| !text.contains(&format!("`{word}`")))
+            .collect();
+        assert!(missing.is_empty(), "docs/{pages:?} lack {missing:?}");
     }
 
     /// Names of all properties and all values of enumerations.
@@ -70,16 +73,20 @@ mod tests {
             _ => {}
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     #[test]
-    fn the_page_explains_every_word_of_the_schema() {
-        let page = fs::read_to_string(docs().join("report.md")).unwrap();
-        let mut found = BTreeSet::new();
-        words(&serde_json::from_str(&generated()).unwrap(), &mut found);
-        let missing: Vec<&String> = found
-            .iter()
-            .filter(|word| !page.contains(&format!("`{word}`")))
-            .collect();
-        assert!(missing.is_empty(), "docs/report.md lacks {missing:?}");
+    fn the_committed_schema_and_page_are_those_of_the_types() {
+        let mut out = Vec::new();
+        write(&mut out).unwrap();
+        committed::check(
+            crate::report::CONTRACT,
+            &["report.md"],
+            &String::from_utf8(out).unwrap(),
+        );
     }
 }

@@ -10,6 +10,9 @@ use crate::{
     task::{Nanos, Tgid, Tid},
 };
 
+/// Name and version of the contract of these lines.
+pub(super) const CONTRACT: &str = "lockwatch.watch/1";
+
 /// One line: `event` tells which.
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -27,6 +30,9 @@ pub(super) enum Line<'a> {
 /// What is watched, and how.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Watching<'a> {
+    /// Name and version of the contract of all lines.
+    #[schemars(extend("const" = CONTRACT))]
+    pub(super) schema: &'static str,
     /// When, RFC 3339 in UTC.
     #[schemars(with = "String", extend("format" = "date-time"))]
     pub(super) at: jiff::Timestamp,
@@ -154,4 +160,23 @@ pub(super) struct Totals<'a> {
     pub(super) surveys: u64,
     /// What could not be sent, kept or read, by kind.
     pub(super) lost: std::collections::BTreeMap<&'a str, u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::{json, schema::committed};
+
+    #[test]
+    fn the_committed_schema_and_page_are_those_of_the_types() {
+        let mut schema = schemars::schema_for!(Line<'_>);
+        schema.insert("title".to_owned(), CONTRACT.into());
+        let mut out = Vec::new();
+        json::write_pretty(&mut out, &schema).unwrap();
+        committed::check(
+            CONTRACT,
+            &["watch.md", "report.md"],
+            &String::from_utf8(out).unwrap(),
+        );
+    }
 }

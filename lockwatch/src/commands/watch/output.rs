@@ -8,7 +8,9 @@ use std::{
 use crate::{
     cli::Format,
     commands::watch::{
-        event::{Ended, HolderSpent, Line, Standing, Totals, Unsurveyed, Waiting, Watching},
+        event::{
+            CONTRACT, Ended, HolderSpent, Line, Standing, Totals, Unsurveyed, Waiting, Watching,
+        },
         progress::Reason,
     },
     figures::{Count, Span},
@@ -84,6 +86,7 @@ impl Output {
         }
         let (at, threshold_ns) = (jiff::Timestamp::now(), self.threshold);
         self.line(&Line::Watching(Watching {
+            schema: CONTRACT,
             at,
             threshold_ns,
             sources,
