@@ -31,7 +31,16 @@ pub struct Layout {
     pub readers_clear_owner: bool,
 }
 
-/// `struct rw_semaphore` and `struct rwsem_waiter`, kernels 5.3 – 7.0.
+/// How the queue hangs on the lock, each with the member's offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueLink {
+    /// `wait_list`: a list whose head lies in the lock (up to 7.0).
+    Head(usize),
+    /// `first_waiter`: a pointer to the first entry of a ring of entries (7.1+).
+    First(usize),
+}
+
+/// `struct rw_semaphore` and `struct rwsem_waiter`, kernels from 5.3.
 #[derive(Clone, Copy, Debug)]
 pub struct RwsemLayout {
     /// Bytes of the whole lock.
@@ -42,8 +51,8 @@ pub struct RwsemLayout {
     pub owner: usize,
     /// `osq.tail`, where optimistic spinners queue; absent without spinning.
     pub osq: Option<usize>,
-    /// `wait_list`
-    pub wait_list: usize,
+    /// How the queue hangs on the lock.
+    pub queue: QueueLink,
     /// `rwsem_waiter.task`
     pub waiter_task: usize,
     /// `rwsem_waiter.type`
@@ -254,7 +263,10 @@ fn rwsem_layout(btf: &Btf) -> Result<RwsemLayout, BtfError> {
         osq: btf
             .member("rw_semaphore.osq.tail")
             .map(|member| member.offset as usize),
-        wait_list: at(btf, "rw_semaphore.wait_list")?,
+        queue: match btf.member("rw_semaphore.first_waiter") {
+            Some(member) => QueueLink::First(member.offset as usize),
+            None => QueueLink::Head(at(btf, "rw_semaphore.wait_list")?),
+        },
         waiter_task: at(btf, "rwsem_waiter.task")?,
         waiter_type: at(btf, "rwsem_waiter.type")?,
         waiter_timeout: waiter_timeout.offset as usize,

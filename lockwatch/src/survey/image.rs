@@ -7,7 +7,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::{
     kernel::{
-        layout::RwsemLayout,
+        layout::{QueueLink, RwsemLayout},
         memory::{KernelMemory, MemoryError},
     },
     survey::look::Look,
@@ -24,7 +24,7 @@ pub(super) const RWSEM: RwsemLayout = RwsemLayout {
     count: 0,
     owner: 8,
     osq: Some(16),
-    wait_list: 24,
+    queue: QueueLink::Head(24),
     waiter_task: 16,
     waiter_type: 24,
     waiter_timeout: 32,
@@ -76,7 +76,7 @@ impl Image {
 
     /// A queue of `kinds` (0 = write, 1 = read) of tasks 1, 2, … on a lock.
     pub(super) fn queue(&mut self, lock: u64, count: u64, owner: u64, kinds: &[u64]) {
-        let head = lock + RWSEM.wait_list as u64;
+        let head = lock + 24;
         let last = kinds.len() as u64;
         for (index, &kind) in kinds.iter().enumerate() {
             let n = index as u64 + 1;

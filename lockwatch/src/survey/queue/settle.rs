@@ -1,0 +1,197 @@
+//! From entries to queues: which hang together, on which lock, in which order.
+
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::{
+    Queue,
+    entry::{Entry, linked_entry, parse_entry},
+};
+use crate::{
+    kernel::{
+        arch::is_kernel_address,
+        layout::{QueueLink, RwsemLayout},
+        lock_word::LockWord,
+        memory::{KernelMemory, MemoryError, word},
+    },
+    lock::LockAddr,
+    survey::look::Look,
+};
+
+/// Waiters of a ring whose stacks are asked for the lock.
+const RING_ASKED: usize = 4;
+
+/// Longest queue that is followed.
+const QUEUE_MAX: usize = 100_000;
+
+/// Entries that hang together, as the look saw them.
+pub(super) struct Group {
+    /// The address that is no entry: the list's head. `None` where entries form a ring.
+    head: Option<u64>,
+    members: Vec<Entry>,
+}
+
+/// Which entries hang together. Each is followed back by `prev`, which does not change
+/// when others join behind; entries of tasks that the look did not recognise (running
+/// ones) are read from memory.
+pub(super) fn groups(
+    look: &Look,
+    layout: &RwsemLayout,
+    entries: Vec<Entry>,
+    memory: &mut dyn KernelMemory,
+) -> Result<Vec<Group>, MemoryError> {
+    let mut known: FxHashMap<u64, Entry> = entries
+        .iter()
+        .map(|entry| (entry.address, *entry))
+        .collect();
+    let mut group_of: FxHashMap<u64, usize> = FxHashMap::default();
+    let mut by_head: FxHashMap<u64, usize> = FxHashMap::default();
+    let mut groups: Vec<Group> = Vec::new();
+    for entry in entries {
+        let mut path = Vec::new();
+        let mut on_path = FxHashSet::default();
+        let mut at = entry;
+        let group = loop {
+            if let Some(&group) = group_of.get(&at.address) {
+                break group;
+            }
+            if !on_path.insert(at.address) || path.len() >= QUEUE_MAX {
+                groups.push(Group {
+                    head: None,
+                    members: Vec::new(),
+                });
+                break groups.len() - 1;
+            }
+            path.push(at);
+            match linked_entry(look, layout, at.prev, &mut known, memory)? {
+                Some(previous) => at = previous,
+                None => {
+                    break *by_head.entry(at.prev).or_insert_with(|| {
+                        groups.push(Group {
+                            head: Some(at.prev),
+                            members: Vec::new(),
+                        });
+                        groups.len() - 1
+                    });
+                }
+            }
+        };
+        for member in path {
+            group_of.insert(member.address, group);
+            groups[group].members.push(member);
+        }
+    }
+    Ok(groups)
+}
+
+/// The locks that a group can hang on: one by its head; else whatever its first
+/// entries' stacks point at, for the slow path keeps the lock's address.
+fn lock_candidates(look: &Look, link: QueueLink, group: &Group) -> Vec<u64> {
+    match (link, group.head) {
+        // A head on a stack is the private list of a task that wakes others.
+        (QueueLink::Head(offset), Some(head)) if !look.in_a_stack(head) => {
+            vec![head.wrapping_sub(offset as u64)]
+        }
+        (QueueLink::First(_), None) => {
+            let asked = group.members.iter().take(RING_ASKED);
+            let mut words: Vec<u64> = asked
+                .flat_map(|entry| look.scheduler_words(&look.tasks[entry.task]))
+                .copied()
+                .filter(|&word| is_kernel_address(word) && word % 8 == 0 && !look.in_a_stack(word))
+                .collect();
+            words.sort_unstable();
+            words.dedup();
+            words
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// Reads the candidates and the entries again, and follows the queue from the lock;
+/// `None` if it is not (or no longer) a queue. Who has joined or left meanwhile does not
+/// matter: what is read now has to be consistent in itself.
+pub(super) fn settle(
+    look: &Look,
+    layout: &RwsemLayout,
+    group: &Group,
+    memory: &mut dyn KernelMemory,
+) -> Result<Option<Queue>, MemoryError> {
+    let candidates = lock_candidates(look, layout.queue, group);
+    let mut reads: Vec<(u64, usize)> = candidates.iter().map(|&lock| (lock, layout.size)).collect();
+    reads.extend(
+        group
+            .members
+            .iter()
+            .map(|entry| (entry.address, layout.waiter_size)),
+    );
+    let mut read = memory.read_batch(&reads)?.into_iter();
+    let locks: Vec<_> = candidates.into_iter().zip(read.by_ref()).collect();
+    let mut entries: FxHashMap<u64, Entry> = group
+        .members
+        .iter()
+        .zip(read)
+        .filter_map(|(then, bytes)| {
+            let now = parse_entry(look, layout, then.address, &bytes?)?;
+            Some((now.address, now))
+        })
+        .collect();
+    for (lock, bytes) in locks {
+        let Some(bytes) = bytes else { continue };
+        let (first, end) = match layout.queue {
+            QueueLink::Head(offset) => (word(&bytes, offset), lock + offset as u64),
+            QueueLink::First(offset) => {
+                let first = word(&bytes, offset);
+                (first, first)
+            }
+        };
+        if !entries.contains_key(&first) {
+            continue;
+        }
+        let (count, owner) = (word(&bytes, layout.count), word(&bytes, layout.owner));
+        let decoded = LockWord::decode(count, owner);
+        let queue = follow(look, layout, (first, end), &mut entries, memory)?;
+        if let (Some(entries), true) = (queue, decoded.has_waiters) {
+            return Ok(Some(Queue {
+                lock: LockAddr(lock),
+                count,
+                owner,
+                word: decoded,
+                entries,
+                granted: Vec::new(),
+                spinners: Vec::new(),
+            }));
+        }
+    }
+    Ok(None)
+}
+
+/// The entries from `first` until a link leads to `end`; `None` if the links, forth and
+/// back, do not close.
+fn follow(
+    look: &Look,
+    layout: &RwsemLayout,
+    (first, end): (u64, u64),
+    entries: &mut FxHashMap<u64, Entry>,
+    memory: &mut dyn KernelMemory,
+) -> Result<Option<Vec<Entry>>, MemoryError> {
+    let mut queue: Vec<Entry> = Vec::with_capacity(entries.len());
+    let mut next = first;
+    while queue.is_empty() || next != end {
+        let Some(entry) = linked_entry(look, layout, next, entries, memory)? else {
+            return Ok(None);
+        };
+        let links_back = queue
+            .last()
+            .is_none_or(|previous| entry.prev == previous.address);
+        if !links_back || queue.len() >= QUEUE_MAX {
+            return Ok(None);
+        }
+        next = entry.next;
+        queue.push(entry);
+    }
+    // A list's first entry points back to the head, a ring's to the last entry.
+    let back = match layout.queue {
+        QueueLink::Head(_) => end,
+        QueueLink::First(_) => queue.last().map_or(end, |last| last.address),
+    };
+    Ok((queue[0].prev == back).then_some(queue))
+}

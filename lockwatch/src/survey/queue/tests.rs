@@ -1,0 +1,229 @@
+use proptest::prelude::*;
+
+use super::{
+    entry::is_recent,
+    settle::{groups, settle},
+    *,
+};
+use crate::{
+    kernel::layout::QueueLink,
+    lock::{LockMode, LockState},
+    survey::image::{Image, JIFFIES, RWSEM, SLOW_PATH, entry_address, task_address},
+};
+
+const LOCK: u64 = 0xffff_8882_0000_0040;
+const READ_SLOW_PATH: Range<u64> = SLOW_PATH - 0x50..SLOW_PATH + 0x50;
+const SLOW_PATHS: &[Range<u64>] = &[READ_SLOW_PATH];
+
+fn find_in(image: &Image, tasks: u64) -> Queues {
+    find(&image.look(tasks), &RWSEM, SLOW_PATHS, &mut image.clone()).unwrap()
+}
+
+#[test]
+fn a_queue_is_found_in_order() {
+    let mut image = Image::default();
+    image.queue(LOCK, 0x102, 3, &[0, 1, 1]);
+    let found = find_in(&image, 4);
+    let [queue] = &found.queues[..] else {
+        panic!("{found:?}")
+    };
+    assert_eq!(
+        (queue.lock, queue.word.state),
+        (LockAddr(LOCK), LockState::ReadHeld)
+    );
+    let order: Vec<_> = queue
+        .entries
+        .iter()
+        .map(|entry| (entry.task, entry.mode))
+        .collect();
+    assert_eq!(
+        order,
+        [
+            (0, LockMode::Write),
+            (1, LockMode::Read),
+            (2, LockMode::Read)
+        ]
+    );
+}
+
+#[test]
+fn a_waiter_nobody_recognised_is_read_from_memory() {
+    let mut image = Image::default();
+    image.queue(LOCK, 0x102, 3, &[0, 1, 1]);
+    let mut look = image.look(3);
+    // Task 2 runs: the first waiter may spin, and its stack shows no slow path.
+    look.tasks[1].record.on_cpu = 1;
+    let blind: [Range<u64>; 0] = [];
+    assert!(
+        find(&look, &RWSEM, &blind, &mut image.clone())
+            .unwrap()
+            .queues
+            .is_empty()
+    );
+    let (mut entries, _) = entry::on_stacks(&look, &RWSEM, SLOW_PATHS);
+    entries.remove(1);
+    let groups = groups(&look, &RWSEM, entries, &mut image).unwrap();
+    assert_eq!(groups.len(), 1);
+    let queue = settle(&look, &RWSEM, &groups[0], &mut image)
+        .unwrap()
+        .unwrap();
+    assert_eq!(queue.entries.len(), 3);
+}
+
+#[test]
+fn a_forged_entry_makes_no_queue() {
+    // An entry on a stack, with links into a page that user space filled, but no
+    // lock that points back.
+    let mut image = Image::default();
+    image.entry(1, 1, LOCK + 24, LOCK + 24);
+    assert!(
+        find_in(&image, 1).queues.is_empty(),
+        "the lock cannot be read"
+    );
+    image.lock(LOCK, 0x102, 3, entry_address(2), entry_address(2));
+    assert!(
+        find_in(&image, 1).queues.is_empty(),
+        "the list starts elsewhere"
+    );
+    image.lock(LOCK, 0x100, 3, entry_address(1), entry_address(1));
+    assert!(
+        find_in(&image, 1).queues.is_empty(),
+        "the count knows of no waiters"
+    );
+    image.lock(LOCK, 0x102, 3, entry_address(1), entry_address(1));
+    assert_eq!(find_in(&image, 1).queues.len(), 1);
+}
+
+#[test]
+fn the_private_list_of_a_waker_is_no_lock() {
+    let mut image = Image::default();
+    let private = entry_address(2) + 0x100;
+    image.entry(1, 1, private, private);
+    image.lock(private - 24, 0x102, 3, entry_address(1), entry_address(1));
+    let found = find_in(&image, 2);
+    assert!(found.queues.is_empty());
+}
+
+#[test]
+fn a_granted_reader_is_no_waiter() {
+    let mut image = Image::default();
+    image.queue(LOCK, 0x102, 3, &[0]);
+    image.entry(2, 1, entry_address(3), entry_address(3));
+    image.set(entry_address(2) + 16, 0);
+    // The slow path keeps the lock's address.
+    image.set(entry_address(2) - 0x40, LOCK);
+    let found = find_in(&image, 2);
+    let [queue] = &found.queues[..] else {
+        panic!("{found:?}")
+    };
+    assert_eq!(queue.entries.len(), 1);
+    assert_eq!(
+        queue
+            .granted
+            .iter()
+            .map(|entry| entry.task)
+            .collect::<Vec<_>>(),
+        [1]
+    );
+    assert!(
+        queue
+            .granted
+            .iter()
+            .all(|entry| is_recent(entry.timeout, JIFFIES))
+    );
+}
+
+#[test]
+fn a_waiter_that_joined_during_the_look_is_in_the_queue() {
+    let mut image = Image::default();
+    image.queue(LOCK, 0x102, 3, &[0, 1]);
+    // The first stack was copied before the second task queued.
+    let mut earlier = image.clone();
+    earlier.entry(1, 0, LOCK + 24, LOCK + 24);
+    let (mut entries, _) = entry::on_stacks(&image.look(2), &RWSEM, SLOW_PATHS);
+    let (stale, _) = entry::on_stacks(&earlier.look(1), &RWSEM, SLOW_PATHS);
+    entries[0] = stale[0];
+    let look = image.look(2);
+    let groups = groups(&look, &RWSEM, entries, &mut image).unwrap();
+    assert_eq!(groups.len(), 1);
+    let queue = settle(&look, &RWSEM, &groups[0], &mut image)
+        .unwrap()
+        .unwrap();
+    assert_eq!(queue.entries.len(), 2);
+}
+
+#[test]
+fn a_ring_starts_where_the_lock_says() {
+    let mut image = Image::default();
+    for (n, kind) in [(1, 1), (2, 0), (3, 1)] {
+        image.entry(
+            n,
+            kind,
+            entry_address(n % 3 + 1),
+            entry_address((n + 1) % 3 + 1),
+        );
+        // The slow path keeps the lock's address.
+        image.set(entry_address(n) - 0x40, LOCK);
+    }
+    // first_waiter stands where the list's head used to.
+    image.lock(LOCK, 0x102, 3, entry_address(2), 0);
+    let ring = RwsemLayout {
+        queue: QueueLink::First(24),
+        size: 32,
+        ..RWSEM
+    };
+    let found = find(&image.look(3), &ring, SLOW_PATHS, &mut image).unwrap();
+    let [queue] = &found.queues[..] else {
+        panic!("{found:?}")
+    };
+    let order: Vec<_> = queue
+        .entries
+        .iter()
+        .map(|entry| (entry.task, entry.mode))
+        .collect();
+    assert_eq!(
+        order,
+        [
+            (1, LockMode::Write),
+            (2, LockMode::Read),
+            (0, LockMode::Read)
+        ]
+    );
+}
+
+#[test]
+fn a_lone_waiter_is_a_ring_of_one() {
+    let mut image = Image::default();
+    image.entry(1, 0, entry_address(1), entry_address(1));
+    image.set(entry_address(1) - 0x40, LOCK);
+    image.lock(LOCK, 0x3, task_address(9), entry_address(1), 0);
+    let ring = RwsemLayout {
+        queue: QueueLink::First(24),
+        size: 32,
+        ..RWSEM
+    };
+    let found = find(&image.look(1), &ring, SLOW_PATHS, &mut image).unwrap();
+    assert_eq!(found.queues.len(), 1);
+}
+
+proptest! {
+    /// Whatever the links are: no panic, no endless walk, no waiter twice, and
+    /// every queue that comes out is one that memory confirms.
+    #[test]
+    fn hostile_links_are_survived(links in prop::collection::vec((0u64..9, 0u64..9), 1..8)) {
+        let mut image = Image::default();
+        let target = |n: u64| if n == 0 { LOCK + 24 } else { entry_address(n) };
+        let count = links.len() as u64;
+        for (index, &(next, prev)) in links.iter().enumerate() {
+            image.entry(index as u64 + 1, 1, target(next), target(prev));
+        }
+        image.lock(LOCK, 0x102, 3, target(links[0].0), target(links[0].1));
+        for queue in find_in(&image, count).queues {
+            let mut tasks: Vec<_> = queue.entries.iter().map(|entry| entry.task).collect();
+            tasks.sort_unstable();
+            tasks.dedup();
+            prop_assert_eq!(tasks.len(), queue.entries.len());
+            prop_assert!(queue.word.has_waiters);
+        }
+    }
+}
