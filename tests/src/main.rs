@@ -37,9 +37,9 @@ const MOST_WAITERS: i64 = 4096;
 
 /// Make a real kernel-lock stall, say exactly what it is, and clear it
 ///
-/// The stall stays among the lab's own tasks. It ends after --hold, on
-/// SIGINT, SIGTERM or SIGHUP, and also when the lab is killed. Needs root and
-/// FUSE.
+/// The stall stays among the lab's own tasks, except that super-read-held also
+/// stops whoever calls sync. It ends after --hold, on SIGINT, SIGTERM or SIGHUP,
+/// and also when the lab is killed. Needs root and FUSE.
 #[derive(Parser)]
 #[command(name = "stall-lab", version)]
 struct Options {

@@ -24,6 +24,8 @@ pub enum Scenario {
     MmapWriteHeld,
     /// A directory's i_rwsem, held for read by two listings that wait for FUSE
     InodeReadHeld,
+    /// A file system's s_umount, held for read by a ustat that waits for FUSE
+    SuperReadHeld,
     /// A directory's i_rwsem, granted to a reader that gets no CPU (shorter than 0.7 s)
     Granted,
 }
@@ -111,6 +113,9 @@ pub enum LockClass {
     /// `inode.i_rwsem`.
     #[serde(rename = "i_rwsem")]
     IRwsem,
+    /// `super_block.s_umount`.
+    #[serde(rename = "s_umount")]
+    SUmount,
 }
 
 /// How a lock is held.
@@ -215,6 +220,8 @@ pub enum DecoyKind {
     OtherDirectory,
     /// Waits for FUSE on a file in the stalled directory, without its lock.
     OtherFile,
+    /// Waits for FUSE with the request that the holder waits with, without a lock.
+    SameRequest,
 }
 
 /// The end of a stall.

@@ -5,5 +5,5 @@ mod server;
 mod tree;
 
 pub(crate) use protocol::Op;
-pub(crate) use server::Server;
+pub(crate) use server::{MOUNT_FLAGS, Server};
 pub(crate) use tree::{FILE_SIZE, Node, PAGE, ROOT, Rule, Then, Tree, Which};

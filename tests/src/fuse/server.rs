@@ -30,6 +30,11 @@ use super::{
     tree::{Answer, Tree},
 };
 
+/// How it is mounted.
+pub(crate) const MOUNT_FLAGS: MsFlags = MsFlags::MS_NOSUID
+    .union(MsFlags::MS_NODEV)
+    .union(MsFlags::MS_NOATIME);
+
 /// A mounted file system and the thread that serves it.
 pub(crate) struct Server {
     shared: Arc<Shared>,
@@ -148,7 +153,7 @@ fn mount_privately(at: &Path, wake: &EventFd) -> Result<OwnedFd> {
         Some("stall-lab"),
         at,
         Some("fuse"),
-        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME,
+        MOUNT_FLAGS,
         Some(options.as_str()),
     )
     .with_context(|| {

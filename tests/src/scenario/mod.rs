@@ -6,6 +6,7 @@ mod inode_write_held;
 mod mmap;
 mod mmap_read_held;
 mod mmap_write_held;
+mod super_read_held;
 
 use std::time::{Duration, Instant};
 
@@ -45,7 +46,8 @@ pub(crate) fn hold_times(scenario: Scenario) -> (Duration, Duration) {
         Scenario::InodeWriteHeld
         | Scenario::MmapReadHeld
         | Scenario::MmapWriteHeld
-        | Scenario::InodeReadHeld => (Duration::from_secs(20), Duration::from_secs(60)),
+        | Scenario::InodeReadHeld
+        | Scenario::SuperReadHeld => (Duration::from_secs(20), Duration::from_secs(60)),
     }
 }
 
@@ -53,6 +55,7 @@ pub(crate) fn scenery(scenario: Scenario, cast: Cast) -> Scenery {
     match scenario {
         Scenario::InodeWriteHeld | Scenario::Granted => inode_write_held::scenery(),
         Scenario::InodeReadHeld => inode_read_held::scenery(),
+        Scenario::SuperReadHeld => super_read_held::scenery(),
         Scenario::MmapReadHeld => mmap_read_held::scenery(cast),
         Scenario::MmapWriteHeld => mmap_write_held::scenery(cast),
     }
@@ -63,6 +66,7 @@ pub(crate) fn raise(scenario: Scenario, stage: &mut Stage, cast: Cast) -> Result
     match scenario {
         Scenario::InodeWriteHeld => inode_write_held::raise(stage, cast),
         Scenario::InodeReadHeld => inode_read_held::raise(stage, cast),
+        Scenario::SuperReadHeld => super_read_held::raise(stage, cast),
         Scenario::MmapReadHeld => mmap_read_held::raise(stage, cast),
         Scenario::MmapWriteHeld => mmap_write_held::raise(stage, cast),
         Scenario::Granted => granted::raise(stage, cast),

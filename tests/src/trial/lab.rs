@@ -1,0 +1,145 @@
+//! The lab as a child: it makes a stall, and it is always ended.
+
+use std::{
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+
+use super::{Program, stall_lab};
+use crate::truth::{Cleared, Event, Ready, Scenario};
+
+/// How long the lab may take to build its stall.
+const RAISE: Duration = Duration::from_secs(60);
+
+/// How long it may take to clear it, once told to.
+const CLEAR: Duration = Duration::from_secs(30);
+
+/// How long it may take to end at a signal: all its own ways of clearing up.
+const LAST: Duration = Duration::from_secs(15);
+
+/// A lab whose stall stands. Dropped, the stall is ended, whatever it takes.
+pub struct Lab {
+    program: Program,
+    /// What stands.
+    pub truth: Ready,
+}
+
+impl Lab {
+    /// Makes a stall with so many waiters. It stands until [`Lab::finish`],
+    /// or as long as the lab's default allows.
+    ///
+    /// # Errors
+    /// When the stall cannot be made.
+    pub fn raise(scenario: Scenario, waiters: u32) -> Result<Self> {
+        Self::raise_with(scenario, waiters, &["--until-eof"])
+    }
+
+    /// Makes a stall that stands for this long, whoever looks.
+    ///
+    /// # Errors
+    /// When the stall cannot be made.
+    pub fn raise_for(scenario: Scenario, waiters: u32, hold: Duration) -> Result<Self> {
+        let hold = format!("{}ms", hold.as_millis());
+        Self::raise_with(scenario, waiters, &["--hold", &hold])
+    }
+
+    fn raise_with(scenario: Scenario, waiters: u32, options: &[&str]) -> Result<Self> {
+        let mut command = Command::new(stall_lab()?);
+        command
+            .arg(scenario.name())
+            .args(["--waiters", &waiters.to_string()])
+            .args(options)
+            .stdin(Stdio::piped());
+        let mut lab = Making(Some(Program::start(&mut command)?));
+        let line = lab.program()?.out_line(RAISE)?;
+        match line.as_deref().map(serde_json::from_str) {
+            Some(Ok(Event::Ready(truth))) => Ok(Self {
+                program: lab.0.take().context("the lab was started")?,
+                truth: *truth,
+            }),
+            Some(Ok(Event::Cleared(_))) => bail!("the lab cleared a stall it did not make"),
+            Some(Err(error)) => Err(error).context("the lab's first line is no event"),
+            None => {
+                let program = lab.program()?;
+                while program.err_line(LAST)?.is_some() {}
+                bail!(
+                    "the lab made no stall: {}",
+                    program.stderr_so_far().trim_end()
+                )
+            }
+        }
+    }
+
+    /// Ends the stall; the lab says how long it stood.
+    ///
+    /// # Errors
+    /// When the lab had to use force, or did not end.
+    pub fn finish(mut self) -> Result<Cleared> {
+        self.program.close_stdin();
+        self.cleared(CLEAR)
+    }
+
+    /// Waits for the stall to end by itself.
+    ///
+    /// # Errors
+    /// When the lab had to use force, or did not end.
+    pub fn outlast(mut self) -> Result<Cleared> {
+        self.cleared(CLEAR + Duration::from_secs(60))
+    }
+
+    fn cleared(&mut self, limit: Duration) -> Result<Cleared> {
+        let line = self
+            .program
+            .out_line(limit)?
+            .context("the lab ended without a word")?;
+        let Event::Cleared(cleared) =
+            serde_json::from_str(&line).with_context(|| format!("the lab says `{line}`"))?
+        else {
+            bail!("the lab says `{line}` when its stall should be over");
+        };
+        if self.program.wait(LAST)?.is_none() {
+            bail!("the lab has cleared its stall and does not end");
+        }
+        if !cleared.clean {
+            bail!("the lab had to use force: {}", self.program.stderr_so_far());
+        }
+        Ok(cleared)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        end(&mut self.program);
+    }
+}
+
+/// A lab that has not said anything yet.
+struct Making(Option<Program>);
+
+impl Making {
+    fn program(&mut self) -> Result<&mut Program> {
+        self.0.as_mut().context("the lab was started")
+    }
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        if let Some(program) = &mut self.0 {
+            end(program);
+        }
+    }
+}
+
+/// Asks it to end in ways that get ruder. The last one is `Program`'s own
+/// SIGKILL; then the lab's watchdog clears up.
+fn end(program: &mut Program) {
+    let ended = |program: &mut Program| !matches!(program.wait(LAST), Ok(None));
+    program.close_stdin();
+    if !ended(program) {
+        program.signal(Signal::SIGTERM);
+        let _ = ended(program);
+    }
+}

@@ -1,0 +1,77 @@
+//! A trial: lockwatch is run while the lab holds a stall, and its report is
+//! compared with the truth.
+
+pub mod event;
+pub mod lab;
+pub mod program;
+pub mod report;
+pub mod summary;
+pub mod touched;
+pub mod verdict;
+
+pub use lab::Lab;
+pub use program::{Ended, Program};
+pub use report::Report;
+pub use verdict::{Span, Verdict};
+
+use std::{env, path::PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+/// Runs of each scenario if `LOCKWATCH_RUNS` does not say otherwise.
+const RUNS: u32 = 30;
+
+/// How often each scenario is tried.
+///
+/// # Errors
+/// When `LOCKWATCH_RUNS` is no number above 0.
+pub fn runs() -> Result<u32> {
+    match env::var("LOCKWATCH_RUNS") {
+        Ok(text) => text
+            .parse()
+            .ok()
+            .filter(|runs| *runs > 0)
+            .with_context(|| format!("LOCKWATCH_RUNS is `{text}`: make it a number from 1")),
+        Err(_) => Ok(RUNS),
+    }
+}
+
+/// The binary under test.
+///
+/// # Errors
+/// When it does not exist.
+pub fn lockwatch() -> Result<PathBuf> {
+    binary("LOCKWATCH_BIN", "lockwatch")
+}
+
+/// The binary that makes stalls.
+///
+/// # Errors
+/// When it does not exist.
+pub fn stall_lab() -> Result<PathBuf> {
+    binary("STALL_LAB_BIN", "stall-lab")
+}
+
+/// Named by the variable, or the released one in the target folder this test
+/// was built in: `<target>/<profile>/deps/<test>`.
+fn binary(variable: &str, name: &str) -> Result<PathBuf> {
+    let path = match env::var_os(variable) {
+        Some(path) => PathBuf::from(path),
+        None => {
+            let test = env::current_exe().context("cannot find this test's own binary")?;
+            let target = test
+                .ancestors()
+                .nth(3)
+                .with_context(|| format!("{} is in no target folder", test.display()))?;
+            target.join("release").join(name)
+        }
+    };
+    if !path.is_file() {
+        bail!(
+            "there is no {}: run `cargo build --release -p lockwatch -p lockwatch-tests` \
+             or name the binary in {variable}",
+            path.display()
+        );
+    }
+    Ok(path)
+}

@@ -1,0 +1,198 @@
+//! `lockwatch diagnose` on stalls that began before it, against their truth.
+
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+use std::{process::Command, time::Duration};
+
+use lockwatch_tests::{
+    trial::{self, Ended, Lab, Program, Report, Span, Verdict, summary::Summary},
+    truth::{DecoyKind, Ready, Scenario},
+};
+
+/// `diagnose` must have ended by then, whatever is stuck.
+const PROMISE: Duration = Duration::from_secs(2);
+
+/// It is killed then.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// More failed runs than this are not tried.
+const FAILURES_SHOWN: usize = 3;
+
+/// Lengths of the queue, in turn.
+const WAITERS: [u32; 4] = [3, 4, 5, 6];
+
+fn diagnose() -> Ended {
+    let mut command = Command::new(trial::lockwatch().unwrap());
+    command.args(["diagnose", "--format", "json", "--threshold", "1ms"]);
+    Program::run(&mut command, LIMIT).unwrap()
+}
+
+/// Everything there is to know about a failed run.
+fn evidence(truth: &Ready, ended: &Ended) -> String {
+    format!("truth: {truth:#?}\nlockwatch: {}", ended.describe())
+}
+
+/// One run; `None` if the stall was too short for it.
+fn try_once(scenario: Scenario, waiters: u32, summary: &mut Summary) -> Option<Vec<String>> {
+    let lab = Lab::raise(scenario, waiters).unwrap();
+    let ended = diagnose();
+    let truth = lab.truth.clone();
+    lab.finish().unwrap();
+
+    let is_short = scenario == Scenario::Granted;
+    if is_short && truth.ends_at_ns < ended.ended_ns {
+        return None;
+    }
+    let span = Span {
+        begun_ns: ended.begun_ns,
+        ended_ns: ended.ended_ns,
+    };
+    let report = Report::read(&ended).unwrap();
+    let mut verdict = Verdict::on(&report, &truth, span);
+    if ended.code() != Some(1) {
+        verdict.wrong.push(format!("exit status {}", ended.status));
+    }
+    if ended.took > PROMISE {
+        verdict.wrong.push(format!("it took {:?}", ended.took));
+    }
+    if truth.ends_at_ns < ended.ended_ns {
+        verdict.wrong.push("it ended after the stall had".into());
+    }
+    summary.add(&verdict, ended.took, ended.peak_rss_kib);
+    if !verdict.wrong.is_empty() {
+        eprintln!("{}", evidence(&truth, &ended));
+    }
+    Some(verdict.wrong)
+}
+
+fn try_scenario(scenario: Scenario) {
+    let runs = trial::runs().unwrap();
+    let mut summary = Summary::default();
+    let mut failures = Vec::new();
+    let mut too_short = 0;
+    let mut run = 1;
+    for waiters in WAITERS.into_iter().cycle() {
+        let Some(wrong) = try_once(scenario, waiters, &mut summary) else {
+            // A busy machine needs another try; a lockwatch that always waits
+            // for the end of the stall must not get away with it.
+            too_short += 1;
+            assert!(
+                too_short <= runs,
+                "{}: {too_short} runs ended after the stall",
+                scenario.name()
+            );
+            continue;
+        };
+        if !wrong.is_empty() {
+            eprintln!("run {run} of {runs} is wrong:\n  {}", wrong.join("\n  "));
+            failures.push(run);
+        }
+        // The first few say what there is to say.
+        if run == runs || failures.len() == FAILURES_SHOWN {
+            break;
+        }
+        run += 1;
+    }
+    eprintln!("{}: {summary}, repeated {too_short} times", scenario.name());
+    assert!(
+        failures.is_empty(),
+        "{}: runs {failures:?} of {run} are wrong, see above",
+        scenario.name()
+    );
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_directory_held_by_a_writer() {
+    try_scenario(Scenario::InodeWriteHeld);
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn an_address_space_held_by_a_reader() {
+    try_scenario(Scenario::MmapReadHeld);
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn an_address_space_held_by_a_writer() {
+    try_scenario(Scenario::MmapWriteHeld);
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_directory_held_by_two_readers() {
+    try_scenario(Scenario::InodeReadHeld);
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_file_system_held_by_a_reader() {
+    try_scenario(Scenario::SuperReadHeld);
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_directory_granted_to_a_reader_without_a_cpu() {
+    try_scenario(Scenario::Granted);
+}
+
+/// The `vm_fault` of a task tells whether it holds the mmap_lock. A lockwatch
+/// that does not ask it (feature `mutation-no-fault-test`) takes the decoys,
+/// who are in a first-attempt fault of the same mapping, for holders too: then
+/// it has more names than the lock has readers, and trusts none of them.
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn decoys_in_first_attempt_faults_are_not_accused() {
+    let lab = Lab::raise(Scenario::MmapReadHeld, 3).unwrap();
+    let ended = diagnose();
+    let truth = lab.truth.clone();
+    lab.finish().unwrap();
+
+    let report = Report::read(&ended).unwrap();
+    let decoys: Vec<_> = truth
+        .decoys
+        .iter()
+        .filter(|decoy| decoy.what == DecoyKind::FirstAttemptFault)
+        .collect();
+    assert_eq!(decoys.len(), 2, "{}", evidence(&truth, &ended));
+    let lock = report
+        .locks
+        .iter()
+        .find(|lock| lock.name == truth.lock.name)
+        .unwrap_or_else(|| panic!("the lock is missing: {}", evidence(&truth, &ended)));
+
+    let strong = ["fault-flags", "hold-frame", "reader-owner", "granted"];
+    let suspects: Vec<_> = lock
+        .holders
+        .iter()
+        .filter(|holder| decoys.iter().any(|decoy| decoy.tid == holder.tid))
+        .filter(|holder| {
+            holder.is_accused()
+                || holder
+                    .evidence
+                    .iter()
+                    .any(|one| strong.contains(&&*one.kind))
+        })
+        .map(|holder| {
+            format!(
+                "{} {:?} {:?}",
+                holder.comm, holder.confidence, holder.evidence
+            )
+        })
+        .collect();
+    assert!(
+        suspects.is_empty(),
+        "a fault that dropped the lock counts as holding it: {suspects:#?}\n{}",
+        evidence(&truth, &ended)
+    );
+    let named = lock
+        .holders
+        .iter()
+        .any(|holder| holder.is_accused() && truth.holders.iter().any(|one| one.tid == holder.tid));
+    assert!(
+        named,
+        "the true holder is not named: {}",
+        evidence(&truth, &ended)
+    );
+}

@@ -1,0 +1,361 @@
+//! `lockwatch watch`: stalls that begin and end while it looks.
+
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+mod attached;
+
+use std::{
+    collections::BTreeSet,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use lockwatch_tests::{
+    clock,
+    trial::{
+        self, Ended, Lab, Program,
+        event::{self, Event, Stall},
+    },
+    truth::{Ready, Scenario, Tid},
+};
+use nix::sys::signal::Signal;
+
+use self::attached::Attached;
+
+/// How long `watch` may take to be ready, and to end when told to.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A stall must be reported this long after it has crossed the threshold.
+const PROMPT: Duration = Duration::from_secs(2);
+
+/// How exact the length of a stall must be.
+const EXACT: Duration = Duration::from_millis(300);
+
+const HOLD: Duration = Duration::from_secs(2);
+
+/// A `watch` that has attached what it needs. Dropped, it is killed.
+struct Watch(Program);
+
+impl Watch {
+    fn start(arguments: &[&str]) -> Self {
+        let mut command = Command::new(trial::lockwatch().unwrap());
+        command.arg("watch").args(arguments);
+        let mut program = Program::start(&mut command).unwrap();
+        let begun = Instant::now();
+        loop {
+            let line = program.err_line(PATIENCE).unwrap();
+            let line = line.unwrap_or_else(|| panic!("watch ended: {}", program.stderr_so_far()));
+            if line.starts_with("watching") {
+                return Self(program);
+            }
+            assert!(begun.elapsed() < PATIENCE, "watch is not ready: {line}");
+        }
+    }
+
+    /// Waits for an event that `wanted` makes something of; the events before
+    /// it are put into `seen`.
+    fn find<T>(
+        &mut self,
+        what: &str,
+        seen: &mut Vec<Event>,
+        limit: Duration,
+        wanted: impl Fn(&Event) -> Option<T>,
+    ) -> T {
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = match self.0.out_line(left) {
+                Ok(Some(line)) => line,
+                Ok(None) => panic!("watch ended before {what}: {}", self.0.stderr_so_far()),
+                Err(error) => panic!("{what} was not seen within {limit:?}: {error:#}"),
+            };
+            let event = Event::read(&line).unwrap();
+            let found = wanted(&event);
+            seen.push(event);
+            if let Some(found) = found {
+                return found;
+            }
+        }
+    }
+
+    fn interrupt(self) -> Ended {
+        self.0.signal(Signal::SIGINT);
+        self.0.end(PATIENCE).unwrap()
+    }
+}
+
+fn stall_of<'e>(event: &'e Event, truth: &Ready) -> Option<&'e Stall> {
+    match event {
+        Event::Stall(stall) => {
+            let name = stall.lock.as_ref().map(|lock| &lock.name);
+            (name == Some(&truth.lock.name)).then_some(stall)
+        }
+        _ => None,
+    }
+}
+
+fn end_of(event: &Event, truth: &Ready) -> Option<event::Ended> {
+    match event {
+        Event::StallEnded(ended) if ended.name == truth.lock.name => Some(ended.clone()),
+        _ => None,
+    }
+}
+
+/// What is wrong with one report of a standing stall.
+fn complaints(stall: &Stall, truth: &Ready) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let Some(lock) = &stall.lock else {
+        return vec!["no survey has found the lock".into()];
+    };
+    let holders: BTreeSet<Tid> = truth.holders.iter().map(|holder| holder.tid).collect();
+    let accused: BTreeSet<Tid> = lock
+        .holders
+        .iter()
+        .filter(|holder| holder.is_accused())
+        .map(|holder| holder.tid)
+        .collect();
+    if accused != holders {
+        wrong.push(format!("accused are {accused:?}, holders are {holders:?}"));
+    }
+    if lock.state != Some(truth.state) {
+        wrong.push(format!("state is {:?}, not {:?}", lock.state, truth.state));
+    }
+    let queue = lock.waiters.iter().filter(|waiter| !waiter.granted);
+    let queued: Vec<Tid> = queue.map(|waiter| waiter.tid).collect();
+    let wanted: Vec<Tid> = truth.waiters.iter().map(|waiter| waiter.tid).collect();
+    // The survey may have been taken while the lab still queued them.
+    if !wanted.starts_with(&queued) || queued.is_empty() {
+        wrong.push(format!("queued are {queued:?}, of {wanted:?}"));
+    }
+    let roots: BTreeSet<Tid> = stall.chains.iter().map(|chain| chain.root.tid).collect();
+    if roots != holders {
+        wrong.push(format!("roots are {roots:?}, holders are {holders:?}"));
+    }
+    wrong
+}
+
+#[track_caller]
+fn assert_reported(seen: &[Event], truth: &Ready) {
+    let reports: Vec<&Stall> = seen
+        .iter()
+        .filter_map(|event| stall_of(event, truth))
+        .collect();
+    let context = || format!("truth: {truth:#?}\nevents: {seen:#?}");
+    let crossed = reports
+        .iter()
+        .filter(|stall| stall.reason == "crossed")
+        .count();
+    assert_eq!(crossed, 1, "reports of its begin; {}", context());
+    assert!(
+        reports.iter().all(|stall| stall.stall == reports[0].stall),
+        "one stall has several numbers; {}",
+        context()
+    );
+    for (number, stall) in (1..).zip(&reports) {
+        let wrong = complaints(stall, truth);
+        assert!(
+            wrong.is_empty(),
+            "report {number} ({}) is wrong:\n  {}\n{}",
+            stall.reason,
+            wrong.join("\n  "),
+            context()
+        );
+    }
+    assert!(
+        reports.iter().all(|stall| stall.reason != "new-holder"),
+        "the holder never changed; {}",
+        context()
+    );
+}
+
+#[track_caller]
+fn assert_length(ended: &event::Ended, truth: &Ready, end_ns: u64) {
+    let first = truth.waiters.first().unwrap();
+    let length = Duration::from_nanos(end_ns - first.queued_ns);
+    let said = Duration::from_nanos(ended.length_ns);
+    assert!(
+        said.abs_diff(length) <= EXACT && !ended.length_is_upper_bound,
+        "it stood for {length:?}: {ended:#?}"
+    );
+    assert_eq!(ended.blocked_tasks, truth.waiters.len(), "{ended:#?}");
+    let named: BTreeSet<Tid> = ended.holders.iter().map(|holder| holder.tid).collect();
+    let holders: BTreeSet<Tid> = truth.holders.iter().map(|holder| holder.tid).collect();
+    assert_eq!(named, holders, "{ended:#?}");
+}
+
+/// A stall that begins after `watch`.
+fn watch_scenario(scenario: Scenario) {
+    let options = ["--threshold", "200ms", "--for", "60s", "--format", "json"];
+    let mut watch = Watch::start(&options);
+    let lab = Lab::raise_for(scenario, 4, HOLD).unwrap();
+    let truth = lab.truth.clone();
+    let mut seen = Vec::new();
+    watch.find("the stall", &mut seen, PROMPT, |event| {
+        stall_of(event, &truth).map(|_| ())
+    });
+    assert!(
+        clock::monotonic_ns() < truth.ends_at_ns,
+        "the stall was reported when it was over"
+    );
+    lab.outlast().unwrap();
+    let ended = watch.find("its end", &mut seen, PROMPT, |event| end_of(event, &truth));
+    thread::sleep(Duration::from_millis(500));
+    let done = watch.interrupt();
+
+    let rest = done.stdout.lines().map(|line| Event::read(line).unwrap());
+    let seen: Vec<Event> = rest.collect();
+    assert_reported(&seen, &truth);
+    let ends = seen.iter().filter_map(|event| end_of(event, &truth));
+    assert_eq!(ends.count(), 1, "ends of one stall: {seen:#?}");
+    assert_length(&ended, &truth, truth.ends_at_ns);
+    assert!(
+        matches!(seen.first(), Some(Event::Watching { threshold_ns }) if *threshold_ns == 200_000_000),
+        "{seen:#?}"
+    );
+    assert!(
+        matches!(seen.last(), Some(Event::Summary { stalls }) if *stalls >= 1),
+        "{seen:#?}"
+    );
+    assert_eq!(done.code(), Some(1), "{}", done.describe());
+    eprintln!(
+        "{}: watched, length {} ms, peak {} MiB",
+        scenario.name(),
+        ended.length_ns / 1_000_000,
+        done.peak_rss_kib >> 10
+    );
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_directory_held_by_a_writer_is_reported_and_its_end() {
+    watch_scenario(Scenario::InodeWriteHeld);
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn an_address_space_held_by_a_reader_is_reported_and_its_end() {
+    watch_scenario(Scenario::MmapReadHeld);
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn an_address_space_held_by_a_writer_is_reported_and_its_end() {
+    watch_scenario(Scenario::MmapWriteHeld);
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_stall_that_began_before_is_reported_and_its_end() {
+    let lab = Lab::raise(Scenario::MmapReadHeld, 4).unwrap();
+    let truth = lab.truth.clone();
+    let options = ["--threshold", "200ms", "--for", "60s", "--format", "json"];
+    let mut watch = Watch::start(&options);
+    let mut seen = Vec::new();
+    watch.find("the stall", &mut seen, PROMPT, |event| {
+        stall_of(event, &truth).map(|_| ())
+    });
+    thread::sleep(Duration::from_millis(500));
+    let end_ns = clock::monotonic_ns();
+    lab.finish().unwrap();
+    let ended = watch.find("its end", &mut seen, PROMPT, |event| end_of(event, &truth));
+    let done = watch.interrupt();
+    assert_reported(&seen, &truth);
+    assert_length(&ended, &truth, end_ns);
+    assert_eq!(done.code(), Some(1), "{}", done.describe());
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_person_reads_lock_holder_and_end() {
+    let watch = Watch::start(&["--threshold", "200ms", "--for", "8s"]);
+    let begun = Instant::now();
+    let lab = Lab::raise_for(Scenario::InodeWriteHeld, 3, HOLD).unwrap();
+    let truth = lab.truth.clone();
+    lab.outlast().unwrap();
+    let done = watch.0.end(Duration::from_secs(8) + PATIENCE).unwrap();
+    let took = begun.elapsed();
+    let context = done.describe();
+
+    assert_eq!(done.code(), Some(1), "{context}");
+    assert!(took < Duration::from_secs(10), "--for 8s took {took:?}");
+    let holder = &truth.holders[0];
+    let lines: Vec<&str> = done.stdout.lines().collect();
+    let stalls = lines.iter().filter(|line| line.contains("stalled for"));
+    assert!(stalls.count() >= 1, "{context}");
+    assert!(
+        lines.iter().any(|line| line.starts_with(&truth.lock.name)),
+        "{context}"
+    );
+    let held_by = format!("{}[{}]", holder.comm, holder.tid.0);
+    assert!(
+        lines
+            .iter()
+            .any(|line| line.contains("held by") && line.contains(&held_by)),
+        "no line with held by {held_by}\n{context}"
+    );
+    let ends = lines
+        .iter()
+        .filter(|line| line.contains("ended after") && line.contains(&truth.lock.name));
+    assert_eq!(ends.count(), 1, "{context}");
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_quiet_host_is_no_stall() {
+    let begun = Instant::now();
+    let watch = Watch::start(&["--threshold", "20s", "--for", "1s"]);
+    let done = watch.0.end(PATIENCE).unwrap();
+    let took = begun.elapsed();
+    let context = done.describe();
+    assert_eq!(done.code(), Some(0), "{context}");
+    assert_eq!(done.stdout, "", "{context}");
+    assert!(
+        (Duration::from_secs(1)..Duration::from_secs(4)).contains(&took),
+        "--for 1s took {took:?}"
+    );
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn nothing_stays_attached_after_sigkill() {
+    let lab = Lab::raise(Scenario::MmapReadHeld, 4).unwrap();
+    let truth = lab.truth.clone();
+    let options = ["--threshold", "200ms", "--for", "60s", "--format", "json"];
+    let mut watch = Watch::start(&options);
+    let mut seen = Vec::new();
+    watch.find("the stall", &mut seen, PROMPT, |event| {
+        stall_of(event, &truth).map(|_| ())
+    });
+    let attached = Attached::by(watch.0.pid().as_raw());
+    for (what, ids) in [
+        ("programs", &attached.programs),
+        ("links", &attached.links),
+        ("maps", &attached.maps),
+    ] {
+        assert!(!ids.is_empty(), "watch has no {what}: {attached:?}");
+    }
+    assert_eq!(attached.left(), attached, "its objects are not listed");
+    watch.0.signal(Signal::SIGKILL);
+    assert!(
+        watch.0.wait(PATIENCE).unwrap().is_some(),
+        "it was not killed"
+    );
+    let begun = Instant::now();
+    let mut left = attached.left();
+    while left != Attached::default() && begun.elapsed() < PATIENCE {
+        thread::sleep(Duration::from_millis(50));
+        left = attached.left();
+    }
+    let took = begun.elapsed();
+    // The stall stood all the time: what was freed did not wait for it.
+    lab.finish().unwrap();
+    assert_eq!(left, Attached::default(), "{took:?} after SIGKILL");
+    eprintln!(
+        "SIGKILL: {} programs, {} links, {} maps gone after {} ms",
+        attached.programs.len(),
+        attached.links.len(),
+        attached.maps.len(),
+        took.as_millis()
+    );
+}
