@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use rustix::fs::Access;
 use tempfile::{NamedTempFile, TempPath};
 
 /// A file that is being written.
@@ -36,10 +37,13 @@ impl Output {
                 found => {
                     let mode = found.map_or(0o666, |found| found.permissions().mode() & 0o777);
                     let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+                    let folder = folder.unwrap_or(Path::new("."));
+                    // Asked first: the temporary file's own error would name that file.
+                    rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK)?;
                     let temporary: NamedTempFile = tempfile::Builder::new()
                         .prefix(".lockwatch-")
                         .permissions(Permissions::from_mode(mode))
-                        .tempfile_in(folder.unwrap_or(Path::new(".")))?;
+                        .tempfile_in(folder)?;
                     let (file, temporary) = temporary.into_parts();
                     Ok((file, Some(temporary)))
                 }

@@ -99,6 +99,9 @@ const MMAP: &[HoldFrame] = &[
 /// Take `s_umount` on behalf of those who walk all super blocks.
 const SUPER_LOCKERS: Callees = Callees::AllBut(&["super_lock", "super_lock_shared_active"]);
 
+/// Find a super block by its device and lock it.
+const USTAT_LOCKERS: Callees = Callees::AllBut(&["user_get_super", "get_super", "super_lock"]);
+
 /// `s_umount`.
 const SUPER: &[HoldFrame] = &[
     holds("iterate_supers", SUPER_LOCKERS),
@@ -108,6 +111,9 @@ const SUPER: &[HoldFrame] = &[
     holds("sync_filesystem", Callees::All),
     holds("sync_inodes_sb", Callees::All),
     holds("writeback_sb_inodes", Callees::All),
+    // ustat(2): asks the file system while it holds it.
+    holds("vfs_ustat", USTAT_LOCKERS),
+    holds("__do_sys_ustat", USTAT_LOCKERS),
     // Trylock: never asleep for it.
     holds("super_cache_scan", Callees::All),
 ];

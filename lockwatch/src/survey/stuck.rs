@@ -43,7 +43,7 @@ pub(super) fn of_task(
     }
 }
 
-/// The lock slow path a sleeping task is in, and the return address into it.
+/// The lock slow path that a task off the CPU is in, and the return address into it.
 ///
 /// The unwinder leaves scheduler and lock functions out, so the words between the
 /// stack pointer and the first frame are asked, from the frame inwards: the first
@@ -53,7 +53,7 @@ pub(super) fn lock_slow_path<'k>(
     look: &Look,
     task: &TaskLook,
 ) -> Option<(&'k str, u64)> {
-    if task.frames.is_empty() || !task.state.is_asleep() {
+    if task.frames.is_empty() || task.record.on_cpu != 0 {
         return None;
     }
     for &word in look.scheduler_words(task).iter().rev() {

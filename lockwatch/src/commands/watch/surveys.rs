@@ -10,8 +10,10 @@ use crate::{
     task::Nanos,
 };
 
-/// Least time from the end of one survey to the begin of the next.
-const PAUSE_MIN: Nanos = Nanos(1_000_000_000);
+/// Surveys are paid for with time: each with this much at least …
+const PRICE_MIN: Nanos = Nanos(1_000_000_000);
+/// … of which this much may be owed, so that short stalls in a row are named, too.
+const CREDIT: Nanos = Nanos(3_000_000_000);
 /// A survey's own running time is at most this part of the time: 2 %.
 const COST_FACTOR: u64 = 50;
 /// A survey that has not answered for this long is not waited for.
@@ -24,7 +26,8 @@ pub(super) struct Surveys {
     results: mpsc::UnboundedReceiver<Result<Survey, SurveyError>>,
     options: SurveyOptions,
     asked_at_ns: Option<u64>,
-    next_at_ns: u64,
+    /// Until then, time has been spent on surveys taken.
+    paid_until_ns: u64,
     count: u64,
 }
 
@@ -49,15 +52,15 @@ impl Surveys {
             results,
             options,
             asked_at_ns: None,
-            next_at_ns: 0,
+            paid_until_ns: 0,
             count: 0,
         })
     }
 
     /// Asks for a survey if the budget allows one now.
     pub(super) fn request(&mut self, now_ns: u64) {
-        if self.asked_at_ns.is_none() && now_ns >= self.next_at_ns && self.requests.send(()).is_ok()
-        {
+        let affordable = now_ns + CREDIT.0 >= self.paid_until_ns;
+        if self.asked_at_ns.is_none() && affordable && self.requests.send(()).is_ok() {
             self.asked_at_ns = Some(now_ns);
         }
     }
@@ -78,13 +81,13 @@ impl Surveys {
                     .saturating_sub(Nanos::from_duration(self.options.pause).0),
             )
         });
-        self.next_at_ns = now_ns() + next_pause(cost).0;
+        self.paid_until_ns = self.paid_until_ns.max(now_ns()) + price(cost).0;
         result.map(Arc::new)
     }
 
     /// Lets the next survey start at once: it is to confirm the last.
     pub(super) fn allow_now(&mut self) {
-        self.next_at_ns = 0;
+        self.paid_until_ns = 0;
     }
 
     /// True while an answer is overdue.
@@ -102,8 +105,8 @@ impl Surveys {
 /// What a survey came to.
 pub(super) type SurveyAnswer = Result<Arc<Survey>, SurveyError>;
 
-fn next_pause(cost: Nanos) -> Nanos {
-    Nanos(cost.0.saturating_mul(COST_FACTOR)).max(PAUSE_MIN)
+fn price(cost: Nanos) -> Nanos {
+    Nanos(cost.0.saturating_mul(COST_FACTOR)).max(PRICE_MIN)
 }
 
 #[cfg(test)]
@@ -112,7 +115,7 @@ mod tests {
 
     #[test]
     fn a_dear_survey_is_taken_less_often() {
-        assert_eq!(next_pause(Nanos(5_000_000)), PAUSE_MIN);
-        assert_eq!(next_pause(Nanos(100_000_000)), Nanos(5_000_000_000));
+        assert_eq!(price(Nanos(5_000_000)), PRICE_MIN);
+        assert_eq!(price(Nanos(100_000_000)), Nanos(5_000_000_000));
     }
 }

@@ -74,7 +74,9 @@ fn entry_above(
 ) -> Option<(Entry, bool)> {
     let task = &look.tasks[index];
     let words = look.words(task);
-    let places = at + 1..(at + 1 + ENTRY_WORDS).min(words.len());
+    // Within the slow path's own frames: what its callers keep can look like an entry.
+    let end = look.scheduler_words(task).len();
+    let places = at + 1..(at + 1 + ENTRY_WORDS).min(end);
     let entry_of = |pointer: u64| {
         let is_it = move |&start: &usize| word_at(words, start, layout.waiter_task) == pointer;
         places
@@ -101,7 +103,9 @@ fn decode_entry(look: &Look, layout: &RwsemLayout, task: usize, start: usize) ->
     let (next, prev) = (*words.get(start)?, *words.get(start + 1)?);
     // The low half of the word: the type is a 32-bit enum.
     let mode = mode_of(word_at(words, start, layout.waiter_type) as u32)?;
-    (is_kernel_address(next) && is_kernel_address(prev)).then(|| Entry {
+    let is_link =
+        |link: u64| is_kernel_address(link) && link.is_multiple_of(8) && link != owner.record.task;
+    (is_link(next) && is_link(prev)).then(|| Entry {
         task,
         address: owner.word_address(start),
         mode,

@@ -96,7 +96,9 @@ fn lock_candidates(look: &Look, link: QueueLink, group: &Group) -> Vec<u64> {
             let mut words: Vec<u64> = asked
                 .flat_map(|entry| look.scheduler_words(&look.tasks[entry.task]))
                 .copied()
-                .filter(|&word| is_kernel_address(word) && word % 8 == 0 && !look.in_a_stack(word))
+                .filter(|&word| {
+                    is_kernel_address(word) && word.is_multiple_of(8) && !look.in_a_stack(word)
+                })
                 .collect();
             words.sort_unstable();
             words.dedup();
