@@ -30,8 +30,8 @@ pub trait KernelMemory {
 
 /// The reader stopped working.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read kernel memory: {0}")]
-pub struct MemoryError(pub String);
+#[error("cannot read kernel memory")]
+pub struct MemoryError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
 
 /// The little-endian word at `offset`, 0 outside of the bytes.
 pub fn word(bytes: &[u8], offset: usize) -> u64 {

@@ -116,15 +116,17 @@ impl SurveyProbes {
         let program = self.ebpf.program(READ_MEMORY);
         let reader: &RawTracePoint = program
             .and_then(|program| program.try_into().ok())
-            .ok_or_else(|| MemoryError(format!("the object has no {READ_MEMORY}")))?;
+            .ok_or_else(|| MemoryError(LoadError::Missing(READ_MEMORY).into()))?;
         let mut options = RawTracePointRunOptions::new();
         options.args[0] = count as u64;
         let result = reader
             .test_run(options)
-            .map_err(|error| MemoryError(chain(&error)))?;
+            .map_err(|error| MemoryError(error.into()))?;
         match result.return_value {
             0 => Ok(()),
-            code => Err(MemoryError(format!("the reader program returned {code}"))),
+            code => Err(MemoryError(
+                format!("the reader program returned {code}").into(),
+            )),
         }
     }
 }
@@ -173,16 +175,6 @@ where
     ebpf.program_mut(name)
         .and_then(|program| program.try_into().ok())
         .ok_or(LoadError::Missing(name))
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 /// The single value of an mmapable array, mapped into this process.

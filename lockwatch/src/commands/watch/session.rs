@@ -3,16 +3,19 @@
 use std::{collections::BTreeMap, io, sync::Arc};
 
 use crate::{
-    commands::watch::{
-        filter::Filter,
-        output::{HolderTimes, Now, Output, Summary, by_kind},
-        progress::{Progress, Reason, WatchedHolder},
-        surveys::{SurveyAnswer, Surveys},
+    commands::{
+        one_line,
+        watch::{
+            filter::Filter,
+            output::{HolderTimes, Now, Output, Summary, by_kind},
+            progress::{Progress, Reason, WatchedHolder},
+            surveys::{SurveyAnswer, Surveys},
+        },
     },
     graph::{Change, Stall, StallId, WaitGraph},
     lock::LockAddr,
     stream::{Lost, PolledWaits, Stream, Wait, now_ns},
-    survey::Survey,
+    survey::{Survey, SurveyError},
     task::{Nanos, TaskKey},
 };
 
@@ -154,7 +157,7 @@ impl Session {
         let survey = match answer {
             Ok(survey) => survey,
             Err(error) => {
-                self.say_survey_error(&error);
+                self.say_survey_error(error);
                 return Ok(());
             }
         };
@@ -318,8 +321,8 @@ impl Session {
         }
     }
 
-    fn say_survey_error(&mut self, error: &dyn std::error::Error) {
-        let text = chain(error);
+    fn say_survey_error(&mut self, error: SurveyError) {
+        let text = one_line(&error.into());
         if self.survey_error.as_ref() != Some(&text) {
             tracing::warn!("no survey, so that holders are not known: {text}");
             self.survey_error = Some(text);
@@ -359,14 +362,4 @@ fn watch_holders(stream: &mut Stream, stall: &Stall, progress: &mut Progress) {
             });
         }
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
