@@ -1,5 +1,13 @@
 //! The stream object: what changes, as it changes.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(
+        clippy::multiple_unsafe_ops_per_block,
+        clippy::needless_pass_by_value,
+        reason = "every load from the kernel is unsafe here, and aya's macros hand contexts over by value"
+    )
+)]
 
 #[cfg(target_arch = "bpf")]
 mod probes {

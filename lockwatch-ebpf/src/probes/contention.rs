@@ -79,6 +79,7 @@ fn contention_begin(ctx: BtfTracePointContext) -> i32 {
     let current = unsafe { bpf_get_current_task_btf() }
         .cast::<u8>()
         .cast_const();
+    // SAFETY: `current` is trusted.
     if wait_flags == flags::RT && unsafe { is_inner_rt_wait(current, &key) } {
         return 0;
     }

@@ -1,7 +1,7 @@
 //! The stream: lock waits as they begin and end, and how the holders of stalled
 //! locks spend their time.
 //!
-//! What is true now is read from the kernel's maps at each [`Stream::poll`]; events
+//! What is true now is read from the kernel's maps at each [`Stream::scan`]; events
 //! only add the exact ends. So a lost event blurs a time and never the picture.
 
 mod event;
@@ -126,7 +126,7 @@ impl Stream {
     }
 
     /// Waits until the kernel wants its events read. It wakes only for a ring buffer
-    /// that fills up: call [`Stream::poll`] on a timer, too.
+    /// that fills up: call [`Stream::scan`] on a timer, too.
     ///
     /// # Errors
     /// When the runtime is shutting down.
