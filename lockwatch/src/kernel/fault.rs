@@ -5,6 +5,7 @@
 //! mm/shmem.c, mm/userfaultfd.c and arch/x86/mm/fault.c of 5.10, 6.1, 6.12, 6.18
 //! and 7.3. The flag values are the same on all of them.
 
+const MKWRITE: u32 = 0x2;
 const ALLOW_RETRY: u32 = 0x4;
 const RETRY_NOWAIT: u32 = 0x8;
 const TRIED: u32 = 0x20;
@@ -20,7 +21,10 @@ pub const FAULT_FRAMES: [&str; 3] = ["__handle_mm_fault", "handle_mm_fault", "hu
 pub struct FaultFlags {
     /// The raw word.
     pub raw: u32,
+    /// The fault holds its VMA's lock, not mmap_lock.
     vma_lock: bool,
+    /// This kernel has VMA locks.
+    has_vma_locks: bool,
 }
 
 /// What a sleeping fault does with mmap_lock.
@@ -58,20 +62,34 @@ impl FaultFlags {
         Some(Self {
             raw,
             vma_lock: raw & vma_lock_flag != 0,
+            has_vma_locks: vma_lock_flag != 0,
         })
     }
 
-    /// Whether the fault still holds mmap_lock, asleep in `callees`: function stems
-    /// from the innermost outwards, up to the one with the `vm_fault`.
-    pub fn hold<'a>(self, callees: impl IntoIterator<Item = &'a str>) -> FaultHold {
+    /// Whether the fault still holds mmap_lock, asleep in `functions`: stems from the
+    /// innermost outwards, up to and with the one whose frame has the `vm_fault`.
+    pub fn hold(self, functions: &[&str]) -> FaultHold {
         if cfg!(feature = "mutation-no-fault-test") {
             return FaultHold::Holds;
+        }
+        let sleep = sleep_of(functions);
+        if sleep == Sleep::NeverHolds {
+            return FaultHold::HoldsNot;
+        }
+        let is_in = |wanted: &str| functions.contains(&wanted);
+        // do_page_mkwrite overwrites the flags while it asks the file system: whether the
+        // fault is under its VMA's lock can no longer be read (mm/memory.c, 6.4+).
+        let overwritten = self.raw & MKWRITE != 0 || is_in("do_page_mkwrite");
+        // A fault under its VMA's lock may try for mmap_lock there (mm/memory.c, 6.8+).
+        let may_take_both = self.vma_lock && is_in("__anon_vma_prepare");
+        if self.has_vma_locks && (overwritten || may_take_both) {
+            return FaultHold::Unknown;
         }
         if self.vma_lock {
             return FaultHold::HoldsNot;
         }
         let may_drop = self.raw & (ALLOW_RETRY | TRIED | RETRY_NOWAIT) == ALLOW_RETRY;
-        match (sleep_of(callees), may_drop) {
+        match (sleep, may_drop) {
             (Sleep::NeverHolds, _) | (Sleep::Drops, true) => FaultHold::HoldsNot,
             (Sleep::Keeps, _) | (_, false) => FaultHold::Holds,
             (Sleep::Unknown, true) => FaultHold::Unknown,
@@ -80,6 +98,9 @@ impl FaultFlags {
 
     /// In words for a person: `0xa74: retried, under mmap_lock`.
     pub fn describe(self) -> String {
+        if self.raw & MKWRITE != 0 {
+            return format!("{:#x}: overwritten for page_mkwrite", self.raw);
+        }
         let try_ = match (self.raw & TRIED != 0, self.raw & ALLOW_RETRY != 0) {
             (true, _) => "TRIED",
             (false, true) => "first attempt",
@@ -102,10 +123,10 @@ impl FaultFlags {
 /// Judges by the functions from the innermost outwards. What lies further out
 /// decides for all it calls (readahead even for the allocation and the block tag it
 /// waits for), so the last known function wins; only userfaultfd ends the question.
-fn sleep_of<'a>(callees: impl IntoIterator<Item = &'a str>) -> Sleep {
+fn sleep_of(functions: &[&str]) -> Sleep {
     let mut sleep = Sleep::Unknown;
     let mut callee = "";
-    for function in callees {
+    for &function in functions {
         sleep = match function {
             "handle_userfault" => return Sleep::NeverHolds,
             // filemap_fault drops the lock before it waits for a page's lock, but not
@@ -177,10 +198,45 @@ mod tests {
 
     const VMA_LOCK: u32 = 0x1000;
 
-    fn hold(raw: u32, callees: &[&str]) -> FaultHold {
-        FaultFlags::decode(raw, VMA_LOCK)
-            .unwrap()
-            .hold(callees.iter().copied())
+    fn hold(raw: u32, functions: &[&str]) -> FaultHold {
+        let flags = FaultFlags::decode(raw, VMA_LOCK).unwrap();
+        flags.hold(functions)
+    }
+
+    /// On a kernel without VMA locks.
+    fn hold_before_6_4(raw: u32, functions: &[&str]) -> FaultHold {
+        let flags = FaultFlags::decode(raw, 0).unwrap();
+        flags.hold(functions)
+    }
+
+    #[test]
+    fn flags_that_page_mkwrite_overwrote_say_nothing_where_vma_locks_exist() {
+        let mkwrite = [
+            "folio_wait_writeback",
+            "fuse_page_mkwrite",
+            "do_page_mkwrite",
+            "__handle_mm_fault",
+        ];
+        assert_eq!(hold(0x3, &mkwrite), FaultHold::Unknown);
+        assert_eq!(hold(0x3, &mkwrite[..2]), FaultHold::Unknown, "inlined");
+        assert_eq!(hold_before_6_4(0x3, &mkwrite), FaultHold::Holds);
+    }
+
+    #[test]
+    fn a_huge_page_keeps_the_lock_and_userfaultfd_never_does() {
+        let first = 0x254;
+        assert_eq!(
+            hold(first, &["io_schedule", "hugetlb_fault"]),
+            FaultHold::Holds
+        );
+        assert_eq!(
+            hold(0x274, &["handle_userfault", "hugetlb_fault"]),
+            FaultHold::HoldsNot
+        );
+        assert_eq!(
+            hold(0x1254, &["down_write", "__anon_vma_prepare"]),
+            FaultHold::Unknown
+        );
     }
 
     /// Flags as measured on real kernels; functions from the innermost outwards.
@@ -229,7 +285,7 @@ mod tests {
             FaultHold::Holds
         );
         assert_eq!(
-            hold(
+            hold_before_6_4(
                 first,
                 &["jbd2_journal_start", "ext4_page_mkwrite", "do_page_mkwrite"]
             ),
@@ -282,10 +338,6 @@ mod tests {
         assert_eq!(
             hold(first, &["try_to_free_pages", "do_anonymous_page"]),
             FaultHold::Holds
-        );
-        assert_eq!(
-            hold(0x274, &["handle_userfault", "hugetlb_fault"]),
-            FaultHold::HoldsNot
         );
     }
 

@@ -92,25 +92,26 @@ const MMAP: &[HoldFrame] = &[
     // munmap and its kin: taken for write, downgraded before pages are freed.
     holds_own("vms_clear_ptes"),
     holds_own("unmap_region"),
-    holds_own("madvise_cold"),
-    holds_own("madvise_pageout"),
+    // Also for another process (process_madvise), so the mm has to be shown.
+    holds("madvise_cold", Callees::All),
+    holds("madvise_pageout", Callees::All),
 ];
-
-/// Take `s_umount` on behalf of those who walk all super blocks.
-const SUPER_LOCKERS: Callees = Callees::AllBut(&["super_lock", "super_lock_shared_active"]);
 
 /// Find a super block by its device and lock it.
 const USTAT_LOCKERS: Callees = Callees::AllBut(&["user_get_super", "get_super", "super_lock"]);
 
-/// `s_umount`.
+/// `s_umount`. Walks over all super blocks (iterate_supers) are left out: they keep the
+/// one before in a register.
 const SUPER: &[HoldFrame] = &[
-    holds("iterate_supers", SUPER_LOCKERS),
-    holds("__iterate_supers", SUPER_LOCKERS),
-    holds("iterate_supers_type", SUPER_LOCKERS),
     // Called with it held.
     holds("sync_filesystem", Callees::All),
     holds("sync_inodes_sb", Callees::All),
-    holds("writeback_sb_inodes", Callees::All),
+    // For one super block the flusher relies on its submitter's hold; on its own it
+    // takes each by trylock.
+    holds(
+        "__writeback_inodes_wb",
+        Callees::Only(&["writeback_sb_inodes"]),
+    ),
     // ustat(2): asks the file system while it holds it.
     holds("vfs_ustat", USTAT_LOCKERS),
     holds("__do_sys_ustat", USTAT_LOCKERS),
@@ -202,13 +203,19 @@ mod tests {
             .unwrap();
         assert!(iterate_dir.holds_in("fuse_readdir"));
         assert!(!iterate_dir.holds_in("security_file_permission"));
-        let supers = SUPER
+        let ustat = SUPER
             .iter()
-            .find(|known| known.function == "__iterate_supers")
+            .find(|known| known.function == "vfs_ustat")
             .unwrap();
+        assert!(ustat.holds_in("statfs_by_dentry"));
         assert!(
-            !supers.holds_in("super_lock"),
+            !ustat.holds_in("user_get_super"),
             "it waits for the lock it seems to hold"
         );
+        let flusher = SUPER
+            .iter()
+            .find(|known| known.function == "__writeback_inodes_wb")
+            .unwrap();
+        assert!(flusher.holds_in("writeback_sb_inodes") && !flusher.holds_in(""));
     }
 }

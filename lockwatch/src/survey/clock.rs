@@ -33,8 +33,10 @@ pub(super) fn tick_rate(jiffies: u64, monotonic_ns: u64) -> Option<u64> {
     let [(best, hz), (second, _), ..] = errors[..] else {
         return None;
     };
-    // A second of slack for the clocks' different starts, and a clear winner.
-    (best <= hz && second > 4 * best.max(hz / 4)).then_some(hz)
+    // Slack for the clocks' different starts and for ticks that are not whole
+    // nanoseconds, and a clear winner.
+    let slack = 10 * hz + jiffies / 100_000;
+    (best <= slack && second > 4 * best.max(hz / 4)).then_some(hz)
 }
 
 impl Clocks {

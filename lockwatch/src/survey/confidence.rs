@@ -9,7 +9,10 @@ pub enum Strength {
     Hint,
     /// What we know of the kernel's code.
     Knowledge,
-    /// The kernel's own word.
+    /// The lock's owner field, on a kernel whose readers clear it: false only after
+    /// `up_read_non_owner`.
+    Word,
+    /// The kernel's own state.
     Proof,
 }
 
@@ -29,9 +32,8 @@ pub struct Circumstances {
 pub const fn strength(kind: EvidenceKind) -> Strength {
     match kind {
         EvidenceKind::WriterOwner | EvidenceKind::Granted => Strength::Proof,
-        EvidenceKind::ReaderOwner | EvidenceKind::FaultFlags | EvidenceKind::HoldFrame => {
-            Strength::Knowledge
-        }
+        EvidenceKind::ReaderOwner => Strength::Word,
+        EvidenceKind::FaultFlags | EvidenceKind::HoldFrame => Strength::Knowledge,
         EvidenceKind::LockWord | EvidenceKind::ObjectWord => Strength::Hint,
     }
 }
@@ -42,10 +44,11 @@ pub const fn strength(kind: EvidenceKind) -> Strength {
 /// |---|---|---|---|
 /// | hint | possible | possible | possible |
 /// | knowledge | possible | likely | certain |
+/// | word | possible | likely | certain |
 /// | proof | likely | certain | certain |
 ///
 /// More found than the lock counts means that some evidence is wrong: then
-/// knowledge makes nobody more than possible.
+/// knowledge makes nobody more than possible, and the lock's word stands.
 pub fn confidence(strongest: Strength, seen: Circumstances) -> Confidence {
     let closed = seen.found == seen.readers;
     let too_many = seen
@@ -56,9 +59,10 @@ pub fn confidence(strongest: Strength, seen: Circumstances) -> Confidence {
     match (strongest, seen.in_both_looks) {
         (Strength::Proof, true) => Confidence::Certain,
         (Strength::Proof, false) => Confidence::Likely,
-        (Strength::Knowledge, true) if closed => Confidence::Certain,
+        (Strength::Word | Strength::Knowledge, true) if closed => Confidence::Certain,
+        (Strength::Word, true) => Confidence::Likely,
         (Strength::Knowledge, true) if !too_many => Confidence::Likely,
-        (Strength::Knowledge, _) | (Strength::Hint, _) => Confidence::Possible,
+        (Strength::Word | Strength::Knowledge, _) | (Strength::Hint, _) => Confidence::Possible,
     }
 }
 
@@ -78,7 +82,7 @@ mod tests {
 
     #[test]
     fn the_table() {
-        use Strength::{Hint, Knowledge, Proof};
+        use Strength::{Hint, Knowledge, Proof, Word};
         assert_eq!(
             confidence(Hint, seen(true, [1, 1], [1, 1])),
             Confidence::Possible
@@ -100,6 +104,10 @@ mod tests {
             Confidence::Possible
         );
         assert_eq!(
+            confidence(Word, seen(true, [2, 2], [1, 1])),
+            Confidence::Likely
+        );
+        assert_eq!(
             confidence(Proof, seen(true, [0, 0], [0, 0])),
             Confidence::Certain
         );
@@ -115,6 +123,7 @@ mod tests {
             prop_assume!(found != readers);
             let seen = seen(both, [found; 2], [readers; 2]);
             prop_assert_ne!(confidence(Strength::Knowledge, seen), Confidence::Certain);
+            prop_assert_ne!(confidence(Strength::Word, seen), Confidence::Certain);
             prop_assert_eq!(confidence(Strength::Hint, seen), Confidence::Possible);
         }
     }

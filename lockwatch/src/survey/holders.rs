@@ -4,7 +4,7 @@ use crate::{
     kernel::{
         arch::{is_kernel_address, is_user_address},
         fault::{FAULT_FRAMES, FaultFlags, FaultHold},
-        hold_frames,
+        hold_frames::{self, HoldFrame},
         layout::Layout,
         lock_word::LockWord,
         memory::{KernelMemory, MemoryError, word},
@@ -14,6 +14,7 @@ use crate::{
     survey::{
         confidence::{Strength, strength},
         functions::Functions,
+        link,
         look::{Look, TaskLook},
         names::Identity,
         queue::Queue,
@@ -74,6 +75,10 @@ pub(super) fn suspects(
 }
 
 fn writer(look: &Look, queue: &Queue) -> Option<Suspect> {
+    // A writer sets the count first: until it sets the owner, a reader's is there.
+    if LockWord::owner_is_reader(queue.owner) {
+        return None;
+    }
     let task = look.task_at(queue.word.owner_task)?;
     let value = format!("owner {:#x}", queue.owner);
     Some(Suspect {
@@ -158,21 +163,27 @@ fn on_stack(
         // whether the fault has dropped the lock.
         return Ok(verdict);
     }
-    // Asleep in a slow path, the innermost frame is the one that asks for a lock. Where
-    // it asks for this very lock, its caller may only wrap the asking.
+    // What waits for this very lock is a holder only by the lock's own word: its callers
+    // may wrap the asking.
     let waits_here = queue.entries.iter().any(|entry| entry.task == index);
-    let askers = match (waits_here, is_asking(scene.functions, look, task)) {
-        (true, _) => 2,
-        (false, true) => 1,
-        (false, false) => 0,
-    };
-    if let Some(evidence) = hold_frame(task, &stems, askers, lock, own_mm, &hits) {
-        return Ok(vec![evidence]);
+    if waits_here {
+        return Ok(Vec::new());
+    }
+    // Asleep in a slow path, the innermost frame is the one that asks for a lock.
+    let askers = usize::from(is_asking(scene.functions, look, task));
+    if let Some(found) = hold_frame(task, &stems, askers, lock, own_mm, &hits) {
+        let linked = own_mm && found.known.own_mm
+            || !link::points_at_another(scene, lock, &words[..found.end])?;
+        return Ok(vec![if linked {
+            reason(EvidenceKind::HoldFrame, Some(found.known.function), None)
+        } else {
+            reason(EvidenceKind::ObjectWord, Some(found.known.function), None)
+        }]);
     }
     let idle = stems
         .first()
         .is_some_and(|function| hold_frames::holds_nothing(function));
-    if waits_here || idle {
+    if idle {
         return Ok(Vec::new());
     }
     Ok(hits.as_evidence(scene.functions, task))
@@ -233,6 +244,14 @@ impl Hits {
     }
 }
 
+/// A known function on the stack, and where its frame ends.
+struct Found {
+    known: &'static HoldFrame,
+    /// Words from the stack pointer to the end of its frame: what it keeps for the
+    /// release lies there, for what it calls saves its registers.
+    end: usize,
+}
+
 /// A function on the stack that holds this class of lock, with the lock or its
 /// object in its own frame or deeper.
 fn hold_frame(
@@ -242,10 +261,14 @@ fn hold_frame(
     lock: &Identity,
     own_mm: bool,
     hits: &Hits,
-) -> Option<Evidence> {
+) -> Option<Found> {
     let table = hold_frames::of_class(&lock.class);
     (from..stems.len()).find_map(|index| {
         let known = table.iter().find(|known| known.function == stems[index])?;
+        // Stacked file systems: what the inner one points at is not the outer one's.
+        if stems[..index].contains(&stems[index]) {
+            return None;
+        }
         let callee = index.checked_sub(1).map_or("", |callee| stems[callee]);
         // The outermost frame has no known end; what it calls has.
         let end = task
@@ -253,8 +276,7 @@ fn hold_frame(
             .get(index + 1)
             .map_or(task.frames[index].at, |outer| outer.at);
         let linked = (own_mm && known.own_mm) || hits.any_before(end);
-        (known.holds_in(callee) && linked)
-            .then(|| reason(EvidenceKind::HoldFrame, Some(known.function), None))
+        (known.holds_in(callee) && linked).then_some(Found { known, end })
     })
 }
 
@@ -277,7 +299,7 @@ fn fault(
             continue;
         };
         let found = |kind| vec![reason(kind, Some(stems[index]), Some(flags.describe()))];
-        return Ok(Some(match flags.hold(stems[..index].iter().copied()) {
+        return Ok(Some(match flags.hold(&stems[..=index]) {
             FaultHold::Holds => found(EvidenceKind::FaultFlags),
             FaultHold::Unknown => found(EvidenceKind::ObjectWord),
             FaultHold::HoldsNot => Vec::new(),

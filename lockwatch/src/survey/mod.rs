@@ -7,6 +7,7 @@ mod functions;
 mod holders;
 #[cfg(test)]
 mod image;
+mod link;
 mod look;
 mod merge;
 mod names;

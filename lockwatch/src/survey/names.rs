@@ -25,8 +25,9 @@ pub(super) struct Identity {
     pub(super) name: String,
 }
 
-/// Where the kernel's image is mapped on x86-64 (Documentation/arch/x86/x86_64/mm.rst).
-const KERNEL_IMAGE: std::ops::Range<u64> = 0xffff_ffff_8000_0000..0xffff_ffff_c000_0000;
+/// Where the kernel's image and its modules are mapped on x86-64
+/// (Documentation/arch/x86/x86_64/mm.rst).
+const KERNEL_IMAGE: std::ops::Range<u64> = 0xffff_ffff_8000_0000..0xffff_ffff_ff00_0000;
 
 /// Longest name of a file system type.
 const FS_NAME_LEN: usize = 32;
@@ -194,7 +195,7 @@ fn super_block(
 }
 
 /// Type and id of a super block; `None` if there is none at this address.
-fn file_system(
+pub(super) fn file_system(
     super_block: u64,
     layout: &Layout,
     memory: &mut dyn KernelMemory,

@@ -7,6 +7,7 @@ use std::{
 };
 
 use crate::{
+    figures::Count,
     kernel::{
         btf::{Btf, BtfError},
         capabilities::{self, Missing},
@@ -131,7 +132,7 @@ impl Surveyor {
         let began = Instant::now();
         let first = self.look()?;
         // Nobody waits: nothing can be standing.
-        if first.queues.is_empty() {
+        if first.queues.is_empty() && first.unsettled == 0 {
             return Ok(self.conclude(&[first], began, Vec::new()));
         }
         let looks = [first];
@@ -224,8 +225,11 @@ impl Surveyor {
         }
         if last.unsettled > 0 {
             degraded.push(format!(
-                "{} queues changed while they were read: busy, not stuck",
-                last.unsettled
+                "{}: tasks come and go there, and whether others are stuck behind them is not known; ask again",
+                Count(last.unsettled.into()).nouns(
+                    "queue changed faster than it could be read",
+                    "queues changed faster than they could be read"
+                )
             ));
         }
         Survey {

@@ -17,6 +17,10 @@ use crate::{
     survey::look::Look,
 };
 
+/// A queue of a thousand is read in a fraction of a millisecond; one whose waiters come
+/// and go all the time is caught between two changes after a few attempts.
+const ATTEMPTS: usize = 8;
+
 /// Waiters of a ring whose stacks are asked for the lock.
 const RING_ASKED: usize = 4;
 
@@ -108,10 +112,25 @@ fn lock_candidates(look: &Look, link: QueueLink, group: &Group) -> Vec<u64> {
     }
 }
 
-/// Reads the candidates and the entries again, and follows the queue from the lock;
-/// `None` if it is not (or no longer) a queue. Who has joined or left meanwhile does not
-/// matter: what is read now has to be consistent in itself.
+/// The queue that a group is, read again until it is consistent in itself, whoever has
+/// joined or left meanwhile; `None` if it is not (or no longer) a queue, or changes
+/// faster than it can be read.
 pub(super) fn settle(
+    look: &Look,
+    layout: &RwsemLayout,
+    group: &Group,
+    memory: &mut dyn KernelMemory,
+) -> Result<Option<Queue>, MemoryError> {
+    for _ in 0..ATTEMPTS {
+        if let Some(queue) = settle_once(look, layout, group, memory)? {
+            return Ok(Some(queue));
+        }
+    }
+    Ok(None)
+}
+
+/// Reads the candidates and the entries again, and follows the queue from the lock.
+fn settle_once(
     look: &Look,
     layout: &RwsemLayout,
     group: &Group,
@@ -145,7 +164,7 @@ pub(super) fn settle(
                 (first, first)
             }
         };
-        if !entries.contains_key(&first) {
+        if !look.in_a_stack(first) {
             continue;
         }
         let (count, owner) = (word(&bytes, layout.count), word(&bytes, layout.owner));
