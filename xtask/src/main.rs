@@ -1,6 +1,8 @@
 //! Build, test and demo verbs of the project: `cargo xtask help`.
 
 mod bpf;
+mod cache;
+mod deb;
 mod demo;
 mod ebpf;
 mod mutation;
@@ -8,6 +10,7 @@ mod packages;
 mod process;
 mod test;
 mod truth;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -32,6 +35,9 @@ enum Verb {
     Test(test::Args),
     Demo(demo::Args),
     Mutation(mutation::Args),
+    Vm(vm::Args),
+    #[command(hide = true)]
+    VmOff(vm::SwitchArgs),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +46,8 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Mutation(args) => mutation::run(&args),
+        Verb::Vm(args) => vm::run(&args),
+        Verb::VmOff(args) => vm::switch_off(&args).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -92,7 +92,18 @@ pub(crate) enum End {
 pub(crate) fn supervise(
     command: &mut Command,
     limit: Duration,
+    on_line: impl FnMut(&str),
+) -> Result<End> {
+    supervise_while(command, limit, on_line, || true)
+}
+
+/// Like [`supervise`]; the time is also up when `may_go_on`, which is asked
+/// several times a second, says no.
+pub(crate) fn supervise_while(
+    command: &mut Command,
+    limit: Duration,
     mut on_line: impl FnMut(&str),
+    mut may_go_on: impl FnMut() -> bool,
 ) -> Result<End> {
     let line = name(command);
     let deadline = Instant::now() + limit;
@@ -119,7 +130,7 @@ pub(crate) fn supervise(
         if let Some(status) = child.try_wait()? {
             break End::Exited(status);
         }
-        if Instant::now() >= deadline {
+        if Instant::now() >= deadline || !may_go_on() {
             kill_group(&mut child)?;
             break End::TimedOut;
         }

@@ -5,8 +5,7 @@
 //! machine's own apt (its sources, its keys), unpacked into a cache outside
 //! the tree, and checked each time before they are used.
 
-use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::toolchain::{Identity, Toolchain, has_core_source};
 use crate::process::{self, say, timed};
-use crate::workspace;
+use crate::{cache, deb, workspace};
 
 /// Debian carries several compilers; this minor's source builds `core` for BPF.
 const RUST_MINOR: &str = "1.96";
@@ -48,10 +47,10 @@ struct Stamp {
 
 /// The cached toolchain, made first if it is missing or broken.
 pub(crate) fn private_toolchain() -> Result<Toolchain> {
-    let cache = cache_directory()?;
+    let cache = cache::directory()?;
     fs::create_dir_all(&cache)
         .with_context(|| format!("cannot create the cache {}", cache.display()))?;
-    let _lock = lock(&cache)?;
+    let _lock = cache::lock(&cache)?;
     let home = cache.join(format!(
         "bpf-rust{RUST_MINOR}-llvm{LLVM_MAJOR}-linker{BPF_LINKER}"
     ));
@@ -71,35 +70,6 @@ pub(crate) fn private_toolchain() -> Result<Toolchain> {
     }
     make(&cache, &home)?;
     check(&home).context("the new private compiler does not work")
-}
-
-/// `$LOCKWATCH_CACHE`, else where the XDG rules put caches.
-fn cache_directory() -> Result<PathBuf> {
-    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-    let directory = if let Some(cache) = set("LOCKWATCH_CACHE") {
-        PathBuf::from(cache)
-    } else if let Some(cache) = set("XDG_CACHE_HOME") {
-        PathBuf::from(cache).join("lockwatch")
-    } else {
-        let home = set("HOME").context("no HOME: set LOCKWATCH_CACHE to a directory for caches")?;
-        PathBuf::from(home).join(".cache/lockwatch")
-    };
-    std::path::absolute(&directory).with_context(|| format!("bad path {}", directory.display()))
-}
-
-/// Held until dropped; a second run waits instead of unpacking over the first.
-fn lock(cache: &Path) -> Result<File> {
-    let path = cache.join("lock");
-    let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
-    if file.try_lock().is_err() {
-        say(format_args!(
-            "waiting for another run that holds {} …",
-            path.display()
-        ));
-        file.lock()
-            .with_context(|| format!("cannot lock {}", path.display()))?;
-    }
-    Ok(file)
 }
 
 /// Accepts only what the stamp describes and what still runs.
@@ -138,14 +108,14 @@ fn make(cache: &Path, home: &Path) -> Result<()> {
     // compiler that outlived it may still write there; the next run cleans up.
     for entry in fs::read_dir(cache)?.flatten() {
         if entry.file_name().to_string_lossy().starts_with("making-")
-            && let Err(error) = remove(&entry.path())
+            && let Err(error) = cache::remove(&entry.path())
         {
             say(format_args!("{error:#}"));
         }
     }
     let work = cache.join(format!("making-{}", std::process::id()));
     let made = make_in(&work, home);
-    let cleaned = remove(&work);
+    let cleaned = cache::remove(&work);
     made.and(cleaned)
 }
 
@@ -183,7 +153,7 @@ fn make_in(work: &Path, home: &Path) -> Result<()> {
         identity,
     };
     fs::write(new.join("stamp.json"), serde_json::to_vec_pretty(&stamp)?)?;
-    remove(home)?;
+    cache::remove(home)?;
     fs::rename(&new, home)
         .with_context(|| format!("cannot move the toolchain to {}", home.display()))
 }
@@ -307,28 +277,7 @@ fn download(packages: &[(String, String)], into: &Path) -> Result<()> {
 fn unpack(debs: &Path, package: &str, members: &[&str], into: &Path) -> Result<()> {
     let prefix = format!("{package}_");
     let deb = entry(debs, |name| name.starts_with(&prefix))?;
-    let mut reader = Command::new("dpkg-deb")
-        .arg("--fsys-tarfile")
-        .arg(&deb)
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot start dpkg-deb")?;
-    let stream = reader.stdout.take().context("dpkg-deb has no stdout")?;
-    let status = Command::new("tar")
-        .args(["-x", "--no-same-owner", "--wildcards", "-C"])
-        .arg(into)
-        .args(members)
-        .stdin(stream)
-        .status()
-        .context("cannot start tar")?;
-    let read = reader.wait()?;
-    if !status.success() || !read.success() {
-        bail!(
-            "{package} does not unpack to {} (dpkg-deb {read}, tar {status})",
-            members.join(" ")
-        );
-    }
-    Ok(())
+    deb::unpack(&deb, members, into)
 }
 
 /// Puts the files where rustc looks for them, relative to itself.
@@ -399,15 +348,6 @@ fn entry(directory: &Path, fits: impl Fn(&str) -> bool) -> Result<PathBuf> {
         .find(|entry| fits(&entry.file_name().to_string_lossy()))
         .map(|entry| entry.path())
         .with_context(|| format!("nothing that fits in {}", directory.display()))
-}
-
-fn remove(directory: &Path) -> Result<()> {
-    match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", directory.display()))
-        }
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

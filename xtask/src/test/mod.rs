@@ -16,6 +16,8 @@ use crate::workspace::Workspace;
 
 const BUDGET: Duration = Duration::from_secs(40 * 60);
 const LONG_BUDGET: Duration = Duration::from_secs(75 * 60);
+/// More of it for virtual machines.
+const VM_BUDGET: Duration = Duration::from_secs(30 * 60);
 
 /// Shows which files lockwatch opens during a stall.
 const STRACE: Program = Program {
@@ -26,15 +28,15 @@ const STRACE: Program = Program {
 
 /// Run all checks and tests of the project, within a time budget.
 ///
-/// The budget is 40 minutes, 75 with --long; each step has a limit of its own
-/// and is killed, with all it has started, when it exceeds it. The last line
-/// is the sum: `N passed, N failed, N skipped`. A test counts as itself, a step
-/// without tests as one.
+/// The budget is 40 minutes, 75 with --long, and 30 more with --vm; each step has
+/// a limit of its own and is killed, with all it has started, when it exceeds it.
+/// The last line is the sum: `N passed, N failed, N skipped`. A test counts as
+/// itself, a step without tests as one.
 ///
 /// Steps: format, clippy, objects (the committed kernel objects are what the
 /// sources give), clippy-bpf, tests, doc-tests, binaries, live (real stalls;
-/// root and BPF), vm (where there are such tests), mutation (a live test must notice
-/// a defect made on purpose), demo, docs.
+/// root and BPF), vm (real kernels; only with --vm), mutation (a live test must
+/// notice a defect made on purpose), demo, docs.
 ///
 /// Debian's strace is installed if it is missing: a live test traces opened files.
 ///
@@ -51,9 +53,9 @@ pub(crate) struct Args {
     /// Only this step; may be given more than once
     #[arg(long = "step", value_name = "STEP")]
     steps: Vec<String>,
-    /// Leave out the tests that boot a virtual machine
+    /// Also run the live tests on real kernels in virtual machines: `cargo xtask vm`
     #[arg(long)]
-    no_vm: bool,
+    vm: bool,
     /// Do not fail because this step cannot run here; may be given more than once
     #[arg(long, value_name = "STEP")]
     allow_skip: Vec<String>,
@@ -62,11 +64,12 @@ pub(crate) struct Args {
 /// Exit code 0: nothing failed, and nothing that is required was skipped.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
+    let vm = args.vm || args.steps.iter().any(|step| step == "vm");
     let mut steps = step::steps(
         &workspace,
         &Plan {
             long: args.long,
-            no_vm: args.no_vm,
+            vm,
             filter: args.filter.as_deref(),
         },
     )?;
@@ -82,10 +85,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if !args.steps.is_empty() {
         let wanted = |name: &str| args.steps.iter().any(|step| step == name);
         // The tests on a machine run the released programs.
-        let needs_binaries = wanted("live") || wanted("vm");
+        let needs_binaries = wanted("live");
         steps.retain(|step| wanted(step.name) || (needs_binaries && step.name == "binaries"));
     }
-    let budget = if args.long { LONG_BUDGET } else { BUDGET };
+    let mut budget = if args.long { LONG_BUDGET } else { BUDGET };
+    if vm {
+        budget += VM_BUDGET;
+    }
     println!("{} steps, time budget {}", steps.len(), minutes(budget));
     if let Some(filter) = &args.filter {
         println!("only tests whose name contains `{filter}`");
@@ -102,8 +108,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         );
         let start = Instant::now();
         let limit = step.limit.min(deadline.saturating_duration_since(start));
-        let allowed = args.allow_skip.iter().any(|name| name == step.name)
-            || (args.no_vm && step.name == "vm");
+        let allowed = args.allow_skip.iter().any(|name| name == step.name);
         if matches!(step.action, Action::Tests(_)) && step.name == "live" {
             packages::ensure(&[STRACE])?;
         }

@@ -12,7 +12,7 @@ use crate::{bpf, demo};
 #[derive(Debug)]
 pub(crate) struct Plan<'a> {
     pub(crate) long: bool,
-    pub(crate) no_vm: bool,
+    pub(crate) vm: bool,
     pub(crate) filter: Option<&'a str>,
 }
 
@@ -79,13 +79,16 @@ pub(crate) fn steps(workspace: &Workspace, plan: &Plan<'_>) -> Result<Vec<Step>>
         step(
             "live",
             if plan.long { 45 } else { 15 },
-            machine_tests(workspace, plan, LIVE)
+            live_tests(workspace, plan)
                 .unwrap_or_else(|| Action::Fail(format!("tests/tests/ has no {LIVE}_*.rs"))),
         ),
     ];
-    if let Some(tests) = machine_tests(workspace, plan, VM) {
-        let left_out = Action::Skip("--no-vm was given".to_owned());
-        steps.push(step("vm", 15, if plan.no_vm { left_out } else { tests }));
+    if plan.vm {
+        let mut command = verb(&["vm"]);
+        if let Some(filter) = plan.filter {
+            command.args(["--filter", filter]);
+        }
+        steps.push(step("vm", 30, Action::Tests(command)));
     }
     let live_verb = |name| match bpf::refusal() {
         Some(reason) => Action::Skip(reason),
@@ -100,7 +103,7 @@ pub(crate) fn steps(workspace: &Workspace, plan: &Plan<'_>) -> Result<Vec<Step>>
     Ok(steps)
 }
 
-/// Test targets with these names need root and BPF, or QEMU.
+/// Test targets with these names need root and BPF, or a virtual machine.
 const LIVE: &str = "live";
 const VM: &str = "vm";
 
@@ -124,12 +127,12 @@ fn plain_tests(workspace: &Workspace, plan: &Plan<'_>) -> Command {
     filtered(command, plan)
 }
 
-/// The tests of targets named `<kind>` or `<kind>_…`, ignored ones included.
-fn machine_tests(workspace: &Workspace, plan: &Plan<'_>, kind: &str) -> Option<Action> {
+/// The tests of targets named `live` or `live_…`, ignored ones included.
+fn live_tests(workspace: &Workspace, plan: &Plan<'_>) -> Option<Action> {
     let targets: Vec<&String> = workspace
         .test_targets
         .iter()
-        .filter(|name| belongs(name, kind))
+        .filter(|name| belongs(name, LIVE))
         .collect();
     if targets.is_empty() {
         return None;
@@ -194,7 +197,7 @@ mod tests {
 
     const PLAN: Plan<'_> = Plan {
         long: false,
-        no_vm: false,
+        vm: false,
         filter: None,
     };
 
@@ -214,6 +217,14 @@ mod tests {
         let live = steps.iter().find(|step| step.name == "live").unwrap();
         assert!(matches!(&live.action, Action::Fail(why) if why.contains("no live_*.rs")));
         assert!(!steps.iter().any(|step| step.name == "vm"));
+    }
+
+    #[test]
+    fn virtual_machines_are_for_who_asks() {
+        let plan = Plan { vm: true, ..PLAN };
+        let steps = steps(&workspace(&["live_mmap"]), &plan).unwrap();
+        let vm = steps.iter().find(|step| step.name == "vm").unwrap();
+        assert!(matches!(&vm.action, Action::Tests(_)));
     }
 
     #[test]

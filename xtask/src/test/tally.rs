@@ -51,13 +51,15 @@ impl Tally {
         self.passed + self.failed == 0 && !self.left_out
     }
 
-    /// Adds the numbers of a test binary's last line; other lines say nothing.
+    /// Adds the numbers of a test binary's last line, or of a verb's sum; other
+    /// lines say nothing.
     pub(crate) fn add_line(&mut self, line: &str) {
-        let Some(rest) = line.strip_prefix("test result: ") else {
-            return;
+        let numbers = match line.strip_prefix("test result: ") {
+            Some(rest) => rest.split_once(". ").map_or(rest, |(_, numbers)| numbers),
+            None if is_sum(line) => line,
+            None => return,
         };
-        let numbers = rest.split_once(". ").map_or(rest, |(_, numbers)| numbers);
-        for part in numbers.split("; ") {
+        for part in numbers.split([';', ',']) {
             let Some((number, what)) = part.trim().split_once(' ') else {
                 continue;
             };
@@ -67,11 +69,22 @@ impl Tally {
             match what {
                 "passed" => self.passed += number,
                 "failed" => self.failed += number,
-                "ignored" => self.skipped += number,
+                "ignored" | "skipped" => self.skipped += number,
                 _ => {}
             }
         }
     }
+}
+
+/// `N passed, N failed, N skipped`, the last line of our own verbs.
+fn is_sum(line: &str) -> bool {
+    let words = ["passed", "failed", "skipped"];
+    let parts: Vec<_> = line.split(", ").collect();
+    parts.len() == words.len()
+        && parts.iter().zip(words).all(|(part, word)| {
+            part.split_once(' ')
+                .is_some_and(|(number, what)| number.parse::<u64>().is_ok() && what == word)
+        })
 }
 
 impl<'t> Sum<&'t Tally> for Tally {
@@ -154,8 +167,10 @@ mod tests {
             "test result: ok. 14 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.07s",
             "test result: FAILED. 2 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.07s",
             "the test result: 5 passed",
+            "7 passed, 0 failed, 2 skipped",
+            "9 passed, 0 failed",
         ]);
-        assert_eq!((found.passed, found.failed, found.skipped), (16, 3, 1));
+        assert_eq!((found.passed, found.failed, found.skipped), (23, 3, 3));
     }
 
     #[test]

@@ -1,0 +1,120 @@
+//! The machine's whole file system, made in memory: programs, libraries,
+//! modules, and what is to be run.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use super::cpio::Archive;
+use super::image::Image;
+use super::programs::{self, Target};
+use crate::packages::{self, Program};
+use crate::workspace::Workspace;
+
+/// The first process.
+const INIT: &str = include_str!("init.sh");
+/// Tools of the live tests that busybox has not, or not with all options.
+const TOOLS: [&str; 3] = ["strace", "setpriv", "unshare"];
+
+/// What a machine does once it has booted.
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// Runs these tests, each no longer than that many seconds.
+    Tests(Vec<PlannedTest>),
+    /// Runs a shell script instead, to look around.
+    Script(String),
+}
+
+/// One test that is to be run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PlannedTest {
+    pub(crate) target: String,
+    pub(crate) name: String,
+    pub(crate) limit_s: u64,
+}
+
+/// The part that is the same on each kernel.
+#[derive(Debug)]
+pub(crate) struct Base {
+    /// Path in the machine, contents.
+    files: Vec<(String, Vec<u8>)>,
+}
+
+impl Base {
+    /// Gathers programs and libraries; `work` is for files in between.
+    pub(crate) fn gather(workspace: &Workspace, targets: &[Target], work: &Path) -> Result<Self> {
+        packages::ensure(&[
+            Program {
+                name: "busybox",
+                package: "busybox-static",
+                purpose: "is the userland of the test machines",
+            },
+            Program {
+                name: "strace",
+                package: "strace",
+                purpose: "tells the live tests which files lockwatch touches",
+            },
+        ])?;
+        let busybox = programs::tool("busybox")?;
+        let own = ["lockwatch", "stall-lab"].map(|name| (name, workspace.release_binary(name)));
+        let xtask = std::env::current_exe().context("cannot find our own program")?;
+        let tests = targets
+            .iter()
+            .map(|target| (target.name.as_str(), target.binary.clone()));
+        let mut files = Vec::new();
+        let mut binaries = vec![busybox.clone()];
+        for (name, binary) in own.into_iter().chain([("xtask", xtask)]).chain(tests) {
+            files.push((format!("/bin/{name}"), programs::stripped(&binary, work)?));
+            binaries.push(binary);
+        }
+        files.push(("/bin/busybox".to_owned(), read(&busybox)?));
+        for name in TOOLS {
+            let tool = programs::tool(name)?;
+            files.push((format!("/bin/{name}"), read(&tool)?));
+            binaries.push(tool);
+        }
+        for library in programs::libraries(&binaries)? {
+            files.push((library.display().to_string(), read(&library)?));
+        }
+        Ok(Self { files })
+    }
+
+    /// The archive for one kernel.
+    pub(crate) fn pack(&self, image: &Image, work: &Work, environment: &str) -> Result<Vec<u8>> {
+        let mut archive = Archive::default();
+        archive.folder("dev");
+        // The first process' own output, until it has mounted /dev.
+        archive.device("dev/console", 5, 1);
+        archive.file("init", INIT.as_bytes());
+        archive.link("bin/sh", "busybox");
+        for (path, contents) in &self.files {
+            archive.file(path, contents);
+        }
+        let mut order = String::new();
+        for module in &image.modules {
+            let name = module.file_name().context("a module without a name")?;
+            let name = name.to_string_lossy();
+            archive.file(&format!("modules/{name}"), &read(module)?);
+            order.push_str(&format!("{name}\n"));
+        }
+        archive.file("modules/order", order.as_bytes());
+        archive.file("environment", environment.as_bytes());
+        match work {
+            Work::Tests(tests) => archive.file("plan", plan(tests).as_bytes()),
+            Work::Script(script) => archive.file("script", script.as_bytes()),
+        }
+        Ok(archive.finish())
+    }
+}
+
+fn plan(tests: &[PlannedTest]) -> String {
+    tests
+        .iter()
+        .map(|test| format!("{} {} {}\n", test.target, test.name, test.limit_s))
+        .collect()
+}
+
+fn read(path: &PathBuf) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}

@@ -1,0 +1,198 @@
+//! One virtual machine: QEMU, its serial ports, and how it ends.
+//!
+//! The processor is emulated (TCG): it needs no /dev/kvm, and stock kernels do
+//! not boot everywhere with it.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use crate::process::{self, End};
+
+/// The guest says "all is well" with 16 at its debug port, "tests failed" with
+/// 17; QEMU makes 2·n + 1 of it, which no failure of its own looks like.
+const ALL_WELL: i32 = 33;
+const TESTS_FAILED: i32 = 35;
+
+/// A kernel that has said this does nothing sensible any more.
+const LAST_WORDS: [&str; 3] = ["Kernel panic", "BUG: soft lockup", "Attempted to kill init"];
+/// From last words to the end: the rest of the stack trace is worth having.
+const MOURNING: Duration = Duration::from_secs(5);
+
+/// What to boot.
+#[derive(Debug)]
+pub(crate) struct Machine<'m> {
+    pub(crate) vmlinuz: &'m Path,
+    pub(crate) initramfs: &'m Path,
+    /// More words for the kernel's command line.
+    pub(crate) append: &'m str,
+    pub(crate) memory_mib: u32,
+    pub(crate) cpus: u32,
+    /// The folder for console.log, guest.log and qemu.log.
+    pub(crate) logs: &'m Path,
+}
+
+/// How a machine ended.
+#[derive(Debug)]
+pub(crate) enum Ending {
+    /// The guest switched itself off; whether all tests were well, by its own words.
+    Off { well: bool },
+    /// Anything else.
+    Broken(String),
+}
+
+impl Machine<'_> {
+    /// Runs the machine to its end, and hands the lines of the guest over.
+    pub(crate) fn run(&self, limit: Duration, mut on_line: impl FnMut(&str)) -> Result<Ending> {
+        fs::create_dir_all(self.logs)
+            .with_context(|| format!("cannot create {}", self.logs.display()))?;
+        let log = |name: &str| {
+            let path = self.logs.join(name);
+            File::create(&path).with_context(|| format!("cannot create {}", path.display()))
+        };
+        let mut guest_log = log("guest.log")?;
+        let mut command = self.command();
+        command.stderr(log("qemu.log")?);
+        let mut console = Console::new(self.logs.join("console.log"));
+        let end = process::supervise_while(
+            &mut command,
+            limit,
+            |line| {
+                // A full disk must not end the machine; the lines are handed over anyhow.
+                let _ = writeln!(guest_log, "{line}");
+                on_line(line);
+            },
+            || console.is_alive(),
+        )?;
+        console.read();
+        let broken = |why: String| Ending::Broken(why);
+        let last_words = console.last_words.take();
+        Ok(match end {
+            End::Exited(status) if status.code() == Some(ALL_WELL) => Ending::Off { well: true },
+            End::Exited(status) if status.code() == Some(TESTS_FAILED) => {
+                Ending::Off { well: false }
+            }
+            _ if last_words.is_some() => broken(last_words.unwrap_or_default()),
+            End::TimedOut => broken(format!("killed after {} s", limit.as_secs())),
+            End::Exited(status) => broken(format!(
+                "qemu ended with {status}{}",
+                first_line(&self.logs.join("qemu.log"))
+            )),
+        })
+    }
+
+    fn command(&self) -> Command {
+        let console = self.logs.join("console.log");
+        let mut command = Command::new("qemu-system-x86_64");
+        command
+            .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-M", "q35"])
+            .args(["-smp", &self.cpus.to_string()])
+            .args(["-m", &self.memory_mib.to_string()])
+            .args(["-nodefaults", "-display", "none", "-no-reboot"])
+            .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"])
+            // First port: the kernel's console. Second: the guest's own words.
+            .arg("-serial")
+            .arg(format!("file:{}", console.display()))
+            .args(["-serial", "stdio"])
+            .arg("-kernel")
+            .arg(self.vmlinuz)
+            .arg("-initrd")
+            .arg(self.initramfs)
+            .arg("-append")
+            .arg(format!(
+                // A busy host makes the guest's CPUs stand still for seconds.
+                "console=ttyS0 panic=-1 oops=panic watchdog_thresh=30 {}",
+                self.append
+            ));
+        command
+    }
+}
+
+/// The kernel's console while it grows.
+#[derive(Debug)]
+struct Console {
+    path: PathBuf,
+    read: u64,
+    next_look: Instant,
+    /// The line, and when it was seen.
+    last_words: Option<String>,
+    died: Option<Instant>,
+}
+
+impl Console {
+    fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            read: 0,
+            next_look: Instant::now(),
+            last_words: None,
+            died: None,
+        }
+    }
+
+    /// Looks about once a second.
+    fn is_alive(&mut self) -> bool {
+        if Instant::now() >= self.next_look {
+            self.next_look = Instant::now() + Duration::from_secs(1);
+            self.read();
+        }
+        self.died.is_none_or(|died| died.elapsed() < MOURNING)
+    }
+
+    /// Reads whole lines that are new; an unreadable file has none.
+    fn read(&mut self) {
+        let mut text = Vec::new();
+        let read = File::open(&self.path).and_then(|mut file| {
+            file.seek(SeekFrom::Start(self.read))?;
+            file.read_to_end(&mut text)
+        });
+        if read.is_err() {
+            return;
+        }
+        let whole = text
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |end| end + 1);
+        self.read += whole as u64;
+        if self.last_words.is_none() {
+            self.last_words = find_last_words(&String::from_utf8_lossy(&text[..whole]));
+            self.died = self.last_words.as_ref().map(|_| Instant::now());
+        }
+    }
+}
+
+fn find_last_words(text: &str) -> Option<String> {
+    text.lines()
+        .find(|line| LAST_WORDS.iter().any(|words| line.contains(words)))
+        .map(|line| line.trim().to_owned())
+}
+
+/// For a message: QEMU says why it does not start in its first line.
+fn first_line(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    match text.lines().next() {
+        Some(line) => format!(": {line}"),
+        None => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_words_are_one_line() {
+        let text =
+            "[ 1.0] all is well\r\n[ 2.0] Kernel panic - not syncing: why\r\n[ 2.1] more\r\n";
+        let found = find_last_words(text);
+        assert_eq!(
+            found.as_deref(),
+            Some("[ 2.0] Kernel panic - not syncing: why")
+        );
+        assert_eq!(find_last_words("watchdog: fine\n"), None);
+    }
+}

@@ -1,0 +1,200 @@
+//! How it went on a kernel, and the table of all.
+
+use std::fmt::{self, Display, Formatter};
+use std::time::Duration;
+
+use super::catalogue::Kernel;
+use super::transcript::{TestRun, Verdict};
+
+/// One kernel's part of a run.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) kernel: &'static Kernel,
+    /// What `uname -r` says; unknown if it could not be fetched.
+    pub(crate) release: Option<String>,
+    /// From the start of QEMU to the first process, by the host's clock.
+    pub(crate) boot: Option<Duration>,
+    /// From the start of QEMU to its end.
+    pub(crate) total: Duration,
+    pub(crate) runs: Vec<TestRun>,
+    /// What went wrong apart from tests: no kernel, no boot, a crash.
+    pub(crate) trouble: Option<String>,
+}
+
+/// Numbers of tests; a kernel in trouble counts as one failure more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Count {
+    pub(crate) passed: usize,
+    pub(crate) failed: usize,
+    pub(crate) skipped: usize,
+}
+
+impl Outcome {
+    /// A kernel that never ran.
+    pub(crate) fn unavailable(kernel: &'static Kernel, why: String) -> Self {
+        Self {
+            kernel,
+            release: None,
+            boot: None,
+            total: Duration::ZERO,
+            runs: Vec::new(),
+            trouble: Some(why),
+        }
+    }
+
+    pub(crate) fn count(&self) -> Count {
+        let of = |wanted: fn(&Verdict) -> bool| {
+            self.runs.iter().filter(|run| wanted(&run.verdict)).count()
+        };
+        Count {
+            passed: of(|verdict| matches!(verdict, Verdict::Passed)),
+            failed: of(|verdict| matches!(verdict, Verdict::Failed(_)))
+                + usize::from(self.trouble.is_some()),
+            skipped: of(|verdict| matches!(verdict, Verdict::Skipped(_))),
+        }
+    }
+
+    /// Time that was not boot.
+    fn testing(&self) -> Duration {
+        self.boot
+            .map_or(Duration::ZERO, |boot| self.total.saturating_sub(boot))
+    }
+}
+
+impl Count {
+    /// The sum over all kernels.
+    pub(crate) fn of_all(outcomes: &[Outcome]) -> Self {
+        outcomes
+            .iter()
+            .map(Outcome::count)
+            .fold(Self::default(), |sum, count| Self {
+                passed: sum.passed + count.passed,
+                failed: sum.failed + count.failed,
+                skipped: sum.skipped + count.skipped,
+            })
+    }
+}
+
+impl Display for Count {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self {
+            passed,
+            failed,
+            skipped,
+        } = self;
+        write!(f, "{passed} passed, {failed} failed, {skipped} skipped")
+    }
+}
+
+/// The table: a row per kernel, below it what did not pass.
+#[derive(Debug)]
+pub(crate) struct Table<'o>(pub(crate) &'o [Outcome]);
+
+impl Display for Table<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{:<8} {:<28} {:>7} {:>7} {:>6} {:>6} {:>7}",
+            "kernel", "version", "boot s", "test s", "passed", "failed", "skipped"
+        )?;
+        for outcome in self.0 {
+            let seconds = |time: Duration| format!("{:.1}", time.as_secs_f64());
+            let count = outcome.count();
+            writeln!(
+                f,
+                "{:<8} {:<28} {:>7} {:>7} {:>6} {:>6} {:>7}",
+                outcome.kernel.name,
+                outcome.release.as_deref().unwrap_or("-"),
+                outcome.boot.map_or_else(|| "-".to_owned(), seconds),
+                seconds(outcome.testing()),
+                count.passed,
+                count.failed,
+                count.skipped
+            )?;
+            if let Some(trouble) = &outcome.trouble {
+                writeln!(f, "  FAILED   {trouble}")?;
+            }
+            for run in &outcome.runs {
+                let (word, why) = match &run.verdict {
+                    Verdict::Passed => ("ok", ""),
+                    Verdict::Failed(why) => ("FAILED", why.as_str()),
+                    Verdict::Skipped(why) => ("skipped", why.as_str()),
+                };
+                write!(
+                    f,
+                    "  {word:<8} {:>6.1} s  {}::{}",
+                    run.took.as_secs_f64(),
+                    run.target,
+                    run.name
+                )?;
+                match why {
+                    "" => writeln!(f)?,
+                    why => writeln!(f, "  ({})", shortened(why))?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One screen line is enough; the whole is in the log.
+fn shortened(text: &str) -> String {
+    const MOST: usize = 200;
+    if text.chars().count() <= MOST {
+        return text.to_owned();
+    }
+    text.chars().take(MOST).chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(name: &str, verdict: Verdict) -> TestRun {
+        TestRun {
+            target: "live".to_owned(),
+            name: name.to_owned(),
+            took: Duration::from_millis(1250),
+            verdict,
+            output: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_never_ran_is_a_failure() {
+        let kernel = Kernel::by_name("6.12").unwrap();
+        let outcomes = [
+            Outcome::unavailable(kernel, "it is gone".to_owned()),
+            Outcome {
+                kernel,
+                release: Some("6.12.1-cloud".to_owned()),
+                boot: Some(Duration::from_secs(4)),
+                total: Duration::from_secs(10),
+                runs: vec![
+                    run("one", Verdict::Passed),
+                    run("two", Verdict::Failed("it went wrong".to_owned())),
+                    run("three", Verdict::Skipped("not here".to_owned())),
+                ],
+                trouble: None,
+            },
+        ];
+        assert_eq!(
+            Count::of_all(&outcomes).to_string(),
+            "1 passed, 2 failed, 1 skipped"
+        );
+        let table = Table(&outcomes).to_string();
+        let lines: Vec<&str> = table.lines().collect();
+        assert_eq!(lines[2], "  FAILED   it is gone");
+        assert!(
+            lines[3].contains("6.12.1-cloud") && lines[3].contains("6.0"),
+            "{table}"
+        );
+        assert_eq!(lines[4], "  ok          1.2 s  live::one");
+        assert_eq!(lines[5], "  FAILED      1.2 s  live::two  (it went wrong)");
+    }
+
+    #[test]
+    fn long_reasons_are_cut() {
+        assert_eq!(shortened(&"é".repeat(300)).chars().count(), 201);
+    }
+}

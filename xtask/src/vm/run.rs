@@ -1,0 +1,249 @@
+//! One kernel from its image to its outcome.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use super::Args;
+use super::catalogue::Kernel;
+use super::image::Image;
+use super::initramfs::{Base, PlannedTest, Work};
+use super::machine::{Ending, Machine};
+use super::outcome::Outcome;
+use super::programs::Target;
+use super::transcript::{News, TestRun, Transcript, Verdict};
+use crate::process::say;
+
+/// How many times longer than on a real machine things may take in a test.
+const SLOWNESS: u32 = 5;
+
+/// What all machines of a run have in common.
+#[derive(Debug)]
+pub(crate) struct Runner<'r> {
+    pub(crate) args: &'r Args,
+    pub(crate) base: &'r Base,
+    pub(crate) targets: &'r [Target],
+    /// A folder per kernel is made in it.
+    pub(crate) home: &'r Path,
+}
+
+impl Runner<'_> {
+    /// Boots an image and runs what is to be run.
+    pub(crate) fn run(&self, kernel: &'static Kernel, image: &Image) -> Outcome {
+        let begun = Instant::now();
+        let mut outcome = Outcome {
+            kernel,
+            release: Some(image.release.clone()),
+            boot: None,
+            total: Duration::ZERO,
+            runs: Vec::new(),
+            trouble: None,
+        };
+        let (planned, skipped) = self.plan(kernel);
+        say(format_args!(
+            "{}: booting {} ({:.0} MB package) …",
+            kernel.name,
+            image.release,
+            image.download as f64 / 1e6
+        ));
+        let mut transcript = Transcript::default();
+        let mut boot = |transcript: &mut Transcript| {
+            self.boot(kernel, image, &planned, transcript, &mut outcome.boot)
+        };
+        let mut ending = boot(&mut transcript);
+        if let (Ok(Ending::Broken(why)), None) = (&ending, &transcript.boot) {
+            say(format_args!(
+                "{}: it did not boot ({why}), which emulation is known for; once more …",
+                kernel.name
+            ));
+            self.keep_console(kernel);
+            transcript = Transcript::default();
+            ending = boot(&mut transcript);
+        }
+        outcome.total = begun.elapsed();
+        outcome.trouble = trouble(&ending, &transcript, self.args.command.is_some());
+        let why = outcome.trouble.as_deref().unwrap_or("it was not run");
+        transcript.interrupted(why);
+        outcome.runs = transcript.runs;
+        for test in &planned[outcome.runs.len().min(planned.len())..] {
+            if self.args.command.is_none() {
+                let verdict = Verdict::Failed("not run: the machine ended before".to_owned());
+                outcome.runs.push(without_run(test, verdict));
+            }
+        }
+        if self.args.command.is_none() {
+            outcome.runs.extend(skipped);
+        }
+        if let Some(trouble) = &outcome.trouble {
+            say(format_args!("{}: {trouble}", kernel.name));
+        }
+        outcome
+    }
+
+    /// Keeps what a kernel said that did not boot: nothing of ours ran yet. Seen:
+    /// an int3 left behind while TCG's other processor patched the kernel's text.
+    fn keep_console(&self, kernel: &Kernel) {
+        let logs = self.home.join(kernel.name);
+        // For a closer look only.
+        let _ = fs::rename(
+            logs.join("console.log"),
+            logs.join("console-failed-boot.log"),
+        );
+    }
+
+    /// The tests for a kernel, and those that are not for it.
+    fn plan(&self, kernel: &Kernel) -> (Vec<PlannedTest>, Vec<TestRun>) {
+        let (mut planned, mut skipped) = (Vec::new(), Vec::new());
+        for target in self.targets {
+            for name in &target.tests {
+                let full = format!("{}::{name}", target.name);
+                let filters = &self.args.filter;
+                if !filters.is_empty() && !filters.iter().any(|filter| full.contains(filter)) {
+                    continue;
+                }
+                let test = PlannedTest {
+                    target: target.name.clone(),
+                    name: name.clone(),
+                    limit_s: self.args.test_timeout,
+                };
+                match kernel.exception(&full) {
+                    None => planned.push(test),
+                    Some(why) => {
+                        skipped.push(without_run(&test, Verdict::Skipped(why.to_owned())));
+                    }
+                }
+            }
+        }
+        (planned, skipped)
+    }
+
+    fn boot(
+        &self,
+        kernel: &Kernel,
+        image: &Image,
+        planned: &[PlannedTest],
+        transcript: &mut Transcript,
+        boot: &mut Option<Duration>,
+    ) -> Result<Ending> {
+        let logs = self.home.join(kernel.name);
+        fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
+        let work = match &self.args.command {
+            Some(script) => Work::Script(script.clone()),
+            None => Work::Tests(planned.to_vec()),
+        };
+        let initramfs = logs.join("initramfs.cpio");
+        let environment = format!(
+            "export LOCKWATCH_BIN=/bin/lockwatch STALL_LAB_BIN=/bin/stall-lab\n\
+             export LOCKWATCH_RUNS={} LOCKWATCH_SLOWNESS={SLOWNESS}\n",
+            self.args.runs
+        );
+        fs::write(&initramfs, self.base.pack(image, &work, &environment)?)
+            .with_context(|| format!("cannot write {}", initramfs.display()))?;
+        let machine = Machine {
+            vmlinuz: &image.vmlinuz,
+            initramfs: &initramfs,
+            append: &self.args.append,
+            memory_mib: self.args.memory,
+            cpus: self.args.cpus,
+            logs: &logs,
+        };
+        let start = Instant::now();
+        let name = kernel.name;
+        let ending = machine.run(
+            Duration::from_secs(self.args.timeout),
+            |line| match transcript.add(line) {
+                News::Booted => {
+                    let took = *boot.insert(start.elapsed());
+                    say(format_args!("{name}: up after {:.1} s", took.as_secs_f64()));
+                }
+                News::Tested => {
+                    if let Some(run) = transcript.runs.last() {
+                        let word = match run.verdict {
+                            Verdict::Passed => "ok",
+                            Verdict::Failed(_) => "FAILED",
+                            Verdict::Skipped(_) => "skipped",
+                        };
+                        let took = run.took.as_secs_f64();
+                        say(format_args!(
+                            "{name}: {}::{} {word} ({took:.1} s)",
+                            run.target, run.name
+                        ));
+                    }
+                }
+                News::Said(line) if self.args.command.is_some() && !line.is_empty() => {
+                    println!("{name}: {line}");
+                }
+                News::Said(_) | News::Nothing => {}
+            },
+        );
+        if !self.args.keep {
+            fs::remove_file(&initramfs).context("cannot remove the initramfs")?;
+        }
+        ending
+    }
+}
+
+/// What is wrong apart from failed tests. The guest's exit and its words must agree.
+fn trouble(ending: &Result<Ending>, transcript: &Transcript, script: bool) -> Option<String> {
+    let failed = |run: &TestRun| matches!(run.verdict, Verdict::Failed(_));
+    match ending {
+        Err(error) => Some(format!("{error:#}")),
+        Ok(Ending::Broken(why)) if transcript.boot.is_none() => {
+            Some(format!("it did not boot: {why}"))
+        }
+        Ok(Ending::Broken(why)) => Some(why.clone()),
+        Ok(Ending::Off { .. }) if script => match transcript.script {
+            Some(0) => None,
+            Some(code) => Some(format!("the script ended with exit code {code}")),
+            None => Some("the script did not end".to_owned()),
+        },
+        Ok(Ending::Off { well: true }) if transcript.runs.iter().any(failed) => {
+            Some("the guest takes a failed test for a passed one".to_owned())
+        }
+        Ok(Ending::Off { .. }) => None,
+    }
+}
+
+fn without_run(test: &PlannedTest, verdict: Verdict) -> TestRun {
+    TestRun {
+        target: test.target.clone(),
+        name: test.name.clone(),
+        took: Duration::ZERO,
+        verdict,
+        output: String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_and_words_of_a_guest_must_agree() {
+        let mut transcript = Transcript::default();
+        for line in ["@@vm boot 1 6.12", "@@vm test live one", "@@vm end 101 1"] {
+            transcript.add(line);
+        }
+        let off = |well| Ok(Ending::Off { well });
+        assert_eq!(trouble(&off(false), &transcript, false), None);
+        assert!(trouble(&off(true), &transcript, false).is_some());
+    }
+
+    #[test]
+    fn a_machine_that_did_not_boot_says_so() {
+        let broken = Ok(Ending::Broken("killed after 5 s".to_owned()));
+        let found = trouble(&broken, &Transcript::default(), false);
+        assert_eq!(found.as_deref(), Some("it did not boot: killed after 5 s"));
+    }
+
+    #[test]
+    fn a_script_must_end_well() {
+        let mut transcript = Transcript::default();
+        let off = Ok(Ending::Off { well: true });
+        assert!(trouble(&off, &transcript, true).is_some());
+        transcript.add("@@vm script 0");
+        assert_eq!(trouble(&off, &transcript, true), None);
+    }
+}

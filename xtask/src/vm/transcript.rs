@@ -1,0 +1,193 @@
+//! What a guest says on its serial port, line by line (init.sh), as results.
+
+use std::time::Duration;
+
+/// How one test went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Passed,
+    /// Why, in one line.
+    Failed(String),
+    /// Why, in one line.
+    Skipped(String),
+}
+
+/// One test on one kernel.
+#[derive(Clone, Debug)]
+pub(crate) struct TestRun {
+    pub(crate) target: String,
+    pub(crate) name: String,
+    pub(crate) took: Duration,
+    pub(crate) verdict: Verdict,
+    /// All that it has said.
+    pub(crate) output: String,
+}
+
+/// Everything a guest has said so far.
+#[derive(Debug, Default)]
+pub(crate) struct Transcript {
+    /// By the guest's own clock, when the first process was ready; and its kernel.
+    pub(crate) boot: Option<(Duration, String)>,
+    /// Finished tests, in order.
+    pub(crate) runs: Vec<TestRun>,
+    /// Exit code of a script.
+    pub(crate) script: Option<i32>,
+    /// The test that runs.
+    open: Option<TestRun>,
+}
+
+/// Something that a reader of progress lines wants to know.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum News<'l> {
+    Booted,
+    Tested,
+    /// A line of a script, or of a test.
+    Said(&'l str),
+    Nothing,
+}
+
+impl Transcript {
+    /// Takes one line.
+    pub(crate) fn add<'l>(&mut self, line: &'l str) -> News<'l> {
+        let line = line.trim_end_matches('\r');
+        let Some(words) = line.strip_prefix("@@vm ") else {
+            if let Some(open) = &mut self.open {
+                open.output.push_str(line);
+                open.output.push('\n');
+            }
+            return News::Said(line);
+        };
+        let words: Vec<&str> = words.split(' ').collect();
+        match words[..] {
+            ["boot", time, release] => {
+                self.boot = Some((centiseconds(time), release.to_owned()));
+                News::Booted
+            }
+            ["test", target, name] => {
+                self.interrupted("the guest went on without a word of its end");
+                self.open = Some(TestRun {
+                    target: target.to_owned(),
+                    name: name.to_owned(),
+                    took: Duration::ZERO,
+                    verdict: Verdict::Passed,
+                    output: String::new(),
+                });
+                News::Nothing
+            }
+            ["end", code, time] => {
+                if let Some(mut run) = self.open.take() {
+                    run.took = centiseconds(time);
+                    run.verdict = judge(code, &run.output);
+                    self.runs.push(run);
+                }
+                News::Tested
+            }
+            ["script", code] => {
+                self.script = code.parse().ok();
+                News::Nothing
+            }
+            _ => News::Nothing,
+        }
+    }
+
+    /// The machine is gone: what ran then has failed.
+    pub(crate) fn interrupted(&mut self, why: &str) {
+        if let Some(mut run) = self.open.take() {
+            run.verdict = Verdict::Failed(why.to_owned());
+            self.runs.push(run);
+        }
+    }
+}
+
+/// Exit code 0 alone could be a test that was not found.
+fn judge(code: &str, output: &str) -> Verdict {
+    let passed = output
+        .lines()
+        .any(|line| line.starts_with("test result: ok. 1 passed"));
+    match code {
+        "0" if passed => Verdict::Passed,
+        "0" => Verdict::Failed("the test was not run".to_owned()),
+        "137" => Verdict::Failed("killed at its time limit".to_owned()),
+        _ => Verdict::Failed(reason(output, code)),
+    }
+}
+
+/// Before an error that a test step unwrapped; it says nothing.
+const UNWRAPPED: &str = "called `Result::unwrap()` on an `Err` value: ";
+
+/// The first line of what a failed test says, behind where it panicked.
+fn reason(output: &str, code: &str) -> String {
+    let mut lines = output.lines();
+    let panicked = lines.any(|line| line.contains("panicked at "));
+    lines
+        .map(str::trim)
+        .find(|line| panicked && !line.is_empty())
+        .map_or_else(
+            || format!("exit code {code}"),
+            |line| line.strip_prefix(UNWRAPPED).unwrap_or(line).to_owned(),
+        )
+}
+
+fn centiseconds(text: &str) -> Duration {
+    // The guest's arithmetic may leave zeroes in front.
+    Duration::from_millis(text.parse::<u64>().unwrap_or(0) * 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn transcript(lines: &[&str]) -> Transcript {
+        let mut transcript = Transcript::default();
+        for line in lines {
+            transcript.add(line);
+        }
+        transcript
+    }
+
+    #[test]
+    fn tests_are_attributed_and_judged() {
+        let found = transcript(&[
+            "@@vm boot 312 6.12.1-cloud",
+            "@@vm test live_diagnose one",
+            "test one ... ok",
+            "test result: ok. 1 passed; 0 failed; 0 ignored",
+            "@@vm end 0 150",
+            "@@vm test live_diagnose two",
+            "thread 'two' panicked at tests/x.rs:1:2:",
+            "called `Result::unwrap()` on an `Err` value: it went wrong",
+            "@@vm end 101 20",
+            "@@vm test live_diagnose three",
+            "test result: ok. 0 passed; 0 failed; 0 ignored",
+            "@@vm end 0 1",
+            "@@vm test live_diagnose four",
+            "@@vm end 137 6000",
+        ]);
+        let (boot, release) = found.boot.unwrap();
+        assert_eq!((boot.as_millis(), &*release), (3120, "6.12.1-cloud"));
+        let verdicts: Vec<_> = found.runs.iter().map(|run| run.verdict.clone()).collect();
+        let failed = |why: &str| Verdict::Failed(why.to_owned());
+        assert_eq!(
+            verdicts,
+            [
+                Verdict::Passed,
+                failed("it went wrong"),
+                failed("the test was not run"),
+                failed("killed at its time limit"),
+            ]
+        );
+        assert_eq!(found.runs[0].took, Duration::from_millis(1500));
+        assert!(found.runs[1].output.contains("it went wrong"));
+    }
+
+    #[test]
+    fn a_test_without_an_end_has_failed() {
+        let mut found = transcript(&["@@vm test live one", "half a li"]);
+        assert!(found.runs.is_empty());
+        found.interrupted("Kernel panic");
+        assert_eq!(
+            found.runs[0].verdict,
+            Verdict::Failed("Kernel panic".to_owned())
+        );
+    }
+}
