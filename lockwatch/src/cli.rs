@@ -235,12 +235,15 @@ impl Verbosity {
 
 /// A duration as people write it.
 fn duration(text: &str) -> Result<Duration, String> {
-    jiff::SignedDuration::from_str(text)
+    let duration = jiff::SignedDuration::from_str(text)
         .ok()
         .and_then(|duration| Duration::try_from(duration).ok())
-        // Longer than this, nanoseconds no longer fit their type.
-        .filter(|duration| duration.as_nanos() <= u128::from(Nanos(u64::MAX).0))
-        .ok_or_else(|| "write a duration as 250ms, 1s, 1m30s or 1h".to_owned())
+        .ok_or("write a duration as 250ms, 1s, 1m30s or 1h")?;
+    // Longer than this, nanoseconds no longer fit their type.
+    if duration.as_nanos() > u128::from(Nanos(u64::MAX).0) {
+        return Err("too long: at most 584 years".to_owned());
+    }
+    Ok(duration)
 }
 
 fn tgid(text: &str) -> Result<Tgid, std::num::ParseIntError> {

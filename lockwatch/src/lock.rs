@@ -96,8 +96,7 @@ pub enum LockObject {
         sb: String,
         /// Inode number.
         ino: u64,
-        /// Path as seen from the root of the mount tree, or from the root of its
-        /// file system where the mount is not known.
+        /// Path from the root of our mount tree; none where it is not mounted there.
         path: Option<String>,
     },
     /// A mounted file system.

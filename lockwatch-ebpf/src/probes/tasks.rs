@@ -26,7 +26,9 @@ pub(super) struct Scratch {
     record: TaskRecord,
     frames: [u64; FRAMES_MAX],
     _pad: u64,
-    stack: [u8; STACK_MAX],
+    /// Twice the longest stack: a length masked to this size needs no other bound, and
+    /// verifiers before 6.12 lose any other on the way to the helper.
+    stack: [u8; 2 * STACK_MAX],
 }
 
 #[map]
@@ -87,7 +89,18 @@ unsafe fn emit(seq: *mut seq_file, task: *const u8, scratch: &mut Scratch) {
     let sp = field!(sp);
     let on_cpu = field!(on_cpu) as u32;
     let exit_state = field!(exit_state) as u32;
-    let stack_base = field!(stack);
+    // A `void *` loaded directly is a pointer to verifiers from 7.2 on, and may not be
+    // calculated with.
+    let mut stack_base = 0u64;
+    // SAFETY: reads 8 bytes into a local of that size.
+    let _ = unsafe {
+        bpf_probe_read_kernel(
+            (&raw mut stack_base).cast::<c_void>(),
+            size_of::<u64>() as u32,
+            task.wrapping_add(global!(TASK_LAYOUT.stack).offset as usize)
+                .cast::<c_void>(),
+        )
+    };
     let thread_size = u64::from(global!(TASK_LAYOUT.thread_size));
 
     // The frames first: they need the task at rest, as the words do.
@@ -109,11 +122,9 @@ unsafe fn emit(seq: *mut seq_file, task: *const u8, scratch: &mut Scratch) {
     } else {
         0
     };
-    let mut len = (thread_size - offset) & (2 * STACK_MAX as u64 - 1);
-    if len > STACK_MAX as u64 || exit_state != 0 || stack_base == 0 {
-        len = 0;
-    }
-    // SAFETY: `len` is at most STACK_MAX, the size of the buffer.
+    let live = exit_state == 0 && stack_base != 0;
+    let mut len = if live { thread_size - offset } else { 0 } & (2 * STACK_MAX as u64 - 1);
+    // SAFETY: `len` is masked to less than the size of the buffer.
     let read = unsafe {
         bpf_probe_read_kernel(
             scratch.stack.as_mut_ptr().cast::<c_void>(),

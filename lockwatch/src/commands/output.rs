@@ -3,12 +3,12 @@
 use std::{
     fs::{File, OpenOptions, Permissions},
     io::{self, BufWriter, Write},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
 use anyhow::Context as _;
-use rustix::fs::Access;
+use rustix::fs::{Access, OFlags, fcntl_getfl, fcntl_setfl};
 use tempfile::{NamedTempFile, TempPath};
 
 /// A file that is being written.
@@ -31,9 +31,7 @@ impl Output {
         let create = || -> io::Result<(File, Option<TempPath>)> {
             match path.metadata() {
                 // A device, a pipe: something to write to, never to be replaced.
-                Ok(found) if !found.is_file() => {
-                    Ok((OpenOptions::new().write(true).open(&path)?, None))
-                }
+                Ok(found) if !found.is_file() => Ok((open_special(&path)?, None)),
                 found => {
                     let mode = found.map_or(0o666, |found| found.permissions().mode() & 0o777);
                     let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
@@ -85,6 +83,16 @@ impl Write for Output {
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
     }
+}
+
+/// Opens what is no regular file, without waiting for somebody to read from it.
+fn open_special(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .write(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(path)?;
+    fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
+    Ok(file)
 }
 
 #[cfg(test)]

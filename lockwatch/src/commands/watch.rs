@@ -7,7 +7,11 @@ mod progress;
 mod session;
 mod surveys;
 
-use std::{io, pin::pin, time::Duration};
+use std::{
+    io::{self, Write as _},
+    pin::pin,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use tokio::{
@@ -57,16 +61,17 @@ async fn watch(args: &WatchArgs) -> anyhow::Result<Outcome> {
     let stdout = Box::new(io::BufWriter::new(io::stdout()));
     let mut output = Output::new(stdout, args.format, args.look.for_stdout(), threshold);
     output.watching(&said).context("write to standard output")?;
-    eprintln!(
+    say(&format!(
         "watching: waits of {} and longer; {}",
         Span(threshold),
         said.join("; ")
-    );
+    ));
 
     lock_memory();
     let mut session = Session::new(threshold, Filter::from(args), output, stream, surveys);
     let followed = follow(&mut session, tick, args.duration).await;
     allow_closed_pipe(followed).context("watch")?;
+    allow_closed_pipe(session.report_rest()).context("write to standard output")?;
     let found = session.stall_count() > 0;
     allow_closed_pipe(session.finish()).context("write to standard output")?;
     Ok(if found {
@@ -74,6 +79,14 @@ async fn watch(args: &WatchArgs) -> anyhow::Result<Outcome> {
     } else {
         Outcome::Clear
     })
+}
+
+/// A line on standard error, unless only errors are wanted there.
+fn say(line: &str) {
+    if tracing::enabled!(tracing::Level::WARN) {
+        // Nobody is left to be told if this fails.
+        let _ = writeln!(io::stderr(), "{line}");
+    }
 }
 
 /// Where the knowledge comes from.

@@ -12,11 +12,16 @@ use aya::{EbpfError, programs::ProgramError};
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The kernel refused the object's maps, or aya could not parse it.
-    #[error("cannot load lockwatch's object into the kernel{}", hint())]
+    #[error("cannot load lockwatch's object into the kernel{}", hint(.0.as_ref()))]
     Object(#[source] Box<EbpfError>),
     /// The kernel refused a program.
-    #[error("the kernel refused a program of lockwatch{}", hint())]
+    #[error("the kernel refused a program of lockwatch{}", hint(.0.as_ref()))]
     Program(#[source] Box<ProgramError>),
+    /// The kernel's verifier found fault with a program.
+    #[error(
+        "this kernel's verifier refuses a program of lockwatch: please report it with the output of -v"
+    )]
+    Verifier(#[source] io::Error),
     /// The embedded object is not the one this binary was written for.
     #[error("the embedded kernel object has no {0}: rebuild it with `cargo xtask ebpf`")]
     Missing(&'static str),
@@ -34,17 +39,50 @@ impl LoadError {
     }
 
     fn program(error: ProgramError) -> Self {
-        Self::Program(Box::new(error))
+        match error {
+            // The log has hundreds of lines: for those who ask for more.
+            ProgramError::LoadError {
+                io_error,
+                verifier_log,
+            } if is_verdict(&io_error) && !verifier_log.to_string().trim().is_empty() => {
+                tracing::info!("the verifier's log:\n{verifier_log}");
+                Self::Verifier(io_error)
+            }
+            error => Self::Program(Box::new(error)),
+        }
     }
 }
 
+/// The errors a verifier gives; others come before or after it.
+fn is_verdict(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::PermissionDenied
+            | io::ErrorKind::InvalidInput
+            | io::ErrorKind::ArgumentListTooLong
+    )
+}
+
 /// What on this host most likely explains a refusal, as the end of a sentence.
-fn hint() -> &'static str {
+fn hint(error: &(dyn std::error::Error + 'static)) -> &'static str {
+    let mut cause = Some(error);
+    let mut is_permission = false;
+    while let Some(error) = cause {
+        is_permission |= error
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+        cause = error.source();
+    }
+    if !is_permission {
+        return "";
+    }
     // The active mode is the one in brackets.
     match fs::read_to_string("/sys/kernel/security/lockdown") {
         Ok(modes) if modes.contains("[confidentiality]") => {
             " (the kernel is locked down for confidentiality, which forbids reading its memory: boot with lockdown=integrity)"
         }
-        _ => " (root of a container or user namespace is not enough: run it on the host)",
+        _ => {
+            " (a security policy forbids it, as in most containers: run it on the host, as its root)"
+        }
     }
 }

@@ -8,7 +8,10 @@ use crate::{
         symbols::Symbols,
     },
     lock::{LockAddr, LockClass, LockObject},
-    survey::{look::Look, paths::Paths},
+    survey::{
+        look::Look,
+        paths::{Paths, Place, mount_namespace},
+    },
     task::Tgid,
 };
 
@@ -49,10 +52,18 @@ pub(super) fn identify(
     if let Some(identity) = mm(lock, look, layout, memory)? {
         return Ok(identity);
     }
-    if let Some(identity) = inode(lock, layout, memory)? {
+    let own = look
+        .tasks
+        .iter()
+        .find(|task| task.name.tgid.0 == std::process::id());
+    let namespace = match own {
+        Some(own) => mount_namespace(own.record.task, layout, memory)?,
+        None => None,
+    };
+    if let Some(identity) = inode(lock, layout, memory, namespace)? {
         return Ok(identity);
     }
-    if let Some(identity) = super_block(lock, layout, memory)? {
+    if let Some(identity) = super_block(lock, layout, memory, namespace)? {
         return Ok(identity);
     }
     Ok(Identity {
@@ -128,6 +139,7 @@ fn inode(
     lock: LockAddr,
     layout: &Layout,
     memory: &mut dyn KernelMemory,
+    namespace: Option<u64>,
 ) -> Result<Option<Identity>, MemoryError> {
     let places = [
         (Some(layout.inode.i_rwsem), LockClass::InodeRwsem),
@@ -147,10 +159,17 @@ fn inode(
             continue;
         };
         let ino = word(&bytes, layout.inode.ino);
-        let path = Paths { layout, memory }.of_inode(inode, &bytes)?;
-        let what = match &path {
-            Some(path) => path.clone(),
-            None => format!("inode {ino} on {fstype} {sb}"),
+        let mut paths = Paths {
+            layout,
+            memory,
+            namespace,
+        };
+        let (path, what) = match paths.of_inode(inode, &bytes)? {
+            Some(Place::Path(path)) => (Some(path.clone()), path),
+            Some(Place::Inside(inside)) => {
+                (None, format!("{inside} in {fstype} {sb}, not mounted here"))
+            }
+            None => (None, format!("inode {ino} in {fstype} {sb}")),
         };
         return Ok(Some(Identity {
             name: format!("{class} of {what}"),
@@ -172,15 +191,22 @@ fn super_block(
     lock: LockAddr,
     layout: &Layout,
     memory: &mut dyn KernelMemory,
+    namespace: Option<u64>,
 ) -> Result<Option<Identity>, MemoryError> {
     let super_block = lock.0.wrapping_sub(layout.super_block.s_umount);
     let Some((fstype, id)) = file_system(super_block, layout, memory)? else {
         return Ok(None);
     };
-    let mount = Paths { layout, memory }.of_super_block(super_block)?;
-    let place = mount
-        .as_ref()
-        .map_or_else(String::new, |mount| format!(" on {mount}"));
+    let mut paths = Paths {
+        layout,
+        memory,
+        namespace,
+    };
+    let mount = paths.of_super_block(super_block)?;
+    let place = match &mount {
+        Some(mount) => format!(" on {mount}"),
+        None => ", not mounted here".to_owned(),
+    };
     Ok(Some(Identity {
         name: format!("s_umount of {fstype} {id}{place}"),
         class: LockClass::SuperUmount,

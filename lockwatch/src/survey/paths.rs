@@ -9,10 +9,36 @@ use crate::kernel::{
 
 /// Deepest path and longest chain of mounts that is followed.
 const DEPTH_MAX: usize = 256;
-/// Mounts of one super block that are tried.
-const MOUNTS_MAX: usize = 16;
+/// Mounts of one super block that are tried: every container may have one.
+const MOUNTS_MAX: usize = 1024;
 /// Longest name of a path component.
 const NAME_LEN: usize = 256;
+
+/// Where an inode is.
+pub(super) enum Place {
+    /// Its path from the root of our mount tree.
+    Path(String),
+    /// Its path from the root of its file system, which is not mounted here: in another
+    /// mount namespace, or nowhere any more.
+    Inside(String),
+}
+
+/// The mount namespace of a task, by the address of its `task_struct`.
+///
+/// # Errors
+/// When kernel memory cannot be read at all.
+pub(super) fn mount_namespace(
+    task: u64,
+    layout: &Layout,
+    memory: &mut dyn KernelMemory,
+) -> Result<Option<u64>, MemoryError> {
+    match memory.read_u64(task + layout.mount.task_nsproxy)? {
+        Some(nsproxy) if is_kernel_address(nsproxy) => {
+            memory.read_u64(nsproxy + layout.mount.nsproxy_namespace)
+        }
+        _ => Ok(None),
+    }
+}
 
 /// Walks dentries and mounts.
 pub(super) struct Paths<'a> {
@@ -20,6 +46,8 @@ pub(super) struct Paths<'a> {
     pub(super) layout: &'a Layout,
     /// Kernel memory.
     pub(super) memory: &'a mut dyn KernelMemory,
+    /// Our mount namespace; paths are as seen from there.
+    pub(super) namespace: Option<u64>,
 }
 
 /// Names from a dentry up to where the walk ended.
@@ -30,9 +58,7 @@ struct Ascent {
 }
 
 impl Paths<'_> {
-    /// Path of an inode whose bytes have been read: from the root of the mount tree
-    /// if one of its file system's mounts covers it, else from the file system's
-    /// root. `None` for an inode without a name.
+    /// Where an inode is whose bytes have been read; `None` for one without a name.
     ///
     /// # Errors
     /// When kernel memory cannot be read at all.
@@ -40,7 +66,7 @@ impl Paths<'_> {
         &mut self,
         inode: u64,
         bytes: &[u8],
-    ) -> Result<Option<String>, MemoryError> {
+    ) -> Result<Option<Place>, MemoryError> {
         let alias = word(bytes, self.layout.inode.dentries);
         let dentry = alias.wrapping_sub(self.layout.dentry.alias);
         let Some(found) = self.dentry(dentry)? else {
@@ -56,13 +82,14 @@ impl Paths<'_> {
                 && let Some(mut path) = self.mountpoint(&mount)?
             {
                 path.extend(ascent.names);
-                return Ok(Some(join(&path)));
+                return Ok(Some(Place::Path(join(&path))));
             }
         }
-        Ok(self.ascend(dentry, 0)?.map(|ascent| join(&ascent.names)))
+        let inside = self.ascend(dentry, 0)?;
+        Ok(inside.map(|ascent| Place::Inside(join(&ascent.names))))
     }
 
-    /// Where a super block is mounted first.
+    /// Where a super block is mounted, as seen from our mount namespace.
     ///
     /// # Errors
     /// When kernel memory cannot be read at all.
@@ -119,13 +146,14 @@ impl Paths<'_> {
             .map(|bytes| text(&bytes)))
     }
 
-    /// The mounts of a super block.
+    /// The mounts of a super block in our mount namespace.
     fn mounts(&mut self, super_block: u64) -> Result<Vec<Mount>, MemoryError> {
         let layout = self.layout;
         let head = super_block.wrapping_add(layout.super_block.mounts as u64);
         let mut mounts = Vec::new();
+        let mut seen = 0;
         let mut next = self.memory.read_u64(head)?.unwrap_or(0);
-        while is_kernel_address(next) && next != head && mounts.len() < MOUNTS_MAX {
+        while is_kernel_address(next) && next != head && seen < MOUNTS_MAX {
             let instance = layout.mount.instance;
             let address = if layout.super_block.mounts_is_list {
                 next.wrapping_sub(instance)
@@ -136,7 +164,10 @@ impl Paths<'_> {
                 break;
             };
             next = word(&bytes, usize::try_from(instance).unwrap_or(usize::MAX));
-            mounts.push(Mount { address, bytes });
+            seen += 1;
+            if Some(word(&bytes, layout.mount.namespace)) == self.namespace {
+                mounts.push(Mount { address, bytes });
+            }
         }
         Ok(mounts)
     }

@@ -190,13 +190,13 @@ impl Output {
         let watched = waits.map_or_else(String::new, |waits| {
             format!(" {}", Count(waits).nouns("wait", "waits"))
         });
-        writeln!(
-            io::stderr(),
+        super::say(&format!(
             "watched{watched}: {}, {} taken, lost: {}",
             Count(stalls).nouns("stall", "stalls"),
             Count(surveys).nouns("survey", "surveys"),
             by_kind(&lost),
-        )
+        ));
+        Ok(())
     }
 
     fn line(&mut self, line: &Line<'_>) -> io::Result<()> {

@@ -334,6 +334,13 @@ impl Session {
         self.stall_count
     }
 
+    /// Reports what has crossed the threshold and was still waiting for its survey: the
+    /// run is about to end.
+    pub(super) fn report_rest(&mut self) -> io::Result<()> {
+        self.read_waits()?;
+        self.report(None, true, now_ns())
+    }
+
     /// Ends the run: says the counts.
     pub(super) fn finish(mut self) -> io::Result<()> {
         self.output.summary(&Summary {
