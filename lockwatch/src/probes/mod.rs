@@ -8,6 +8,20 @@ use std::{fs, io};
 
 use aya::{EbpfError, programs::ProgramError};
 
+/// Gives aya the types shared with the programs as it wants them: under a name of this
+/// crate.
+macro_rules! pod {
+    ($($name:ident($type:ty)),*) => {$(
+        #[derive(Clone, Copy)]
+        #[repr(transparent)]
+        struct $name($type);
+
+        // SAFETY: `repr(C)`, only integers, explicit padding.
+        unsafe impl aya::Pod for $name {}
+    )*};
+}
+use pod;
+
 /// Why programs cannot be loaded, with the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {

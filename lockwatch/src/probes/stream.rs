@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::{
-    Btf, BtfError, Ebpf, EbpfLoader, Pod,
+    Btf, BtfError, Ebpf, EbpfLoader,
     maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
     programs::{BtfTracePoint, ProgramError},
 };
@@ -17,7 +17,7 @@ use lockwatch_ebpf::{
 };
 use zerocopy::FromBytes as _;
 
-use crate::probes::{LoadError, log};
+use crate::probes::{LoadError, log, pod};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("object/stream.bpf.o");
 
@@ -41,18 +41,6 @@ pub enum AttachError {
     /// The kernel refused something.
     #[error(transparent)]
     Load(#[from] LoadError),
-}
-
-/// Gives aya the shared types as it wants them: under a name of this crate.
-macro_rules! pod {
-    ($($name:ident($type:ty)),*) => {$(
-        #[derive(Clone, Copy)]
-        #[repr(transparent)]
-        struct $name($type);
-
-        // SAFETY: `repr(C)`, only integers, explicit padding.
-        unsafe impl Pod for $name {}
-    )*};
 }
 
 pod!(

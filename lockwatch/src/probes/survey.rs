@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::{
-    Btf, Ebpf, EbpfLoader, Pod, RawTracePointRunOptions, TestRun as _,
+    Btf, Ebpf, EbpfLoader, RawTracePointRunOptions, TestRun as _,
     maps::Map,
     programs::{Iter, ProgramError, RawTracePoint},
 };
@@ -19,7 +19,7 @@ use zerocopy::IntoBytes as _;
 
 use crate::{
     kernel::memory::{KernelMemory, MemoryError},
-    probes::{LoadError, log},
+    probes::{LoadError, log, pod},
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("object/survey.bpf.o");
@@ -27,13 +27,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("object/survey.bpf.o");
 const TASKS: &str = "tasks";
 const READ_MEMORY: &str = "read_memory";
 
-/// [`TaskLayout`] as aya wants globals.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct TaskLayoutGlobal(TaskLayout);
-
-// SAFETY: `repr(C)`, only integers, explicit padding.
-unsafe impl Pod for TaskLayoutGlobal {}
+pod!(TaskLayoutGlobal(TaskLayout));
 
 /// The loaded programs and the pages shared with them.
 pub struct SurveyProbes {

@@ -6,6 +6,7 @@ use lockwatch_ebpf::{
 };
 
 use crate::{
+    kernel::memory::text,
     lock::{LockAddr, LockKind, LockMode},
     task::{TaskKey, TaskName, Tgid, Tid},
 };
@@ -74,13 +75,6 @@ impl Wait {
     }
 
     pub(super) fn decode(key: WaitKey, open: &OpenWait) -> Self {
-        let comm_len = open
-            .comm
-            .iter()
-            .position(|&byte| byte == 0)
-            .unwrap_or(COMM_LEN);
-        let comm = String::from_utf8_lossy(&open.comm[..comm_len])
-            .replace(|character: char| character.is_control(), "\u{fffd}");
         Self {
             task: TaskName {
                 key: TaskKey {
@@ -88,7 +82,7 @@ impl Wait {
                     start_ns: open.start_time_ns,
                 },
                 tgid: Tgid(open.tgid),
-                comm,
+                comm: text(&open.comm),
             },
             lock: LockAddr(key.lock),
             kind: lock_kind(open.flags),

@@ -93,8 +93,9 @@ fn assign_granted(look: &Look, granted: Vec<Entry>, queues: &mut [Queue]) {
     }
 }
 
-/// A spinner runs in the slow path without an entry, while the lock's spinner queue
-/// is not empty and its address is on the task's stack.
+/// A spinner runs in the slow path without an entry. The lock's spinner queue names the
+/// CPU of the one that came last (`osq.tail` is that CPU plus 1, include/linux/osq_lock.h);
+/// those before it are not told.
 fn find_spinners(
     look: &Look,
     layout: &RwsemLayout,
@@ -122,12 +123,13 @@ fn find_spinners(
         let Some(bytes) = memory.read(queue.lock.0 + osq as u64, 4)? else {
             continue;
         };
-        if half_word(&bytes, 0) == 0 {
+        let Some(cpu) = half_word(&bytes, 0).checked_sub(1) else {
             continue;
-        }
+        };
         queue.spinners = running
             .iter()
             .copied()
+            .filter(|&index| look.tasks[index].record.cpu == cpu)
             .filter(|index| !queue.entries.iter().any(|entry| entry.task == *index))
             .filter(|&index| look.words(&look.tasks[index]).contains(&queue.lock.0))
             .collect();

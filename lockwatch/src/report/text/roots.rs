@@ -130,7 +130,7 @@ fn cause(class: StuckClass) -> &'static str {
         StuckClass::BlockIo => "block I/O",
         StuckClass::NetworkFs => "a network file system's server",
         StuckClass::Fuse => "a FUSE daemon",
-        StuckClass::Lock => "a lock of another kind",
+        StuckClass::Lock => "another kernel lock, not surveyed here",
         StuckClass::Reclaim => "memory reclaim",
         StuckClass::Completion => "a completion inside the kernel",
         StuckClass::User => "user space (ptrace, freezer or userfaultfd)",
