@@ -173,7 +173,13 @@ fn on_stack(
     let askers = usize::from(is_asking(scene.functions, look, task));
     if let Some(found) = hold_frame(task, &stems, askers, lock, own_mm, &hits) {
         let linked = own_mm && found.known.own_mm
-            || !link::points_at_another(scene, lock, &words[..found.end])?;
+            || !link::points_at_another(
+                lock,
+                &words[..found.end],
+                look,
+                scene.layout,
+                scene.memory,
+            )?;
         return Ok(vec![if linked {
             reason(EvidenceKind::HoldFrame, Some(found.known.function), None)
         } else {

@@ -14,7 +14,7 @@ use crate::{
     },
     lock::LockClass,
     survey::{
-        holders::Scene,
+        look::Look,
         names::{Identity, file_system},
     },
 };
@@ -25,14 +25,15 @@ use crate::{
 /// # Errors
 /// When kernel memory cannot be read at all.
 pub(super) fn points_at_another(
-    scene: &mut Scene<'_, '_>,
     lock: &Identity,
     words: &[u64],
+    look: &Look,
+    layout: &Layout,
+    memory: &mut dyn KernelMemory,
 ) -> Result<bool, MemoryError> {
     let Some(own) = lock.object_address else {
         return Ok(false);
     };
-    let layout = scene.layout;
     let offset = match lock.class {
         LockClass::MmapLock => layout.mm.mmap_lock,
         LockClass::InodeRwsem => layout.inode.i_rwsem,
@@ -44,7 +45,7 @@ pub(super) fn points_at_another(
         .iter()
         .copied()
         .filter(|&word| is_kernel_address(word) && word.is_multiple_of(8))
-        .filter(|&word| !scene.look.in_a_stack(word))
+        .filter(|&word| !look.in_a_stack(word))
         .flat_map(|word| [word, word.wrapping_sub(offset)])
         .filter(|&candidate| candidate != own && candidate != own.wrapping_sub(offset))
         .collect();
@@ -53,9 +54,9 @@ pub(super) fn points_at_another(
     match lock.class {
         LockClass::MmapLock => Ok(candidates
             .iter()
-            .any(|&mm| scene.look.tasks.iter().any(|task| task.record.mm == mm))),
-        LockClass::SuperUmount => any_super_block(&candidates, layout, scene.memory),
-        _ => any_inode(&candidates, layout, scene.memory),
+            .any(|&mm| look.tasks.iter().any(|task| task.record.mm == mm))),
+        LockClass::SuperUmount => any_super_block(&candidates, layout, memory),
+        _ => any_inode(&candidates, layout, memory),
     }
 }
 
