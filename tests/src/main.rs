@@ -4,6 +4,7 @@
 //! of JSON, holds it, clears it, and prints that it has. Exit codes: 0 the
 //! stall stood and everything ended by itself, 2 it did not.
 
+mod beside;
 mod fuse;
 mod scenario;
 mod signals;
@@ -37,8 +38,9 @@ const MOST_WAITERS: i64 = 4096;
 
 /// Make a real kernel-lock stall, say exactly what it is, and clear it
 ///
-/// The stall stays among the lab's own tasks, except that super-read-held also
-/// stops whoever calls sync. It ends after --hold, on SIGINT, SIGTERM or SIGHUP,
+/// The stall stays among the lab's own tasks, except that super-read-held and
+/// super-read-held-sync also stop whoever calls sync; the latter calls it
+/// itself. It ends after --hold, on SIGINT, SIGTERM or SIGHUP,
 /// and also when the lab is killed. Needs root and FUSE.
 #[derive(Parser)]
 #[command(name = "stall-lab", version)]
@@ -83,7 +85,7 @@ fn run(options: &Options) -> Result<bool> {
         decoys: !options.no_decoys,
     };
     let scenery = scenario::scenery(options.scenario, cast);
-    let mut stage = Stage::set(scenery.tree, scenery.actors, hold, cast.waiters)?;
+    let mut stage = Stage::set(scenery, hold, cast.waiters)?;
     let mut stood = None;
     let outcome = perform(options, cast, &mut stage, &mut stood);
     let held_ns = stood.map_or(0, |since: Instant| since.elapsed().as_nanos() as u64);
@@ -123,6 +125,7 @@ fn ready(scenario: Scenario, stage: &mut Stage, standing: Standing, ends: Instan
         holders: standing.holders,
         waiters: std::mem::take(&mut stage.waiters),
         decoys: std::mem::take(&mut stage.decoys),
+        owner_hidden: stage.owner_hidden,
         ends_at_ns: clock::monotonic_ns() + left.as_nanos() as u64,
     }))
 }

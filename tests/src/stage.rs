@@ -16,10 +16,12 @@ use nix::{
 };
 
 use crate::{
+    beside::Beside,
     clock,
-    fuse::{Server, Tree},
+    fuse::{Server, Source},
+    scenario::Scenery,
     signals::Signals,
-    target::{Actor, Target},
+    target::Target,
     task::{Look, Task},
     watchdog::Watchdog,
     worker::{Rest, Worker},
@@ -38,10 +40,13 @@ const WATCHDOG_GRACE: Duration = Duration::from_secs(20);
 pub(crate) struct Stage {
     pub(crate) mount: PathBuf,
     pub(crate) server: Server,
+    beside: Option<Beside>,
     pub(crate) target: Option<Target>,
     pub(crate) rest: Rest,
     pub(crate) waiters: Vec<Waiter>,
     pub(crate) decoys: Vec<Decoy>,
+    /// The lock's owner field does not name a holder (any more).
+    pub(crate) owner_hidden: bool,
     workers: Vec<Worker>,
     watchdog: Watchdog,
     signals: Signals,
@@ -51,31 +56,39 @@ pub(crate) struct Stage {
 
 impl Stage {
     /// Sets the stage. The process must have one thread only: it forks.
-    pub(crate) fn set(
-        tree: Tree,
-        actors: Option<Vec<Actor>>,
-        hold: Duration,
-        waiters: u32,
-    ) -> Result<Self> {
+    pub(crate) fn set(scenery: Scenery, hold: Duration, waiters: u32) -> Result<Self> {
         let signals = Signals::catch()?;
         let setup = Duration::from_secs(20) + Duration::from_millis(20) * waiters;
         let mount = mkdtemp("/tmp/stall-lab-XXXXXX")
             .context("cannot make a directory in /tmp: the lab mounts there")?;
-        let mut watchdog = Watchdog::start(&mount, setup + hold + WATCHDOG_GRACE)?;
+        let mut mounts = vec![mount.clone()];
+        let mut beside = None;
+        if let Some(kind) = scenery.beside {
+            let place = Beside::place()?;
+            mounts.push(place.clone());
+            beside = Some((place, kind));
+        }
+        let mut watchdog = Watchdog::start(&mounts, setup + hold + WATCHDOG_GRACE)?;
         let mut target = None;
-        if let Some(actors) = actors {
+        if let Some(actors) = scenery.actors {
             let forked = Target::fork(&mount, actors, watchdog.raw_line())?;
             watchdog.add_child(forked.pid())?;
             target = Some(forked);
         }
-        let server = Server::start(&mount, tree, setup + hold + GRACE)?;
+        let late = setup + hold + GRACE;
+        let server = Server::start(&mount, Source::Nothing, scenery.tree, late)?;
+        let beside = beside
+            .map(|(at, kind)| Beside::mount(&at, kind, &mount, late))
+            .transpose()?;
         Ok(Self {
             mount,
             server,
+            beside,
             target,
             rest: Rest::default(),
             waiters: Vec::new(),
             decoys: Vec::new(),
+            owner_hidden: false,
             workers: Vec::new(),
             watchdog,
             signals,
@@ -85,6 +98,12 @@ impl Stage {
 
     pub(crate) fn path(&self, inside: &str) -> PathBuf {
         self.mount.join(inside)
+    }
+
+    pub(crate) fn beside(&self) -> Result<&Beside> {
+        self.beside
+            .as_ref()
+            .context("the scenario has no second file system")
     }
 
     /// Starts a thread that is ended and joined with the stage.
@@ -182,8 +201,15 @@ impl Stage {
 
     /// The stall stands: from now on it lasts for the time asked for.
     pub(crate) fn rearm(&mut self) -> Result<()> {
-        self.server.limit(self.hold + GRACE);
+        self.limit(self.hold + GRACE);
         self.watchdog.set_deadline(self.hold + WATCHDOG_GRACE)
+    }
+
+    fn limit(&self, max_delay: Duration) {
+        self.server.limit(max_delay);
+        if let Some(beside) = &self.beside {
+            beside.limit(max_delay);
+        }
     }
 
     /// Waits until that moment or until somebody ends the stall.
@@ -194,18 +220,23 @@ impl Stage {
     /// Ends the stall and removes every trace of it; true if nothing had to be
     /// forced.
     pub(crate) fn clear(self) -> bool {
-        self.server.limit(Duration::ZERO);
+        self.limit(Duration::ZERO);
         self.rest.end();
         let mut clean = wait_for(&self.workers);
         if !clean {
             eprintln!("stall-lab: threads are still stuck, aborting the FUSE connection");
-            // EBUSY is the usual answer to a forced unmount that has aborted.
-            let _ = umount2(&self.mount, MntFlags::MNT_FORCE);
+            let beside = self.beside.iter().map(|beside| &beside.mount);
+            for mount in beside.chain([&self.mount]) {
+                // EBUSY is the usual answer to a forced unmount that has aborted.
+                let _ = umount2(mount, MntFlags::MNT_FORCE);
+            }
             wait_for(&self.workers);
         }
         clean &= self.target.is_none_or(|target| target.end(STEP));
-        clean &= unmount(&self.mount, &self.server);
-        clean &= fs::remove_dir(&self.mount).is_ok();
+        if let Some(beside) = &self.beside {
+            clean &= unmount(&beside.mount, || beside.has_ended());
+        }
+        clean &= unmount(&self.mount, || self.server.has_ended());
         self.watchdog.dismiss();
         clean
     }
@@ -233,8 +264,8 @@ fn wait_for(workers: &[Worker]) -> bool {
     true
 }
 
-/// Unmounts and waits for the server to notice.
-fn unmount(mount: &Path, server: &Server) -> bool {
+/// Unmounts, waits for the server to notice, and removes the directory.
+fn unmount(mount: &Path, server_has_ended: impl Fn() -> bool) -> bool {
     let deadline = Instant::now() + STEP;
     let mut clean = true;
     loop {
@@ -253,11 +284,11 @@ fn unmount(mount: &Path, server: &Server) -> bool {
             }
         }
     }
-    while !server.has_ended() {
+    while !server_has_ended() {
         if Instant::now() >= deadline {
             return false;
         }
         thread::sleep(Duration::from_millis(1));
     }
-    clean
+    clean && fs::remove_dir(mount).is_ok()
 }

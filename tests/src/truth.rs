@@ -26,6 +26,11 @@ pub enum Scenario {
     InodeReadHeld,
     /// A file system's s_umount, held for read by a ustat that waits for FUSE
     SuperReadHeld,
+    /// A directory's i_rwsem as in inode-read-held, with a waiter that comes through an overlay
+    InodeReadHeldOverlay,
+    /// A file system's s_umount as in super-read-held, with a sync stuck in another file system
+    /// (Linux 6.18 and later)
+    SuperReadHeldSync,
     /// A directory's i_rwsem, granted to a reader that gets no CPU (shorter than 0.7 s)
     Granted,
 }
@@ -69,6 +74,10 @@ pub struct Ready {
     pub waiters: Vec<Waiter>,
     /// Tasks that look like holders or waiters and are neither.
     pub decoys: Vec<Decoy>,
+    /// The lock's owner field does not name a holder (any more): true holders
+    /// may stay unknown, but nobody may be named in their place.
+    #[serde(default)]
+    pub owner_hidden: bool,
     /// When the stall will end by itself, `CLOCK_MONOTONIC`.
     pub ends_at_ns: u64,
 }
@@ -222,6 +231,12 @@ pub enum DecoyKind {
     OtherFile,
     /// Waits for FUSE with the request that the holder waits with, without a lock.
     SameRequest,
+    /// Sleeps in `page_mkwrite` of a write fault of the same address space,
+    /// under the lock of the mapping's area instead of the mmap_lock.
+    PageMkwrite,
+    /// Waits for FUSE in a `sync` that holds the s_umount of another file
+    /// system, and has held and given back the stalled one.
+    OtherSuperBlock,
 }
 
 /// The end of a stall.

@@ -50,7 +50,7 @@ enum Message {
 
 impl Watchdog {
     /// Forks the watchdog. The process must have one thread only.
-    pub(crate) fn start(mount: &Path, deadline: Duration) -> Result<Self> {
+    pub(crate) fn start(mounts: &[PathBuf], deadline: Duration) -> Result<Self> {
         let (theirs, ours) = pipe2(OFlag::O_CLOEXEC).context("cannot make the watchdog's pipe")?;
         let lab = nix::unistd::getpid();
         // SAFETY: the caller promises a single thread, so the child may do anything.
@@ -63,7 +63,7 @@ impl Watchdog {
                 drop(ours);
                 let mut guard = Guard {
                     lab,
-                    mount: mount.to_owned(),
+                    mounts: mounts.to_vec(),
                     children: Vec::new(),
                     deadline: Instant::now() + deadline,
                 };
@@ -108,7 +108,8 @@ impl Watchdog {
 /// The watchdog's own side.
 struct Guard {
     lab: Pid,
-    mount: PathBuf,
+    /// In the order of mounting.
+    mounts: Vec<PathBuf>,
     children: Vec<OwnedFd>,
     deadline: Instant,
 }
@@ -202,19 +203,15 @@ impl Guard {
     fn clear(&self) {
         // MNT_FORCE aborts the connection and reports EBUSY while there are
         // open files; MNT_DETACH then takes the mount away in any case.
-        let _ = umount2(&self.mount, MntFlags::MNT_FORCE);
+        for mount in &self.mounts {
+            let _ = umount2(mount, MntFlags::MNT_FORCE);
+        }
         for child in &self.children {
             // ESRCH: it has ended.
             let _ = pidfd_send_signal(child, rustix::process::Signal::KILL);
         }
-        while umount2(&self.mount, MntFlags::MNT_DETACH).is_ok() {}
-        if let Err(error) = std::fs::remove_dir(&self.mount)
-            && self.mount.exists()
-        {
-            eprintln!(
-                "stall-lab: watchdog: cannot remove {}: {error}",
-                self.mount.display()
-            );
+        for mount in self.mounts.iter().rev() {
+            remove(mount);
         }
     }
 
@@ -224,6 +221,18 @@ impl Guard {
         if getppid() == self.lab {
             let _ = nix::sys::signal::kill(self.lab, Signal::SIGKILL);
         }
+    }
+}
+
+fn remove(mount: &Path) {
+    while umount2(mount, MntFlags::MNT_DETACH).is_ok() {}
+    if let Err(error) = std::fs::remove_dir(mount)
+        && mount.exists()
+    {
+        eprintln!(
+            "stall-lab: watchdog: cannot remove {}: {error}",
+            mount.display()
+        );
     }
 }
 

@@ -5,7 +5,7 @@
 use std::{process::Command, time::Duration};
 
 use lockwatch_tests::{
-    trial::{self, Ended, Lab, Program, Report, Span, Verdict, summary::Summary},
+    trial::{self, Ended, Lab, Program, Report, Span, Verdict, report::Lock, summary::Summary},
     truth::{DecoyKind, Ready, Scenario},
 };
 
@@ -127,8 +127,20 @@ fn a_directory_held_by_two_readers() {
 
 #[test]
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_directory_waited_for_through_an_overlay() {
+    try_scenario(Scenario::InodeReadHeldOverlay);
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn a_file_system_held_by_a_reader() {
     try_scenario(Scenario::SuperReadHeld);
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_file_system_that_a_sync_has_passed() {
+    try_scenario(Scenario::SuperReadHeldSync);
 }
 
 #[test]
@@ -137,33 +149,25 @@ fn a_directory_granted_to_a_reader_without_a_cpu() {
     try_scenario(Scenario::Granted);
 }
 
-/// The `vm_fault` of a task tells whether it holds the mmap_lock. A lockwatch
-/// that does not ask it (feature `mutation-no-fault-test`) takes the decoys,
-/// who are in a first-attempt fault of the same mapping, for holders too: then
-/// it has more names than the lock has readers, and trusts none of them.
-#[test]
-#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
-fn decoys_in_first_attempt_faults_are_not_accused() {
-    let lab = Lab::raise(Scenario::MmapReadHeld, 3).unwrap();
-    let ended = diagnose();
-    let truth = lab.truth.clone();
-    lab.finish().unwrap();
-
-    let report = Report::read(&ended).unwrap();
-    let decoys: Vec<_> = truth
-        .decoys
-        .iter()
-        .filter(|decoy| decoy.what == DecoyKind::FirstAttemptFault)
-        .collect();
-    assert_eq!(decoys.len(), 2, "{}", evidence(&truth, &ended));
-    let lock = report
+fn the_lock<'r>(report: &'r Report, truth: &Ready) -> &'r Lock {
+    report
         .locks
         .iter()
         .find(|lock| lock.name == truth.lock.name)
-        .unwrap_or_else(|| panic!("the lock is missing: {}", evidence(&truth, &ended)));
+        .unwrap_or_else(|| panic!("the lock is missing: {report:#?}\ntruth: {truth:#?}"))
+}
 
+/// Decoys of this kind who are accused, or would be if nobody else were named;
+/// the stall has `expected` of them.
+fn suspects(report: &Report, truth: &Ready, what: DecoyKind, expected: usize) -> Vec<String> {
+    let decoys: Vec<_> = truth
+        .decoys
+        .iter()
+        .filter(|decoy| decoy.what == what)
+        .collect();
+    assert_eq!(decoys.len(), expected, "{truth:#?}");
     let strong = ["fault-flags", "hold-frame", "reader-owner", "granted"];
-    let suspects: Vec<_> = lock
+    the_lock(report, truth)
         .holders
         .iter()
         .filter(|holder| decoys.iter().any(|decoy| decoy.tid == holder.tid))
@@ -180,12 +184,47 @@ fn decoys_in_first_attempt_faults_are_not_accused() {
                 holder.comm, holder.confidence, holder.evidence
             )
         })
-        .collect();
+        .collect()
+}
+
+/// Had the holder left no trace, the `sync` would be accused alone.
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_sync_that_has_passed_is_no_suspect() {
+    let lab = Lab::raise(Scenario::SuperReadHeldSync, 3).unwrap();
+    let ended = diagnose();
+    let truth = lab.truth.clone();
+    lab.finish().unwrap();
+
+    let report = Report::read(&ended).unwrap();
+    let suspects = suspects(&report, &truth, DecoyKind::OtherSuperBlock, 1);
+    assert!(
+        suspects.is_empty(),
+        "a pointer to a super block counts as holding its lock: {suspects:#?}\n{}",
+        evidence(&truth, &ended)
+    );
+}
+
+/// The `vm_fault` of a task tells whether it holds the mmap_lock. A lockwatch
+/// that does not ask it (feature `mutation-no-fault-test`) takes the decoys,
+/// who are in a first-attempt fault of the same mapping, for holders too: then
+/// it has more names than the lock has readers, and trusts none of them.
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn decoys_in_first_attempt_faults_are_not_accused() {
+    let lab = Lab::raise(Scenario::MmapReadHeld, 3).unwrap();
+    let ended = diagnose();
+    let truth = lab.truth.clone();
+    lab.finish().unwrap();
+
+    let report = Report::read(&ended).unwrap();
+    let suspects = suspects(&report, &truth, DecoyKind::FirstAttemptFault, 2);
     assert!(
         suspects.is_empty(),
         "a fault that dropped the lock counts as holding it: {suspects:#?}\n{}",
         evidence(&truth, &ended)
     );
+    let lock = the_lock(&report, &truth);
     let named = lock
         .holders
         .iter()

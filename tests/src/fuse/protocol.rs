@@ -45,6 +45,7 @@ pub(crate) enum Op {
     Releasedir,
     Interrupt,
     BatchForget,
+    Syncfs,
     Other,
 }
 
@@ -68,6 +69,7 @@ impl Op {
             29 => Self::Releasedir,
             36 => Self::Interrupt,
             42 => Self::BatchForget,
+            50 => Self::Syncfs,
             _ => Self::Other,
         }
     }

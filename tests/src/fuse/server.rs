@@ -26,6 +26,7 @@ use nix::{
 };
 
 use super::{
+    device::Device,
     protocol::{REQUEST_BUFFER, Request},
     tree::{Answer, Tree},
 };
@@ -34,6 +35,15 @@ use super::{
 pub(crate) const MOUNT_FLAGS: MsFlags = MsFlags::MS_NOSUID
     .union(MsFlags::MS_NODEV)
     .union(MsFlags::MS_NOATIME);
+
+/// What the file system is mounted from.
+#[derive(Clone, Copy)]
+pub(crate) enum Source {
+    /// Nothing, as most FUSE file systems (`fuse`).
+    Nothing,
+    /// A block device (`fuseblk`).
+    Device,
+}
 
 /// A mounted file system and the thread that serves it.
 pub(crate) struct Server {
@@ -59,7 +69,12 @@ struct State {
 impl Server {
     /// Mounts `tree` on the directory `at`. No answer will be later than
     /// `max_delay` from now, see also [`Server::limit`].
-    pub(crate) fn start(at: &Path, tree: Tree, max_delay: Duration) -> Result<Self> {
+    pub(crate) fn start(
+        at: &Path,
+        source: Source,
+        tree: Tree,
+        max_delay: Duration,
+    ) -> Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 parked: VecDeque::new(),
@@ -75,7 +90,7 @@ impl Server {
             let (shared, at) = (Arc::clone(&shared), at.to_owned());
             thread::Builder::new()
                 .name("lab-server".into())
-                .spawn(move || match mount_privately(&at, &shared.wake) {
+                .spawn(move || match mount_privately(&at, source, &shared.wake) {
                     Ok(device) => {
                         // Nobody waits for the outcome once the lab gave up.
                         let _ = mounted.send(Ok(()));
@@ -134,7 +149,7 @@ impl Server {
 /// of this one thread, which never waits for a lock of the lab, closes the
 /// connection and thereby ends every wait for it: a process killed in
 /// mid-stall frees itself.
-fn mount_privately(at: &Path, wake: &EventFd) -> Result<OwnedFd> {
+fn mount_privately(at: &Path, source: Source, wake: &EventFd) -> Result<OwnedFd> {
     unshare(CloneFlags::CLONE_FILES).context("cannot get a private table of file descriptors")?;
     keep_only(wake.as_raw_fd())?;
     let device = open(
@@ -149,16 +164,24 @@ fn mount_privately(at: &Path, wake: &EventFd) -> Result<OwnedFd> {
         "fd={},rootmode=40700,user_id=0,group_id=0",
         device.as_raw_fd()
     );
+    let block = match source {
+        Source::Nothing => None,
+        Source::Device => Some(Device::attach()?),
+    };
+    let (from, kind) = match &block {
+        None => ("stall-lab", "fuse"),
+        Some(device) => (&*device.path, "fuseblk"),
+    };
     mount(
-        Some("stall-lab"),
+        Some(from),
         at,
-        Some("fuse"),
+        Some(kind),
         MOUNT_FLAGS,
         Some(options.as_str()),
     )
     .with_context(|| {
         format!(
-            "cannot mount FUSE on {}: the lab needs CAP_SYS_ADMIN",
+            "cannot mount {kind} on {}: the lab needs CAP_SYS_ADMIN",
             at.display()
         )
     })?;

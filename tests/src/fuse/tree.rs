@@ -159,7 +159,7 @@ impl Tree {
             Op::Write => protocol::written(unique, request.size),
             Op::Readdir => protocol::data(unique, &self.list(request)),
             Op::Statfs => protocol::statfs(unique),
-            Op::Release | Op::Releasedir | Op::Flush => protocol::empty(unique),
+            Op::Release | Op::Releasedir | Op::Flush | Op::Syncfs => protocol::empty(unique),
             Op::Forget | Op::BatchForget | Op::Interrupt | Op::Other => {
                 protocol::error(unique, libc::ENOSYS)
             }

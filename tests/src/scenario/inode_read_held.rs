@@ -6,7 +6,7 @@
 
 use std::{fs, path::Path};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use lockwatch_tests::truth::{Holder, LockState, Mode, Stuck};
 
 use super::{
@@ -14,6 +14,7 @@ use super::{
     inode_write_held::{self as inode, Visit},
 };
 use crate::{
+    beside::Kind,
     fuse::{Op, Which},
     stage::{STEP, Stage},
 };
@@ -29,7 +30,36 @@ pub(super) fn scenery() -> Scenery {
     inode::scenery_with(&rules)
 }
 
+pub(super) fn scenery_with_overlay() -> Scenery {
+    Scenery {
+        beside: Some(Kind::Overlay),
+        ..scenery()
+    }
+}
+
 pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
+    // Without a writer in front no reader would wait.
+    let turns = [Visit::Mkdir, Visit::Stat, Visit::List];
+    raise_with(stage, cast, turns.into_iter().cycle())
+}
+
+/// One waiter lists the directory through the overlay and holds the overlay's
+/// own directory meanwhile, by the same functions (`ovl_iterate` calls
+/// `iterate_dir` again). A second one would wait for that directory.
+pub(super) fn raise_with_overlay(stage: &mut Stage, cast: Cast) -> Result<Standing> {
+    // The overlay looks it up while nobody is in its way.
+    let dir = stage.beside()?.mount.join("dir");
+    fs::metadata(&dir).with_context(|| format!("the overlay shows no {}", dir.display()))?;
+    let others = [Visit::Stat, Visit::List].into_iter().cycle();
+    let visits = [Visit::Mkdir, Visit::ListOverlay].into_iter().chain(others);
+    raise_with(stage, cast, visits)
+}
+
+fn raise_with(
+    stage: &mut Stage,
+    cast: Cast,
+    visits: impl Iterator<Item = Visit>,
+) -> Result<Standing> {
     if cast.decoys {
         inode::raise_decoys(stage, look_up)?;
     }
@@ -37,8 +67,7 @@ pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
     for (comm, label) in HOLDERS {
         holders.push(raise_holder(stage, comm, label)?);
     }
-    // Without a writer in front no reader would wait.
-    inode::raise_waiters(stage, cast, [Visit::Mkdir, Visit::Stat, Visit::List])?;
+    inode::raise_waiters(stage, cast, visits)?;
     Ok(Standing {
         lock: inode::lock(stage),
         state: LockState::ReadHeld,

@@ -77,6 +77,7 @@ pub(super) fn scenery_with(holders: &[Rule]) -> Scenery {
     Scenery {
         tree: Tree::new(NODES, &[holders, &decoys].concat()),
         actors: None,
+        beside: None,
     }
 }
 
@@ -96,7 +97,8 @@ pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
         raise_decoys(stage, list)?;
     }
     let holder = raise_holder(stage)?;
-    raise_waiters(stage, cast, [Visit::Stat, Visit::List, Visit::Mkdir])?;
+    let turns = [Visit::Stat, Visit::List, Visit::Mkdir];
+    raise_waiters(stage, cast, turns.into_iter().cycle())?;
     Ok(Standing {
         lock: lock(stage),
         state: LockState::WriteHeld,
@@ -112,12 +114,18 @@ pub(super) enum Visit {
     Stat,
     List,
     Mkdir,
+    /// Lists it through the overlay.
+    ListOverlay,
 }
 
-/// Queues waiters that do these things in turn.
-pub(super) fn raise_waiters(stage: &mut Stage, cast: Cast, turns: [Visit; 3]) -> Result<()> {
+/// Queues waiters that do these things, one each.
+pub(super) fn raise_waiters(
+    stage: &mut Stage,
+    cast: Cast,
+    visits: impl Iterator<Item = Visit>,
+) -> Result<()> {
     let dir = stage.path("dir");
-    for (position, visit) in (1..=cast.waiters).zip(turns.into_iter().cycle()) {
+    for (position, visit) in (1..=cast.waiters).zip(visits) {
         let comm = format!("lab-w{position}");
         let path = dir.join(format!("unknown-{position}"));
         match visit {
@@ -127,6 +135,11 @@ pub(super) fn raise_waiters(stage: &mut Stage, cast: Cast, turns: [Visit; 3]) ->
             }
             Visit::List => {
                 let dir = dir.clone();
+                let started = stage.start(&comm, move || list(&dir))?;
+                stage.admit(started, &comm, &LIST)?;
+            }
+            Visit::ListOverlay => {
+                let dir = stage.beside()?.mount.join("dir");
                 let started = stage.start(&comm, move || list(&dir))?;
                 stage.admit(started, &comm, &LIST)?;
             }

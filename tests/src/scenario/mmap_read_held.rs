@@ -4,9 +4,14 @@
 //! fails, so the fault is tried again; the second attempt keeps the lock, and
 //! its READ is late (mm/filemap.c, `filemap_fault`). Then a thread's mmap
 //! queues as a writer, and every reader after that queues behind it.
+//!
+//! A write fault in `page_mkwrite` looks the same from outside: the kernel
+//! overwrites the flags that it began with (mm/memory.c, `do_page_mkwrite`).
+
+use std::time::Duration;
 
 use anyhow::Result;
-use lockwatch_tests::truth::{LockState, Mode};
+use lockwatch_tests::truth::{DecoyKind, LockState, Mode};
 use nix::libc;
 
 use super::{Cast, Scenery, Standing, mmap};
@@ -14,6 +19,7 @@ use crate::{
     fuse::{Node, Op, ROOT, Rule, Then, Tree, Which},
     stage::{STEP, Stage},
     target::{Actor, Part},
+    task::Look,
 };
 
 const FILE: u64 = 2;
@@ -22,7 +28,17 @@ const FILE_NAME: &str = "mapped";
 /// First in the queue: without a writer no reader would wait.
 const WRITER: u32 = 1;
 
+const WRITTEN: u64 = 3;
+const WRITTEN_NAME: &str = "written";
+
 const DECOY_PAGE: &str = "fault on another page";
+const DECOY_WRITE: &str = "writeback of a page written again";
+
+const MKWRITE_COMM: &str = "lab-d-mkwrite";
+const PROBE_COMM: &str = "lab-probe";
+
+/// A lock that is free is taken and given back within this.
+const PROBE: Duration = Duration::from_millis(500);
 
 pub(super) fn scenery(cast: Cast) -> Scenery {
     let read = |page, then| Rule {
@@ -36,23 +52,41 @@ pub(super) fn scenery(cast: Cast) -> Scenery {
         read(0, Then::Fail(libc::EIO)),
         read(0, Then::Late(mmap::HOLDER)),
         read(1, Then::Late(DECOY_PAGE)),
+        Rule {
+            op: Op::Write,
+            node: WRITTEN,
+            which: Which::Page(0),
+            times: 1,
+            then: Then::Late(DECOY_WRITE),
+        },
         mmap::DECOY_RULE,
     ];
-    let nodes = [&[Node::file(FILE, ROOT, FILE_NAME)], &mmap::DECOY_NODES[..]].concat();
+    let own = [
+        Node::file(FILE, ROOT, FILE_NAME),
+        Node::file(WRITTEN, ROOT, WRITTEN_NAME),
+    ];
+    let nodes = [&own[..], &mmap::DECOY_NODES[..]].concat();
     let touch = |page| Part::Touch {
         file: FILE_NAME,
         page,
     };
     let mut actors = mmap::actors(cast, touch(0), WRITER);
     if cast.decoys {
-        actors.push(Actor {
-            comm: "lab-d-page".into(),
-            part: touch(1),
-        });
+        let file = WRITTEN_NAME;
+        let more = [
+            ("lab-d-page", touch(1)),
+            (MKWRITE_COMM, Part::WriteAgain { file }),
+            (PROBE_COMM, Part::MapAndExit),
+        ];
+        actors.extend(more.map(|(comm, part)| Actor {
+            comm: comm.into(),
+            part,
+        }));
     }
     Scenery {
         tree: Tree::new(&nodes, &rules),
         actors: Some(actors),
+        beside: None,
     }
 }
 
@@ -61,6 +95,7 @@ pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
     if cast.decoys {
         mmap::raise_decoys(stage)?;
         mmap::fault_decoy(stage, "lab-d-page", DECOY_PAGE)?;
+        raise_mkwrite_decoy(stage)?;
     }
     let task = mmap::start_holder(stage)?;
     let look = task.settle(mmap::HOLDER_COMM, STEP, |look| {
@@ -74,4 +109,23 @@ pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
         holders: vec![mmap::holder(task, Mode::Read, &look)],
         ends: None,
     })
+}
+
+/// Sends a thread of the target into `page_mkwrite`, where it waits for the
+/// writeback of what it wrote before. It is left out on kernels that keep the
+/// mmap_lock there (before 6.7): it would be a holder.
+fn raise_mkwrite_decoy(stage: &mut Stage) -> Result<()> {
+    stage.server.wait_parked(DECOY_WRITE, STEP)?;
+    let (task, _) = mmap::target(stage)?.go(MKWRITE_COMM)?;
+    let in_place = |look: &Look| look.state == 'D' && look.has("do_page_mkwrite");
+    task.settle(MKWRITE_COMM, STEP, in_place)?;
+
+    // The truth about the lock: can somebody have it for write?
+    let (probe, _) = mmap::target(stage)?.go(PROBE_COMM)?;
+    if probe.gone(PROBE_COMM, PROBE).is_err() {
+        eprintln!("stall-lab: page_mkwrite holds the mmap_lock here: no {MKWRITE_COMM}");
+        stage.server.release(DECOY_WRITE);
+        return probe.gone(PROBE_COMM, STEP);
+    }
+    stage.decoy(task, MKWRITE_COMM, DecoyKind::PageMkwrite, in_place)
 }

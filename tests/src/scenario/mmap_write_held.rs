@@ -37,6 +37,7 @@ pub(super) fn scenery(cast: Cast) -> Scenery {
     Scenery {
         tree: Tree::new(&nodes, &rules),
         actors: Some(actors),
+        beside: None,
     }
 }
 

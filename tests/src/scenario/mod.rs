@@ -7,13 +7,14 @@ mod mmap;
 mod mmap_read_held;
 mod mmap_write_held;
 mod super_read_held;
+mod super_sync;
 
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use lockwatch_tests::truth::{Holder, Lock, LockState, Scenario};
 
-use crate::{fuse::Tree, stage::Stage, target::Actor};
+use crate::{beside, fuse::Tree, stage::Stage, target::Actor};
 
 /// What the caller asked for.
 #[derive(Clone, Copy)]
@@ -27,6 +28,8 @@ pub(crate) struct Scenery {
     pub(crate) tree: Tree,
     /// Threads of the target process, if the scenario has one.
     pub(crate) actors: Option<Vec<Actor>>,
+    /// What is mounted beside the lab's file system.
+    pub(crate) beside: Option<beside::Kind>,
 }
 
 /// The lock of a stall that stands; the waiters and decoys are on the stage.
@@ -47,7 +50,9 @@ pub(crate) fn hold_times(scenario: Scenario) -> (Duration, Duration) {
         | Scenario::MmapReadHeld
         | Scenario::MmapWriteHeld
         | Scenario::InodeReadHeld
-        | Scenario::SuperReadHeld => (Duration::from_secs(20), Duration::from_secs(60)),
+        | Scenario::InodeReadHeldOverlay
+        | Scenario::SuperReadHeld
+        | Scenario::SuperReadHeldSync => (Duration::from_secs(20), Duration::from_secs(60)),
     }
 }
 
@@ -55,7 +60,9 @@ pub(crate) fn scenery(scenario: Scenario, cast: Cast) -> Scenery {
     match scenario {
         Scenario::InodeWriteHeld | Scenario::Granted => inode_write_held::scenery(),
         Scenario::InodeReadHeld => inode_read_held::scenery(),
+        Scenario::InodeReadHeldOverlay => inode_read_held::scenery_with_overlay(),
         Scenario::SuperReadHeld => super_read_held::scenery(),
+        Scenario::SuperReadHeldSync => super_sync::scenery(),
         Scenario::MmapReadHeld => mmap_read_held::scenery(cast),
         Scenario::MmapWriteHeld => mmap_write_held::scenery(cast),
     }
@@ -66,7 +73,9 @@ pub(crate) fn raise(scenario: Scenario, stage: &mut Stage, cast: Cast) -> Result
     match scenario {
         Scenario::InodeWriteHeld => inode_write_held::raise(stage, cast),
         Scenario::InodeReadHeld => inode_read_held::raise(stage, cast),
+        Scenario::InodeReadHeldOverlay => inode_read_held::raise_with_overlay(stage, cast),
         Scenario::SuperReadHeld => super_read_held::raise(stage, cast),
+        Scenario::SuperReadHeldSync => super_sync::raise(stage, cast),
         Scenario::MmapReadHeld => mmap_read_held::raise(stage, cast),
         Scenario::MmapWriteHeld => mmap_write_held::raise(stage, cast),
         Scenario::Granted => granted::raise(stage, cast),

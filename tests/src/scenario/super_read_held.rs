@@ -79,10 +79,20 @@ pub(super) fn scenery() -> Scenery {
     Scenery {
         tree: Tree::new(&nodes, &rules),
         actors: None,
+        beside: None,
     }
 }
 
 pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
+    raise_with(stage, cast, |_| Ok(()))
+}
+
+/// `after_holder` may still come and go before the queue stands.
+pub(super) fn raise_with(
+    stage: &mut Stage,
+    cast: Cast,
+    after_holder: fn(&mut Stage) -> Result<()>,
+) -> Result<Standing> {
     if cast.decoys {
         raise_decoys(stage)?;
     }
@@ -90,6 +100,9 @@ pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
         .with_context(|| format!("cannot stat {}", stage.mount.display()))?
         .dev();
     let holder = raise_holder(stage, device)?;
+    if cast.decoys {
+        after_holder(stage)?;
+    }
     raise_waiters(stage, cast, device)?;
     Ok(Standing {
         lock: Lock {
@@ -198,7 +211,7 @@ fn remount(at: &Path) {
     let _ = mount(None::<&str>, at, None::<&str>, flags, None::<&str>);
 }
 
-fn sync(at: &Path) {
+pub(super) fn sync(at: &Path) {
     if let Ok(dir) = File::open(at) {
         // SAFETY: the descriptor is open for the time of the call.
         let _ = Errno::result(unsafe { libc::syncfs(dir.as_raw_fd()) });

@@ -16,7 +16,7 @@ use nix::{
 
 use super::{
     Actor, COMM, Part,
-    mapping::{Mapping, map_one_page},
+    mapping::{Mapping, map_one_page, start_writeback},
 };
 use crate::{
     watchdog::{exit_now, silence_streams},
@@ -125,11 +125,31 @@ impl Entrance {
                     map.replace()?;
                 }
             }
+            Part::WriteAgain { file } => {
+                let both = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+                // Open until the end: closing it would wait for the writeback.
+                let (map, opened) = Mapping::keeping_file(&mount.join(file), both)?;
+                map.dirty();
+                start_writeback(&opened)?;
+                drop(mount);
+                if self.enter()? {
+                    map.dirty();
+                }
+                self.wait()?;
+                drop(opened);
+                return Ok(());
+            }
             Part::Map => {
                 drop(mount);
                 if self.enter()? {
                     map_one_page()?;
                 }
+            }
+            Part::MapAndExit => {
+                if self.enter()? {
+                    map_one_page()?;
+                }
+                return Ok(());
             }
             Part::Futex => {
                 drop(mount);

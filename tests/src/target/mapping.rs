@@ -1,9 +1,16 @@
 //! Mappings of the lab's files, as the target uses them.
 
-use std::{fs::File, num::NonZeroUsize, os::unix::fs::OpenOptionsExt, path::Path, ptr::NonNull};
+use std::{
+    fs::File,
+    num::NonZeroUsize,
+    os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
+    path::Path,
+    ptr::NonNull,
+};
 
 use anyhow::{Context, Result};
 use nix::{
+    errno::Errno,
     libc,
     sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous},
 };
@@ -18,6 +25,11 @@ pub(super) struct Mapping {
 
 impl Mapping {
     pub(super) fn new(path: &Path, access: ProtFlags) -> Result<Self> {
+        Self::keeping_file(path, access).map(|(map, _)| map)
+    }
+
+    /// The file is open for as long as the caller keeps it.
+    pub(super) fn keeping_file(path: &Path, access: ProtFlags) -> Result<(Self, File)> {
         let file = File::options()
             .read(true)
             .write(access.contains(ProtFlags::PROT_WRITE))
@@ -27,9 +39,8 @@ impl Mapping {
         // SAFETY: a new mapping at an address of the kernel's choice.
         let start = unsafe { mmap(None, length(), access, MapFlags::MAP_SHARED, &file, 0) }
             .with_context(|| format!("cannot map {}", path.display()))?;
-        Ok(Self {
-            start: start.cast(),
-        })
+        let start = start.cast();
+        Ok((Self { start }, file))
     }
 
     pub(super) fn touch(&self, page: u64) {
@@ -59,6 +70,15 @@ impl Mapping {
         .context("cannot map over the dirty file")?;
         Ok(())
     }
+}
+
+/// Sends what is dirty to the file system and does not wait for its answer.
+pub(super) fn start_writeback(file: &File) -> Result<()> {
+    // SAFETY: the descriptor is open for the time of the call; no pointers.
+    let outcome =
+        unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+    Errno::result(outcome).context("cannot start the writeback of a dirty page")?;
+    Ok(())
 }
 
 pub(super) fn map_one_page() -> Result<()> {

@@ -51,8 +51,12 @@ pub(crate) enum Part {
     /// Maps a file over its own dirty mapping: the old one is written back
     /// and unmapped first.
     MapOver { file: &'static str },
+    /// Writes to a page whose first write is being written back.
+    WriteAgain { file: &'static str },
     /// Maps one anonymous page.
     Map,
+    /// The same, then exits.
+    MapAndExit,
     /// Sleeps in a futex until the end.
     Futex,
 }

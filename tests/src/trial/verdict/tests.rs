@@ -63,7 +63,11 @@ fn report() -> Value {
 }
 
 fn judge(report: Value) -> Verdict {
-    Verdict::on(&serde_json::from_value(report).unwrap(), &truth(), SPAN)
+    judge_by(report, &truth())
+}
+
+fn judge_by(report: Value, truth: &Ready) -> Verdict {
+    Verdict::on(&serde_json::from_value(report).unwrap(), truth, SPAN)
 }
 
 #[test]
@@ -219,6 +223,27 @@ fn a_possible_decoy_is_counted_but_no_accusation() {
     let verdict = judge(report);
     assert_eq!(verdict.decoys_possible, 1);
     assert_eq!(verdict.wrong, Vec::<String>::new());
+}
+
+#[test]
+fn a_hidden_holder_may_be_unknown_but_not_replaced() {
+    let mut truth = truth();
+    truth.owner_hidden = true;
+    assert_eq!(judge_by(report(), &truth).wrong, Vec::<String>::new());
+    let mut unknown = report();
+    unknown["locks"][0]["holders"] = json!([]);
+    unknown["chains"] = json!([]);
+    assert_eq!(judge_by(unknown, &truth).wrong, Vec::<String>::new());
+    let mut replaced = report();
+    tell(&mut replaced, "/locks/0/holders/0/tid", json!(32));
+    tell(
+        &mut replaced,
+        "/locks/0/holders/0/comm",
+        json!("lab-d-read"),
+    );
+    replaced["chains"] = json!([]);
+    let wrong = judge_by(replaced, &truth).wrong;
+    assert!(wrong.iter().any(|one| one.contains("accused")), "{wrong:?}");
 }
 
 /// Puts a value at a JSON pointer; `-` at its end appends.
