@@ -40,6 +40,20 @@ const NO_WRITER_EITHER: Exception = Exception {
     ..NO_WRITER
 };
 
+/// The guests have FUSE alone of the modules that Debian ships.
+const NO_OVERLAY: Exception = Exception {
+    tests: "waited_for_through_an_overlay",
+    reason: "the guest has no overlayfs module",
+};
+const NO_LOOP: Exception = Exception {
+    tests: "a_file_system_that_a_sync_has_passed",
+    reason: "the guest has no loop module, and fuseblk gets no SYNCFS before Linux 6.18",
+};
+const NO_LOOP_EITHER: Exception = Exception {
+    tests: "a_sync_that_has_passed_is_no_suspect",
+    ..NO_LOOP
+};
+
 /// All kernels, oldest first. From 7.2 on, packages are split: the bootable file is in linux-binary-.
 pub(crate) const KERNELS: [Kernel; 9] = [
     Kernel {
@@ -70,6 +84,9 @@ pub(crate) const KERNELS: [Kernel; 9] = [
     kernel("7.3", "linux-binary-7.3.", "-cloud-amd64"),
     kernel("7.3-rt", "linux-binary-7.3.", "-rt-amd64"),
 ];
+
+/// What no guest can run.
+const EVERYWHERE: &[Exception] = &[NO_OVERLAY, NO_LOOP, NO_LOOP_EITHER];
 
 const fn kernel(name: &'static str, prefix: &'static str, suffix: &'static str) -> Kernel {
     Kernel {
@@ -117,6 +134,7 @@ impl Kernel {
     pub(crate) fn exception(&self, test: &str) -> Option<&'static str> {
         self.exceptions
             .iter()
+            .chain(EVERYWHERE)
             .find(|exception| test.contains(exception.tests))
             .map(|exception| exception.reason)
     }
