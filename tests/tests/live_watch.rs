@@ -175,7 +175,7 @@ fn assert_length(ended: &event::Ended, truth: &Ready, end_ns: u64) {
     let length = Duration::from_nanos(end_ns - first.queued_ns);
     let said = Duration::from_nanos(ended.length_ns);
     assert!(
-        said.abs_diff(length) <= EXACT && !ended.length_is_upper_bound,
+        said.abs_diff(length) <= trial::bound(EXACT) && !ended.length_is_upper_bound,
         "it stood for {length:?}: {ended:#?}"
     );
     assert_eq!(ended.blocked_tasks, truth.waiters.len(), "{ended:#?}");
@@ -191,7 +191,7 @@ fn watch_scenario(scenario: Scenario) {
     let lab = Lab::raise_for(scenario, 4, HOLD).unwrap();
     let truth = lab.truth.clone();
     let mut seen = Vec::new();
-    watch.find("the stall", &mut seen, PROMPT, |event| {
+    watch.find("the stall", &mut seen, trial::bound(PROMPT), |event| {
         stall_of(event, &truth).map(|_| ())
     });
     assert!(
@@ -199,7 +199,9 @@ fn watch_scenario(scenario: Scenario) {
         "the stall was reported when it was over"
     );
     lab.outlast().unwrap();
-    let ended = watch.find("its end", &mut seen, PROMPT, |event| end_of(event, &truth));
+    let ended = watch.find("its end", &mut seen, trial::bound(PROMPT), |event| {
+        end_of(event, &truth)
+    });
     thread::sleep(Duration::from_millis(500));
     let done = watch.interrupt();
 
@@ -252,13 +254,15 @@ fn a_stall_that_began_before_is_reported_and_its_end() {
     let options = ["--threshold", "200ms", "--for", "60s", "--format", "json"];
     let mut watch = Watch::start(&options);
     let mut seen = Vec::new();
-    watch.find("the stall", &mut seen, PROMPT, |event| {
+    watch.find("the stall", &mut seen, trial::bound(PROMPT), |event| {
         stall_of(event, &truth).map(|_| ())
     });
     thread::sleep(Duration::from_millis(500));
     let end_ns = clock::monotonic_ns();
     lab.finish().unwrap();
-    let ended = watch.find("its end", &mut seen, PROMPT, |event| end_of(event, &truth));
+    let ended = watch.find("its end", &mut seen, trial::bound(PROMPT), |event| {
+        end_of(event, &truth)
+    });
     let done = watch.interrupt();
     assert_reported(&seen, &truth);
     assert_length(&ended, &truth, end_ns);
@@ -324,7 +328,7 @@ fn nothing_stays_attached_after_sigkill() {
     let options = ["--threshold", "200ms", "--for", "60s", "--format", "json"];
     let mut watch = Watch::start(&options);
     let mut seen = Vec::new();
-    watch.find("the stall", &mut seen, PROMPT, |event| {
+    watch.find("the stall", &mut seen, trial::bound(PROMPT), |event| {
         stall_of(event, &truth).map(|_| ())
     });
     let attached = Attached::by(watch.0.pid().as_raw());

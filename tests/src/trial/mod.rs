@@ -14,7 +14,7 @@ pub use program::{Ended, Program};
 pub use report::Report;
 pub use verdict::{Span, Verdict};
 
-use std::{env, path::PathBuf};
+use std::{env, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, bail};
 
@@ -33,6 +33,19 @@ pub fn runs() -> Result<u32> {
             .filter(|runs| *runs > 0)
             .with_context(|| format!("LOCKWATCH_RUNS is `{text}`: make it a number from 1")),
         Err(_) => Ok(RUNS),
+    }
+}
+
+/// A time that must not be exceeded, on this machine: `LOCKWATCH_SLOWNESS` times as long
+/// where everything is that much slower, as in an emulated one.
+///
+/// # Panics
+/// When `LOCKWATCH_SLOWNESS` is no number from 1 to 100.
+pub fn bound(time: Duration) -> Duration {
+    let slowness = env::var("LOCKWATCH_SLOWNESS").map_or(Some(1), |text| text.parse().ok());
+    match slowness {
+        Some(slowness @ 1..=100) => time * slowness,
+        _ => panic!("LOCKWATCH_SLOWNESS must be a number from 1 to 100"),
     }
 }
 
