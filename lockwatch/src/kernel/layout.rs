@@ -61,6 +61,8 @@ pub struct RwsemLayout {
     pub waiter_timeout: usize,
     /// Bytes of a queue entry up to and including `timeout`.
     pub waiter_size: usize,
+    /// `task_struct.stack`: an entry lies on the stack of its task.
+    pub task_stack: u64,
 }
 
 /// `struct mm_struct`.
@@ -278,6 +280,7 @@ fn rwsem_layout(btf: &Btf) -> Result<RwsemLayout, BtfError> {
         waiter_type: at(btf, "rwsem_waiter.type")?,
         waiter_timeout: waiter_timeout.offset as usize,
         waiter_size: (waiter_timeout.offset + waiter_timeout.size) as usize,
+        task_stack: at64(btf, "task_struct.stack")?,
     })
 }
 

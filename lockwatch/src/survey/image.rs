@@ -29,6 +29,7 @@ pub(super) const RWSEM: RwsemLayout = RwsemLayout {
     waiter_type: 24,
     waiter_timeout: 32,
     waiter_size: 40,
+    task_stack: 32,
 };
 
 /// Where the queue entry of task `n` lies.
@@ -58,6 +59,7 @@ impl Image {
 
     /// The queue entry of task `n`, with the links that the list has.
     pub(super) fn entry(&mut self, n: u64, kind: u64, next: u64, prev: u64) {
+        self.set(task_address(n) + RWSEM.task_stack, stack_base(n));
         let at = entry_address(n);
         for (index, word) in [next, prev, task_address(n), kind, JIFFIES - 100]
             .into_iter()

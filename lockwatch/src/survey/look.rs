@@ -132,6 +132,12 @@ impl Look {
         self.by_address.get(&address).copied()
     }
 
+    /// As if this task had come after the look.
+    #[cfg(test)]
+    pub(super) fn forget(&mut self, task: u64) {
+        self.by_address.remove(&task);
+    }
+
     /// Bytes of a kernel stack.
     pub(super) const fn thread_size(&self) -> u64 {
         self.thread_size

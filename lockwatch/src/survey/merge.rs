@@ -58,23 +58,15 @@ impl Merger<'_, '_> {
                 .map(|entry| wait(first.look, entry))
                 .collect()
         });
-        let standing: Vec<(usize, Entry)> = queue
-            .entries
-            .iter()
-            .copied()
-            .enumerate()
-            .filter(|(_, entry)| {
-                earlier
-                    .as_ref()
-                    .is_none_or(|earlier| earlier.contains(&wait(last.look, entry)))
-            })
-            .collect();
-        if standing.is_empty() {
-            return None;
+        let mut waiters = Vec::with_capacity(queue.entries.len());
+        for entry in &queue.entries {
+            let stands = |earlier: &FxHashSet<Wait>| earlier.contains(&wait(last.look, entry));
+            if earlier.as_ref().is_none_or(stands) {
+                waiters.push(self.waiter(last.look, entry));
+            }
         }
-        let mut waiters = Vec::with_capacity(standing.len());
-        for (index, entry) in standing {
-            waiters.push(self.waiter(last.look, index, &entry));
+        if waiters.is_empty() {
+            return None;
         }
         let holders = self.holders(first, last);
         Some(Lock {
@@ -97,7 +89,7 @@ impl Merger<'_, '_> {
         })
     }
 
-    fn waiter(&mut self, look: &Look, index: usize, entry: &Entry) -> Waiter {
+    fn waiter(&mut self, look: &Look, entry: &Entry) -> Waiter {
         let task = &look.tasks[entry.task];
         let off_cpu = self.off_cpu(task);
         let (wait, wait_source) = self
@@ -106,7 +98,7 @@ impl Merger<'_, '_> {
             .unwrap_or((Nanos(0), crate::lock::WaitSource::QueueEntry));
         Waiter {
             task: task.name.clone(),
-            position: u32::try_from(index + 1).unwrap_or(u32::MAX),
+            position: entry.position,
             mode: entry.mode,
             wait,
             wait_source,

@@ -216,12 +216,25 @@ impl Surveyor {
                     .find(|then| then.queue.lock == now.queue.lock)
                 {
                     Some(then) => Some(then.seen(&first.look)),
+                    // It may have been there, unread: what this look alone says.
+                    None if first.unsettled > 0 => None,
                     // Not there before: too young to stand.
                     None => continue,
                 },
                 None => None,
             };
             locks.extend(merger.lock(before.as_ref(), &seen, now.identity.clone()));
+        }
+        if let Some(first) = first.filter(|_| last.unsettled > 0) {
+            let is_gone = |then: &&SeenQueue| {
+                last.queues
+                    .iter()
+                    .all(|now| now.queue.lock != then.queue.lock)
+            };
+            for then in first.queues.iter().filter(is_gone) {
+                let seen = then.seen(&first.look);
+                locks.extend(merger.lock(None, &seen, then.identity.clone()));
+            }
         }
         if last.unsettled > 0 {
             degraded.push(format!(

@@ -32,6 +32,8 @@ pub(in crate::survey) struct Entry {
     pub(in crate::survey) mode: LockMode,
     /// Jiffies at which it may ask for a hand-off: a fixed time after it queued.
     pub(in crate::survey) timeout: u64,
+    /// Place in the queue, from 1; 0 until that is known.
+    pub(in crate::survey) position: u32,
     /// Its forward link, as read.
     pub(super) next: u64,
     /// Its backward link, as read.
@@ -110,12 +112,13 @@ fn decode_entry(look: &Look, layout: &RwsemLayout, task: usize, start: usize) ->
         address: owner.word_address(start),
         mode,
         timeout: word_at(words, start, layout.waiter_timeout),
+        position: 0,
         next,
         prev,
     })
 }
 
-const fn mode_of(kind: u32) -> Option<LockMode> {
+pub(super) const fn mode_of(kind: u32) -> Option<LockMode> {
     match kind {
         TYPE_WRITE => Some(LockMode::Write),
         TYPE_READ => Some(LockMode::Read),
@@ -172,6 +175,7 @@ pub(super) fn parse_entry(
         address,
         mode: mode_of(half_word(bytes, layout.waiter_type))?,
         timeout: word(bytes, layout.waiter_timeout),
+        position: 0,
         next: word(bytes, 0),
         prev: word(bytes, 8),
     })

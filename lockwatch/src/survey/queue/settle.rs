@@ -4,14 +4,14 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     Queue,
-    entry::{Entry, linked_entry, parse_entry},
+    entry::{Entry, linked_entry, mode_of, parse_entry},
 };
 use crate::{
     kernel::{
         arch::is_kernel_address,
         layout::{QueueLink, RwsemLayout},
         lock_word::LockWord,
-        memory::{KernelMemory, MemoryError, word},
+        memory::{KernelMemory, MemoryError, half_word, word},
     },
     lock::LockAddr,
     survey::look::Look,
@@ -25,7 +25,7 @@ const ATTEMPTS: usize = 8;
 const RING_ASKED: usize = 4;
 
 /// Longest queue that is followed.
-const QUEUE_MAX: usize = 100_000;
+const QUEUE_MAX: u32 = 100_000;
 
 /// Entries that hang together, as the look saw them.
 pub(super) struct Group {
@@ -58,7 +58,7 @@ pub(super) fn groups(
             if let Some(&group) = group_of.get(&at.address) {
                 break group;
             }
-            if !on_path.insert(at.address) || path.len() >= QUEUE_MAX {
+            if !on_path.insert(at.address) || path.len() >= QUEUE_MAX as usize {
                 groups.push(Group {
                     head: None,
                     members: Vec::new(),
@@ -164,7 +164,8 @@ fn settle_once(
                 (first, first)
             }
         };
-        if !look.in_a_stack(first) {
+        // Any word can be a lock's address as long as nothing is read behind it.
+        if matches!(layout.queue, QueueLink::First(_)) && !entries.contains_key(&first) {
             continue;
         }
         let (count, owner) = (word(&bytes, layout.count), word(&bytes, layout.owner));
@@ -186,7 +187,8 @@ fn settle_once(
 }
 
 /// The entries from `first` until a link leads to `end`; `None` if the links, forth and
-/// back, do not close.
+/// back, do not close. Tasks that have come since the look take their places in the
+/// queue, but are left out.
 fn follow(
     look: &Look,
     layout: &RwsemLayout,
@@ -195,24 +197,59 @@ fn follow(
     memory: &mut dyn KernelMemory,
 ) -> Result<Option<Vec<Entry>>, MemoryError> {
     let mut queue: Vec<Entry> = Vec::with_capacity(entries.len());
+    let mut first_prev = None;
+    let mut previous = None;
     let mut next = first;
-    while queue.is_empty() || next != end {
-        let Some(entry) = linked_entry(look, layout, next, entries, memory)? else {
+    let mut position = 0;
+    while position == 0 || next != end {
+        position += 1;
+        let at = next;
+        let known = linked_entry(look, layout, at, entries, memory)?;
+        let links = match known {
+            Some(entry) => Some((entry.next, entry.prev)),
+            None => newcomer(look, layout, at, memory)?,
+        };
+        let Some((forth, back)) = links else {
             return Ok(None);
         };
-        let links_back = queue
-            .last()
-            .is_none_or(|previous| entry.prev == previous.address);
-        if !links_back || queue.len() >= QUEUE_MAX {
+        if previous.is_some_and(|previous| back != previous) || position > QUEUE_MAX {
             return Ok(None);
         }
-        next = entry.next;
-        queue.push(entry);
+        queue.extend(known.map(|entry| Entry { position, ..entry }));
+        first_prev.get_or_insert(back);
+        previous = Some(at);
+        next = forth;
     }
     // A list's first entry points back to the head, a ring's to the last entry.
     let back = match layout.queue {
-        QueueLink::Head(_) => end,
-        QueueLink::First(_) => queue.last().map_or(end, |last| last.address),
+        QueueLink::Head(_) => Some(end),
+        QueueLink::First(_) => previous,
     };
-    Ok((queue[0].prev == back).then_some(queue))
+    Ok((first_prev == back && !queue.is_empty()).then_some(queue))
+}
+
+/// The links, forth and back, of an entry whose task was not there when the look was
+/// taken: it lies on the stack of the task it names.
+fn newcomer(
+    look: &Look,
+    layout: &RwsemLayout,
+    address: u64,
+    memory: &mut dyn KernelMemory,
+) -> Result<Option<(u64, u64)>, MemoryError> {
+    if !is_kernel_address(address) {
+        return Ok(None);
+    }
+    let Some(bytes) = memory.read(address, layout.waiter_size)? else {
+        return Ok(None);
+    };
+    let task = word(&bytes, layout.waiter_task);
+    let is_mode = mode_of(half_word(&bytes, layout.waiter_type)).is_some();
+    if !is_kernel_address(task) || !is_mode {
+        return Ok(None);
+    }
+    let stack = memory
+        .read_u64(task.wrapping_add(layout.task_stack))?
+        .unwrap_or(0);
+    let is_own = (stack..stack.saturating_add(look.thread_size())).contains(&address);
+    Ok(is_own.then(|| (word(&bytes, 0), word(&bytes, 8))))
 }

@@ -153,6 +153,25 @@ fn a_waiter_that_joined_during_the_look_is_in_the_queue() {
 }
 
 #[test]
+fn a_task_that_came_after_the_look_takes_its_place_in_the_queue() {
+    let mut image = Image::default();
+    image.queue(LOCK, 0x102, 3, &[0, 1, 1]);
+    // Task 2 is unknown: the look ends before it, and task 3 is known again.
+    let mut look = image.look(3);
+    look.forget(task_address(2));
+    let found = find(&look, &RWSEM, SLOW_PATHS, &mut image).unwrap();
+    let [queue] = &found.queues[..] else {
+        panic!("{found:?}")
+    };
+    let places: Vec<_> = queue
+        .entries
+        .iter()
+        .map(|entry| (entry.task, entry.position))
+        .collect();
+    assert_eq!(places, [(0, 1), (2, 3)]);
+}
+
+#[test]
 fn a_ring_starts_where_the_lock_says() {
     let mut image = Image::default();
     for (n, kind) in [(1, 1), (2, 0), (3, 1)] {
