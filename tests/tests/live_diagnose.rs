@@ -2,11 +2,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
-use std::{process::Command, time::Duration};
+use std::{
+    process::{Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
 
 use lockwatch_tests::{
     trial::{self, Ended, Lab, Program, Report, Span, Verdict, report::Lock, summary::Summary},
-    truth::{DecoyKind, Ready, Scenario},
+    truth::{DecoyKind, Ready, Scenario, Tgid},
 };
 
 /// `diagnose` must have ended by then, whatever is stuck.
@@ -236,4 +241,70 @@ fn decoys_in_first_attempt_faults_are_not_accused() {
         "the true holder is not named: {}",
         evidence(&truth, &ended)
     );
+}
+
+/// Starts readers of the target's command line, which queue behind the stall, and
+/// kills each soon after; the queue changes all the time.
+fn come_and_go(target: Tgid, end: &AtomicBool) {
+    let path = format!("/proc/{}/cmdline", target.0);
+    let begun = Instant::now();
+    // Bounded, should the test fail before it says so.
+    while !end.load(Ordering::Relaxed) && begun.elapsed() < LIMIT {
+        let mut readers: Vec<_> = (0..8)
+            .map(|_| {
+                let mut reader = Command::new("cat");
+                reader
+                    .arg(&path)
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null());
+                reader.spawn().unwrap()
+            })
+            .collect();
+        thread::sleep(Duration::from_millis(3));
+        for reader in &mut readers {
+            reader.kill().unwrap();
+            reader.wait().unwrap();
+        }
+    }
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_stall_is_found_while_others_come_and_go() {
+    const DIAGNOSES: usize = 10;
+    let lab = Lab::raise(Scenario::MmapReadHeld, 200).unwrap();
+    let truth = lab.truth.clone();
+    let target = truth.lock.tgid.unwrap();
+    let end = AtomicBool::new(false);
+    let ended: Vec<Ended> = thread::scope(|scope| {
+        scope.spawn(|| come_and_go(target, &end));
+        let ended = (0..DIAGNOSES).map(|_| diagnose()).collect();
+        end.store(true, Ordering::Relaxed);
+        ended
+    });
+    lab.finish().unwrap();
+
+    let standing: Vec<_> = truth.waiters.iter().map(|waiter| waiter.tid).collect();
+    for ended in &ended {
+        let report = Report::read(ended).unwrap();
+        let lock = report
+            .locks
+            .iter()
+            .find(|lock| lock.name == truth.lock.name);
+        let lock = lock.unwrap_or_else(|| panic!("the lock is missing: {}", ended.describe()));
+        let named: Vec<_> = lock
+            .holders
+            .iter()
+            .filter(|holder| holder.is_accused())
+            .collect();
+        assert_eq!(named.len(), 1, "{}", ended.describe());
+        assert_eq!(named[0].tid, truth.holders[0].tid, "{}", ended.describe());
+        let waiters: Vec<_> = lock
+            .waiters
+            .iter()
+            .map(|waiter| waiter.tid)
+            .filter(|tid| standing.contains(tid))
+            .collect();
+        assert_eq!(waiters, standing, "{}", ended.describe());
+    }
 }
