@@ -143,7 +143,7 @@ fn make_in(work: &Path, home: &Path) -> Result<()> {
         }
         arrange(&unpacked, &new)
     })?;
-    let what = format!("building bpf-linker {BPF_LINKER} from crates.io (links the objects)");
+    let what = format!("building bpf-linker {BPF_LINKER} with cargo (links the objects)");
     timed(&what, || install_linker(work, &new))?;
 
     let identity = Identity::of(&new.join("bin/rustc"), &new.join("bin/bpf-linker"))?;
@@ -336,7 +336,7 @@ fn install_linker(work: &Path, new: &Path) -> Result<()> {
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .env_remove("CARGO_BUILD_TARGET");
     process::run(&mut command).context(
-        "bpf-linker cannot be built: it comes from crates.io and needs a C compiler and linker (gcc)",
+        "bpf-linker cannot be built: cargo has to reach its registry, and it needs a C compiler and linker (gcc)",
     )
 }
 
