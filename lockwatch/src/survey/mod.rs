@@ -35,7 +35,8 @@ pub struct Survey {
     pub taken_at_ns: u64,
     /// How long the whole survey took, the pause between the looks included.
     pub duration: Nanos,
-    /// Looks that agree: 2, or 1 where the deadline cut the survey short.
+    /// Looks that agree on all locks: 2, or 1 where the deadline cut the survey short or a
+    /// queue could be read in one of them only.
     pub looks: u32,
     /// Tasks seen.
     pub task_count: u32,

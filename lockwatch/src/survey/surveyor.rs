@@ -207,6 +207,8 @@ impl Surveyor {
             stacks: &mut stacks,
         };
         let mut locks = Vec::new();
+        // Locks that one look could not read, and that the other alone tells of.
+        let mut half_seen = false;
         for now in &last.queues {
             let seen = now.seen(&last.look);
             let before = match first {
@@ -223,7 +225,9 @@ impl Surveyor {
                 },
                 None => None,
             };
-            locks.extend(merger.lock(before.as_ref(), &seen, now.identity.clone()));
+            let lock = merger.lock(before.as_ref(), &seen, now.identity.clone());
+            half_seen |= before.is_none() && lock.is_some();
+            locks.extend(lock);
         }
         if let Some(first) = first.filter(|_| last.unsettled > 0) {
             let is_gone = |then: &&SeenQueue| {
@@ -233,7 +237,9 @@ impl Surveyor {
             };
             for then in first.queues.iter().filter(is_gone) {
                 let seen = then.seen(&first.look);
-                locks.extend(merger.lock(None, &seen, then.identity.clone()));
+                let lock = merger.lock(None, &seen, then.identity.clone());
+                half_seen |= lock.is_some();
+                locks.extend(lock);
             }
         }
         if last.unsettled > 0 {
@@ -249,7 +255,11 @@ impl Surveyor {
             taken_at: jiff::Timestamp::now(),
             taken_at_ns: last.look.at_ns,
             duration: Nanos::from_duration(began.elapsed()),
-            looks: u32::try_from(looks.len()).unwrap_or(u32::MAX),
+            looks: if half_seen {
+                1
+            } else {
+                u32::try_from(looks.len()).unwrap_or(u32::MAX)
+            },
             task_count: u32::try_from(last.look.tasks.len()).unwrap_or(u32::MAX),
             degraded,
             locks,
