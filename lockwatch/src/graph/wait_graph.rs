@@ -6,7 +6,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
     graph::stall::{Facts, Stall, StallId},
-    lock::{Holder, LockAddr, LockKind},
+    lock::{LockAddr, LockKind},
     stream::{Event, Scan, Wait, WaitId},
     survey::Survey,
     task::{Nanos, TaskKey},
@@ -212,19 +212,6 @@ impl WaitGraph {
             .collect();
         waits.sort_by_key(|wait| (wait.since_ns, wait.task.key));
         waits
-    }
-
-    /// The open waits of one task: normally one, two where it waits inside a wait.
-    pub fn waits_of(&self, task: TaskKey) -> impl Iterator<Item = &Wait> {
-        self.locks
-            .values()
-            .filter_map(move |node| node.waits.get(&task))
-    }
-
-    /// Who holds a lock, as the last survey that saw it found.
-    pub fn holders(&self, lock: LockAddr) -> &[Holder] {
-        self.facts(lock)
-            .map_or(&[], |facts| facts.lock().holders.as_slice())
     }
 
     /// What the last survey found about a lock that somebody waits for.

@@ -1,6 +1,6 @@
 //! What the words of an rwsem mean.
 
-use crate::lock::LockState;
+use crate::lock::{LockMode, LockState};
 
 /// A decoded `count`/`owner` pair of kernels 5.3 – 7.x (kernel/locking/rwsem.c).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +52,16 @@ impl LockWord {
     /// Whether `owner` says that a reader wrote it.
     pub const fn owner_is_reader(owner: u64) -> bool {
         owner & OWNER_READER != 0
+    }
+}
+
+/// What a queue entry wants, by its `enum rwsem_waiter_type` (kernel/locking/rwsem.c, the
+/// same since 3.10); `None` for a word that is none.
+pub const fn waiter_mode(kind: u32) -> Option<LockMode> {
+    match kind {
+        0 => Some(LockMode::Write),
+        1 => Some(LockMode::Read),
+        _ => None,
     }
 }
 

@@ -78,11 +78,6 @@ impl Lost {
             ("watched", self.watched),
         ]
     }
-
-    /// All kinds together.
-    pub fn total(&self) -> u64 {
-        self.by_kind().iter().map(|(_, count)| count).sum()
-    }
 }
 
 /// The attached programs, decoded.

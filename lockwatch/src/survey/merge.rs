@@ -1,12 +1,17 @@
 //! What two looks agree on: only that is reported as standing.
 
+use std::cmp::Reverse;
+
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
-    lock::{EvidenceKind, Holder, Lock, LockKind, LockMode, LockState, StackId, Stacks, Waiter},
+    lock::{
+        Confidence, EvidenceKind, Holder, Lock, LockKind, LockMode, LockState, StackId, Stacks,
+        WaitSource, Waiter,
+    },
     survey::{
         clock::Clocks,
-        confidence::{Circumstances, Strength, confidence},
+        confidence::{Circumstances, Strength, confidence, strength},
         functions::Functions,
         holders::Suspect,
         look::{Look, TaskLook},
@@ -14,7 +19,7 @@ use crate::{
         queue::{Entry, Queue},
         stuck,
     },
-    task::{Nanos, TaskKey},
+    task::{Nanos, TaskKey, TaskState},
 };
 
 /// One look with what was found in it.
@@ -95,14 +100,14 @@ impl Merger<'_, '_> {
         let (wait, wait_source) = self
             .clocks
             .wait(entry.timeout, look.jiffies, off_cpu)
-            .unwrap_or((Nanos(0), crate::lock::WaitSource::QueueEntry));
+            .unwrap_or((Nanos(0), WaitSource::QueueEntry));
         Waiter {
             task: task.name.clone(),
             position: entry.position,
             mode: entry.mode,
             wait,
             wait_source,
-            killable: task.state == crate::task::TaskState::Killable,
+            killable: task.state == TaskState::Killable,
             granted: false,
             state: task.state,
             caller: self.caller(task),
@@ -183,21 +188,16 @@ impl Merger<'_, '_> {
                 self.holder(last, suspect, confidence(suspect.strongest(), seen))
             })
             .collect();
-        holders.sort_by_key(|holder| (std::cmp::Reverse(holder.confidence), holder.task.key));
+        holders.sort_by_key(|holder| (Reverse(holder.confidence), holder.task.key));
         let named = holders
             .iter()
-            .filter(|holder| holder.confidence > crate::lock::Confidence::Possible)
+            .filter(|holder| holder.confidence > Confidence::Possible)
             .count();
         holders.truncate(named + POSSIBLE_MAX);
         holders
     }
 
-    fn holder(
-        &mut self,
-        seen: &Seen<'_>,
-        suspect: &Suspect,
-        confidence: crate::lock::Confidence,
-    ) -> Holder {
+    fn holder(&mut self, seen: &Seen<'_>, suspect: &Suspect, confidence: Confidence) -> Holder {
         let task = &seen.look.tasks[suspect.task];
         let off_cpu = self.off_cpu(task);
         let mut evidence = suspect.evidence.clone();
@@ -237,12 +237,7 @@ fn stands(then: &TaskLook, now: &TaskLook, earlier: &Suspect, later: &Suspect) -
             .evidence
             .iter()
             .map(|evidence| evidence.kind)
-            .max_by_key(|&kind| {
-                (
-                    crate::survey::confidence::strength(kind),
-                    std::cmp::Reverse(kind),
-                )
-            })
+            .max_by_key(|&kind| (strength(kind), Reverse(kind)))
     };
     let owner = |suspect: &Suspect| {
         suspect

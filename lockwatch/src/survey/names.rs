@@ -2,7 +2,7 @@
 
 use crate::{
     kernel::{
-        arch::is_kernel_address,
+        arch::{is_image_address, is_kernel_address},
         layout::Layout,
         memory::{KernelMemory, MemoryError, half_word, text, word},
         symbols::Symbols,
@@ -28,10 +28,6 @@ pub(super) struct Identity {
     pub(super) name: String,
 }
 
-/// Where the kernel's image and its modules are mapped on x86-64
-/// (Documentation/arch/x86/x86_64/mm.rst).
-const KERNEL_IMAGE: std::ops::Range<u64> = 0xffff_ffff_8000_0000..0xffff_ffff_ff00_0000;
-
 /// Longest name of a file system type.
 const FS_NAME_LEN: usize = 32;
 
@@ -46,7 +42,7 @@ pub(super) fn identify(
     symbols: &Symbols,
     memory: &mut dyn KernelMemory,
 ) -> Result<Identity, MemoryError> {
-    if KERNEL_IMAGE.contains(&lock.0) {
+    if is_image_address(lock.0) {
         return Ok(in_image(lock, symbols));
     }
     if let Some(identity) = mm(lock, look, layout, memory)? {

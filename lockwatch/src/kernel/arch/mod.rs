@@ -2,4 +2,6 @@
 
 mod x86_64;
 
-pub use x86_64::{ARCH, ENTRY_FRAME_LEN, PT_REGS_LEN, is_kernel_address, is_user_address};
+pub use x86_64::{
+    ENTRY_FRAME_LEN, PT_REGS_LEN, is_image_address, is_kernel_address, is_user_address,
+};

@@ -1,8 +1,5 @@
 //! x86-64.
 
-/// Name as `uname -m` gives it.
-pub const ARCH: &str = "x86_64";
-
 /// Bytes of saved user registers at the top of a kernel stack
 /// (arch/x86/include/asm/ptrace.h; 5.10–7.3). User space controls them.
 pub const PT_REGS_LEN: u64 = 168;
@@ -20,4 +17,10 @@ pub const fn is_kernel_address(address: u64) -> bool {
 /// In user space's half.
 pub const fn is_user_address(address: u64) -> bool {
     address >= 0x1000 && address < 0x0100_0000_0000_0000
+}
+
+/// Where the kernel's image and its modules are mapped
+/// (Documentation/arch/x86/x86_64/mm.rst).
+pub const fn is_image_address(address: u64) -> bool {
+    address >= 0xffff_ffff_8000_0000 && address < 0xffff_ffff_ff00_0000
 }

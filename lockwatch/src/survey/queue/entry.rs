@@ -8,15 +8,12 @@ use crate::{
     kernel::{
         arch::is_kernel_address,
         layout::RwsemLayout,
+        lock_word::waiter_mode,
         memory::{KernelMemory, MemoryError, half_word, word},
     },
     lock::LockMode,
     survey::look::Look,
 };
-
-/// `enum rwsem_waiter_type` (kernel/locking/rwsem.c, the same since 3.10).
-const TYPE_WRITE: u32 = 0;
-const TYPE_READ: u32 = 1;
 
 /// How far above the slow path's return address its queue entry is looked for.
 const ENTRY_WORDS: usize = 64;
@@ -104,7 +101,7 @@ fn decode_entry(look: &Look, layout: &RwsemLayout, task: usize, start: usize) ->
     let words = look.words(owner);
     let (next, prev) = (*words.get(start)?, *words.get(start + 1)?);
     // The low half of the word: the type is a 32-bit enum.
-    let mode = mode_of(word_at(words, start, layout.waiter_type) as u32)?;
+    let mode = waiter_mode(word_at(words, start, layout.waiter_type) as u32)?;
     let is_link =
         |link: u64| is_kernel_address(link) && link.is_multiple_of(8) && link != owner.record.task;
     (is_link(next) && is_link(prev)).then(|| Entry {
@@ -116,14 +113,6 @@ fn decode_entry(look: &Look, layout: &RwsemLayout, task: usize, start: usize) ->
         next,
         prev,
     })
-}
-
-pub(super) const fn mode_of(kind: u32) -> Option<LockMode> {
-    match kind {
-        TYPE_WRITE => Some(LockMode::Write),
-        TYPE_READ => Some(LockMode::Read),
-        _ => None,
-    }
 }
 
 /// A time-out that an entry of the last weeks can have: no pointer, no small number.
@@ -173,7 +162,7 @@ pub(super) fn parse_entry(
     Some(Entry {
         task,
         address,
-        mode: mode_of(half_word(bytes, layout.waiter_type))?,
+        mode: waiter_mode(half_word(bytes, layout.waiter_type))?,
         timeout: word(bytes, layout.waiter_timeout),
         position: 0,
         next: word(bytes, 0),

@@ -4,13 +4,13 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     Queue,
-    entry::{Entry, linked_entry, mode_of, parse_entry},
+    entry::{Entry, linked_entry, parse_entry},
 };
 use crate::{
     kernel::{
         arch::is_kernel_address,
         layout::{QueueLink, RwsemLayout},
-        lock_word::LockWord,
+        lock_word::{LockWord, waiter_mode},
         memory::{KernelMemory, MemoryError, half_word, word},
     },
     lock::LockAddr,
@@ -121,8 +121,12 @@ pub(super) fn settle(
     group: &Group,
     memory: &mut dyn KernelMemory,
 ) -> Result<Option<Queue>, MemoryError> {
+    let candidates = lock_candidates(look, layout.queue, group);
+    if candidates.is_empty() {
+        return Ok(None);
+    }
     for _ in 0..ATTEMPTS {
-        if let Some(queue) = settle_once(look, layout, group, memory)? {
+        if let Some(queue) = settle_once(look, layout, group, &candidates, memory)? {
             return Ok(Some(queue));
         }
     }
@@ -134,9 +138,9 @@ fn settle_once(
     look: &Look,
     layout: &RwsemLayout,
     group: &Group,
+    candidates: &[u64],
     memory: &mut dyn KernelMemory,
 ) -> Result<Option<Queue>, MemoryError> {
-    let candidates = lock_candidates(look, layout.queue, group);
     let mut reads: Vec<(u64, usize)> = candidates.iter().map(|&lock| (lock, layout.size)).collect();
     reads.extend(
         group
@@ -145,7 +149,7 @@ fn settle_once(
             .map(|entry| (entry.address, layout.waiter_size)),
     );
     let mut read = memory.read_batch(&reads)?.into_iter();
-    let locks: Vec<_> = candidates.into_iter().zip(read.by_ref()).collect();
+    let locks: Vec<_> = candidates.iter().copied().zip(read.by_ref()).collect();
     let mut entries: FxHashMap<u64, Entry> = group
         .members
         .iter()
@@ -243,7 +247,7 @@ fn newcomer(
         return Ok(None);
     };
     let task = word(&bytes, layout.waiter_task);
-    let is_mode = mode_of(half_word(&bytes, layout.waiter_type)).is_some();
+    let is_mode = waiter_mode(half_word(&bytes, layout.waiter_type)).is_some();
     if !is_kernel_address(task) || !is_mode {
         return Ok(None);
     }
