@@ -47,6 +47,10 @@ pub(crate) struct Stage {
     pub(crate) decoys: Vec<Decoy>,
     /// The lock's owner field does not name a holder (any more).
     pub(crate) owner_hidden: bool,
+    /// Label of the holder's late answer, where it must come before the decoys' own: a
+    /// decoy that goes on earlier would queue on the lock as well, and be one more waiter
+    /// than the truth has.
+    pub(crate) held: Option<&'static str>,
     workers: Vec<Worker>,
     watchdog: Watchdog,
     signals: Signals,
@@ -89,6 +93,7 @@ impl Stage {
             waiters: Vec::new(),
             decoys: Vec::new(),
             owner_hidden: false,
+            held: None,
             workers: Vec::new(),
             watchdog,
             signals,
@@ -220,9 +225,15 @@ impl Stage {
     /// Ends the stall and removes every trace of it; true if nothing had to be
     /// forced.
     pub(crate) fn clear(self) -> bool {
+        if let Some(held) = self.held {
+            self.server.release(held);
+            let waits = |worker: &&Worker| self.waiters.iter().any(|one| one.comm == worker.comm);
+            // Who is stuck all the same is dealt with below.
+            wait_for(self.workers.iter().filter(waits));
+        }
         self.limit(Duration::ZERO);
         self.rest.end();
-        let mut clean = wait_for(&self.workers);
+        let mut clean = wait_for(self.workers.iter());
         if !clean {
             eprintln!("stall-lab: threads are still stuck, aborting the FUSE connection");
             let beside = self.beside.iter().map(|beside| &beside.mount);
@@ -230,7 +241,7 @@ impl Stage {
                 // EBUSY is the usual answer to a forced unmount that has aborted.
                 let _ = umount2(mount, MntFlags::MNT_FORCE);
             }
-            wait_for(&self.workers);
+            wait_for(self.workers.iter());
         }
         clean &= self.target.is_none_or(|target| target.end(STEP));
         if let Some(beside) = &self.beside {
@@ -250,7 +261,7 @@ pub(crate) struct Want {
     pub(crate) callers: &'static [&'static str],
 }
 
-fn wait_for(workers: &[Worker]) -> bool {
+fn wait_for<'a>(workers: impl Iterator<Item = &'a Worker>) -> bool {
     let deadline = Instant::now() + STEP;
     for worker in workers {
         while !worker.is_finished() {

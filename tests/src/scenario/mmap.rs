@@ -127,9 +127,10 @@ pub(super) fn fault_decoy(stage: &mut Stage, comm: &str, label: &str) -> Result<
 }
 
 /// Sends the holder into its place, as far as the server sees it.
-pub(super) fn start_holder(stage: &Stage) -> Result<Task> {
+pub(super) fn start_holder(stage: &mut Stage) -> Result<Task> {
     let (task, _) = target(stage)?.go(HOLDER_COMM)?;
     stage.server.wait_parked(HOLDER, STEP)?;
+    stage.held = Some(HOLDER);
     Ok(task)
 }
 
