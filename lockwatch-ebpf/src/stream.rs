@@ -14,7 +14,9 @@ mod probes {
     mod contention;
     mod member;
     mod sched;
+    mod slow_path;
     mod task;
+    mod waits;
 }
 
 #[cfg(target_arch = "bpf")]
