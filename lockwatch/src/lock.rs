@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::task::{Nanos, Stuck, TaskName, TaskState, Tgid, Tid};
 
@@ -17,7 +17,7 @@ impl fmt::Display for LockAddr {
 }
 
 /// The primitive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, schemars::JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LockKind {
     /// `struct rw_semaphore`
@@ -35,7 +35,7 @@ pub enum LockKind {
 }
 
 /// How a task has or wants a lock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, schemars::JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LockMode {
     /// Shared.

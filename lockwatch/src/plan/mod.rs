@@ -1,0 +1,150 @@
+//! What to attach: computed from what a kernel offers, before anything is attached.
+//!
+//! Pure: the same offer gives the same plan, on any machine.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use crate::kernel::{
+    lock_functions::{Awaited, Outcome},
+    offer::{Mechanism, Offer},
+};
+use crate::lock::LockMode;
+
+/// What the user wants to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Who holds a lock, exactly, from acquiring to releasing it.
+    pub holds: bool,
+}
+
+/// What a hook is for. Argument positions count from 0, as the program sees them
+/// (without the `void *` that BTF shows first for a tracepoint).
+///
+/// Of a function, the first parameter is the lock, always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Purpose {
+    /// A wait begins.
+    WaitBegin {
+        /// What is waited for; none where the second argument has the flags of
+        /// `contention_begin`.
+        awaited: Option<Awaited>,
+        /// What ends it.
+        end: WaitEnds,
+    },
+    /// A wait ends.
+    WaitEnd {
+        /// What was waited for; none at `contention_end`.
+        awaited: Option<Awaited>,
+        /// How its result (the second argument of `contention_end`) is read.
+        outcome: Outcome,
+    },
+    /// An rwsem was acquired: at the return of the function.
+    Acquire {
+        /// How.
+        mode: LockMode,
+        /// How the result is read.
+        outcome: Outcome,
+    },
+    /// An rwsem is about to be released: at the entry of the function.
+    Release {
+        /// How it was held.
+        mode: LockMode,
+    },
+    /// A write-held rwsem is about to become read-held: at the entry of the function.
+    Downgrade,
+    /// A task is about to acquire an mmap_lock, or to try. Argument 0 is the mm.
+    MmapStart {
+        /// Position of `bool write`.
+        write: u8,
+    },
+    /// It has acquired it, or failed to; also fires, for read, just before a downgrade.
+    /// Argument 0 is the mm.
+    MmapAcquired {
+        /// Position of `bool write`.
+        write: u8,
+        /// Position of `bool success`.
+        success: u8,
+    },
+    /// It is about to release it. Argument 0 is the mm.
+    MmapReleased {
+        /// Position of `bool write`.
+        write: u8,
+    },
+    /// A CPU goes from one task to another.
+    HolderSwitch {
+        /// Position of the task that leaves the CPU.
+        prev: u8,
+        /// Position of the task that gets it.
+        next: u8,
+        /// Position of the state of the one that leaves; none where only its
+        /// `task_struct` tells (up to 5.17).
+        prev_state: Option<u8>,
+    },
+    /// A task is made runnable. Argument 0 is the task.
+    HolderWakeup,
+    /// A task exits. Argument 0 is the task.
+    TaskExit,
+}
+
+/// What ends a wait that a hook saw begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WaitEnds {
+    /// Another hook of the plan.
+    Hook,
+    /// A survey that does not find it any more.
+    Survey,
+}
+
+/// One program at one place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Hook {
+    /// What for.
+    pub purpose: Purpose,
+    /// How.
+    pub mechanism: Mechanism,
+    /// The tracepoint, or the function as the symbol table spells it.
+    pub target: String,
+    /// Number of arguments at that place. At a function's return the result comes
+    /// behind them: argument number `parameters`.
+    pub parameters: u8,
+}
+
+/// Where per-task state is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// With the task itself: no key, no limit, freed with the task.
+    TaskStorage,
+    /// In a hash map of fixed size by thread ID.
+    Hash,
+}
+
+/// Something a user may want that this kernel does not give.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Gap {
+    /// What is missing: `exact holders of locks other than mmap_lock`.
+    pub missing: String,
+    /// Why: `fentry is refused: …`.
+    pub why: String,
+    /// What the user pays for it.
+    pub cost: String,
+    /// What would bring it; none where nothing short of another kernel does.
+    pub remedy: Option<String>,
+}
+
+/// What to attach, and what that leaves out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Plan {
+    /// In the order to attach them: who ends or releases comes before who begins or
+    /// acquires.
+    pub hooks: Vec<Hook>,
+    /// Where per-task state is kept.
+    pub state: State,
+    /// What is missing, worst first.
+    pub gaps: Vec<Gap>,
+    /// Why this way and not a better one, a line for each decision.
+    pub reasons: Vec<String>,
+}
