@@ -134,6 +134,14 @@ impl Symbols {
         (entry.text && offset < 1 << 20).then(|| (self.name(entry), offset))
     }
 
+    /// The stem of the function that a return address returns into; empty where it is not
+    /// known.
+    pub fn stem_of_return(&self, address: u64) -> &str {
+        // A call may be the last instruction of its function: look one byte back.
+        self.function_at(address.wrapping_sub(1))
+            .map_or("", |(name, _)| stem(name))
+    }
+
     /// The symbol that starts exactly here, of any kind.
     pub fn exact(&self, address: u64) -> Option<&str> {
         let entry = self.entry_at(address)?;
