@@ -165,6 +165,8 @@ pub enum EvidenceKind {
     ReaderOwner,
     /// It was granted the lock in the queue and has not run yet.
     Granted,
+    /// It was seen taking the lock, and not seen releasing it.
+    TracedAcquire,
     /// Its page fault holds the lock, by the flags of its `vm_fault`.
     FaultFlags,
     /// It is inside a function that holds this class of lock at that point.
