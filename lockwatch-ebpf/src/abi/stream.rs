@@ -62,7 +62,7 @@ pub struct WaitSite {
 }
 
 /// Pairs of programs there are for such functions.
-pub const WAIT_SITES: usize = 8;
+pub const WAIT_SITES: usize = 12;
 
 /// How a returned value tells whether the lock was acquired.
 pub mod outcome {

@@ -5,6 +5,7 @@ use aya_ebpf::{
     macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
+use aya_log_ebpf::debug;
 use lockwatch_ebpf::stream::{WaitKey, flags};
 
 use super::{task, waits};
@@ -49,7 +50,11 @@ fn contention_begin(ctx: BtfTracePointContext) -> i32 {
     }
     // SAFETY: `current` is trusted.
     let start_time_ns = unsafe { task::start_time_ns(current) };
-    waits::begin(&ctx, &key, tgid, start_time_ns, wait_flags);
+    waits::begin(&key, tgid, start_time_ns, wait_flags);
+    debug!(
+        &ctx,
+        "wait begins: tid {} lock {:x} flags {}", key.tid, key.lock, wait_flags
+    );
     0
 }
 
@@ -66,7 +71,7 @@ fn contention_end(ctx: BtfTracePointContext) -> i32 {
         tid: bpf_get_current_pid_tgid() as u32,
         _pad: 0,
     };
-    waits::end(&ctx, &key, ctx.arg(1));
+    waits::end(&key, ctx.arg(1));
     0
 }
 

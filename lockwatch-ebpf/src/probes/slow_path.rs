@@ -44,7 +44,7 @@ macro_rules! site {
                 let reader: u64 = ctx.arg(1);
                 wait_flags &= if reader & 0xff == 0 { !flags::READ } else { !flags::WRITE };
             }
-            begin(&ctx, ctx.arg(0), wait_flags)
+            begin(ctx.arg(0), wait_flags)
         }
 
         /// fexit. Cost: 0.1 µs. Drops the open wait; emits `WAIT_END` if the wait was as
@@ -65,7 +65,7 @@ macro_rules! site {
                 outcome::TRUE if returned as u32 & 0xff == 0 => EAGAIN,
                 _ => 0,
             };
-            end(&ctx, ctx.arg(0), result)
+            end(ctx.arg(0), result)
         }
 
         /// kprobe, where fentry is refused. Cost: 0.2 µs. Keeps an open wait, whose end
@@ -79,7 +79,7 @@ macro_rules! site {
             if wait_flags & BY_ARGUMENT == BY_ARGUMENT {
                 wait_flags &= if reader & 0xff == 0 { !flags::READ } else { !flags::WRITE };
             }
-            begin(&ctx, lock, wait_flags);
+            begin(lock, wait_flags);
             0
         }
     };
@@ -95,6 +95,10 @@ site!(4, wait_begin_4, wait_end_4, wait_kprobe_4);
 site!(5, wait_begin_5, wait_end_5, wait_kprobe_5);
 site!(6, wait_begin_6, wait_end_6, wait_kprobe_6);
 site!(7, wait_begin_7, wait_end_7, wait_kprobe_7);
+site!(8, wait_begin_8, wait_end_8, wait_kprobe_8);
+site!(9, wait_begin_9, wait_end_9, wait_kprobe_9);
+site!(10, wait_begin_10, wait_end_10, wait_kprobe_10);
+site!(11, wait_begin_11, wait_end_11, wait_kprobe_11);
 
 /// A word of the context, by an offset that stays in the instruction.
 #[inline(always)]
@@ -104,19 +108,19 @@ fn word<const INDEX: usize>(ctx: &FExitContext) -> u64 {
 }
 
 #[inline(always)]
-fn begin(ctx: &impl EbpfContext, lock: u64, wait_flags: u32) -> i32 {
+fn begin(lock: u64, wait_flags: u32) -> i32 {
     let ids = bpf_get_current_pid_tgid();
     let tgid = (ids >> 32) as u32;
     if waits::is_wanted(tgid) {
         let key = key(lock, ids);
-        waits::begin(ctx, &key, tgid, start_time_ns(), wait_flags);
+        waits::begin(&key, tgid, start_time_ns(), wait_flags);
     }
     0
 }
 
 #[inline(always)]
-fn end(ctx: &impl EbpfContext, lock: u64, result: i32) -> i32 {
-    waits::end(ctx, &key(lock, bpf_get_current_pid_tgid()), result);
+fn end(lock: u64, result: i32) -> i32 {
+    waits::end(&key(lock, bpf_get_current_pid_tgid()), result);
     0
 }
 

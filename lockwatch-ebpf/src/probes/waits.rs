@@ -1,12 +1,10 @@
 //! Open waits, and the events of their ends: what every way to see a wait feeds.
 
 use aya_ebpf::{
-    EbpfContext,
     helpers::{bpf_get_current_comm, generated::bpf_ktime_get_ns},
     macros::map,
     maps::{HashMap, PerCpuArray, RingBuf},
 };
-use aya_log_ebpf::debug;
 use lockwatch_ebpf::{
     stream::{
         Event, OpenWait, RING_LEN, RING_WAKE_LEN, StreamConfig, WAITS_MAX, WaitKey, counter, flags,
@@ -56,13 +54,7 @@ pub(super) fn is_open(key: &WaitKey) -> bool {
 
 /// This task, which began at `start_time_ns`, begins to wait.
 #[inline(always)]
-pub(super) fn begin(
-    ctx: &impl EbpfContext,
-    key: &WaitKey,
-    tgid: u32,
-    start_time_ns: u64,
-    wait_flags: u32,
-) {
+pub(super) fn begin(key: &WaitKey, tgid: u32, start_time_ns: u64, wait_flags: u32) {
     // A mutex begins again each time it goes from spinning to sleeping and back:
     // that is one wait. Every other lock begins once, so that an open wait is a
     // left-over whose end we missed.
@@ -89,16 +81,12 @@ pub(super) fn begin(
     if global!(STREAM_CONFIG.begins) != 0 && !send(kind::WAIT_BEGIN, wait.since_ns, key, &wait, 0) {
         count(counter::LOST_BEGIN);
     }
-    debug!(
-        ctx,
-        "wait begins: tid {} lock {:x} flags {}", key.tid, key.lock, wait_flags
-    );
 }
 
 /// This task's wait ends, with a negative `result` if it gave up. One lookup without
 /// locks, and nothing else unless a begin is open for this very lock and task.
 #[inline(always)]
-pub(super) fn end(ctx: &impl EbpfContext, key: &WaitKey, result: i32) {
+pub(super) fn end(key: &WaitKey, result: i32) {
     let Some(open) = WAITS.get_ptr(key) else {
         return;
     };
@@ -115,10 +103,6 @@ pub(super) fn end(ctx: &impl EbpfContext, key: &WaitKey, result: i32) {
         count(counter::LOST_END);
     }
     let _ = WAITS.remove(key);
-    debug!(
-        ctx,
-        "wait ends: tid {} lock {:x} after {} ns", key.tid, key.lock, waited_ns
-    );
 }
 
 /// False if the ring buffer is full.

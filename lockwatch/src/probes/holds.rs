@@ -179,7 +179,8 @@ impl HoldProbes {
 
 /// The program that serves a hook, if it is one of this object.
 fn program_of(hook: &Hook) -> Option<&str> {
-    let name = hook.target.as_str();
+    // A name that begins with an underscore is no program's.
+    let name = hook.target.trim_start_matches('_');
     match (hook.purpose, hook.mechanism) {
         (Purpose::Acquire { .. }, Mechanism::Fexit)
         | (Purpose::Release { .. } | Purpose::Downgrade, Mechanism::Fentry) => Some(name),

@@ -2,6 +2,7 @@
 
 use std::{
     ops::Range,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -75,7 +76,7 @@ pub enum SurveyError {
 #[derive(Debug)]
 pub struct Surveyor {
     layout: Layout,
-    symbols: Symbols,
+    symbols: Arc<Symbols>,
     slow_paths: Vec<Range<u64>>,
     probes: SurveyProbes,
     holds: Option<Box<dyn HoldSource>>,
@@ -106,7 +107,7 @@ impl Surveyor {
             }
             Ok(Self {
                 layout,
-                symbols,
+                symbols: Arc::new(symbols),
                 slow_paths,
                 probes,
                 holds: None,
@@ -119,6 +120,11 @@ impl Surveyor {
     pub fn with_holds(mut self, source: Box<dyn HoldSource>) -> Self {
         self.holds = Some(source);
         self
+    }
+
+    /// The kernel's symbols, as read when it was opened.
+    pub fn symbols(&self) -> Arc<Symbols> {
+        Arc::clone(&self.symbols)
     }
 
     /// Takes one survey: two looks, and what both agree on.

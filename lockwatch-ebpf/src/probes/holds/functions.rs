@@ -11,27 +11,15 @@ use aya_ebpf::{
 
 use super::state::{Mode, acquired, downgraded, released};
 
-/// What the value says that an acquiring function returns; all of them have one
-/// parameter, so that it follows as the second word.
-macro_rules! acquires {
-    (always, $ctx:ident) => {
-        true
-    };
-    (unless_error, $ctx:ident) => {
-        $ctx.arg::<i32>(1) == 0
-    };
-    (if_true, $ctx:ident) => {
-        $ctx.arg::<i32>(1) != 0
-    };
-}
-
+/// fexit of a function that acquires; `$acquired` reads what it returns, the word behind
+/// its parameters.
 macro_rules! acquire {
-    ($function:ident, $name:literal, $mode:ident, $outcome:ident) => {
-        #[doc = concat!("fexit of `", $name, "(struct rw_semaphore *sem)`, 5.10+.")]
+    ($function:ident, $name:literal, $mode:ident, |$ctx:ident| $acquired:expr) => {
+        #[doc = concat!("fexit of `", $name, "(struct rw_semaphore *sem, …)`, 5.10+.")]
         #[fexit(function = $name)]
-        fn $function(ctx: FExitContext) -> i32 {
-            if acquires!($outcome, ctx) {
-                acquired(ctx.arg(0), Mode::$mode);
+        fn $function($ctx: FExitContext) -> i32 {
+            if $acquired {
+                acquired($ctx.arg(0), Mode::$mode);
             }
             0
         }
@@ -49,13 +37,44 @@ macro_rules! release {
     };
 }
 
-acquire!(down_read, "down_read", Read, always);
-acquire!(down_read_interruptible, "down_read_interruptible", Read, unless_error);
-acquire!(down_read_killable, "down_read_killable", Read, unless_error);
-acquire!(down_read_trylock, "down_read_trylock", Read, if_true);
-acquire!(down_write, "down_write", Write, always);
-acquire!(down_write_killable, "down_write_killable", Write, unless_error);
-acquire!(down_write_trylock, "down_write_trylock", Write, if_true);
+acquire!(down_read, "down_read", Read, |ctx| true);
+acquire!(
+    down_read_interruptible,
+    "down_read_interruptible",
+    Read,
+    |ctx| ctx.arg::<i32>(1) == 0
+);
+acquire!(down_read_killable, "down_read_killable", Read, |ctx| ctx
+    .arg::<i32>(1)
+    == 0);
+acquire!(down_read_trylock, "down_read_trylock", Read, |ctx| ctx
+    .arg::<u8>(1)
+    != 0);
+acquire!(down_write, "down_write", Write, |ctx| true);
+acquire!(down_write_killable, "down_write_killable", Write, |ctx| ctx
+    .arg::<i32>(1)
+    == 0);
+acquire!(down_write_trylock, "down_write_trylock", Write, |ctx| ctx
+    .arg::<u8>(1)
+    != 0);
+// With lock debugging (DEBUG_LOCK_ALLOC) alone; they have a second parameter.
+acquire!(down_read_nested, "down_read_nested", Read, |ctx| true);
+acquire!(
+    down_read_killable_nested,
+    "down_read_killable_nested",
+    Read,
+    |ctx| ctx.arg::<i32>(2) == 0
+);
+acquire!(down_write_nested, "down_write_nested", Write, |ctx| true);
+acquire!(down_write_nest_lock, "_down_write_nest_lock", Write, |ctx| {
+    true
+});
+acquire!(
+    down_write_killable_nested,
+    "down_write_killable_nested",
+    Write,
+    |ctx| ctx.arg::<i32>(2) == 0
+);
 release!(up_read, "up_read", released);
 release!(up_read_non_owner, "up_read_non_owner", released);
 release!(up_write, "up_write", released);
