@@ -1,6 +1,7 @@
 //! Loading programs into the kernel and attaching them: the only user of aya.
 
 mod log;
+pub mod offer;
 pub mod stream;
 pub mod survey;
 
