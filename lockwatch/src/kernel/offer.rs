@@ -1,10 +1,21 @@
 //! What the running kernel offers to those who want to watch locks: asked once, kept
 //! as plain values, so that plans are made and tested without a kernel.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::kernel::{
+    btf::Btf,
+    capabilities,
+    lock_functions::{is_lock_function, tracepoint},
+    symbols::{KALLSYMS, KPTR_RESTRICT, spellings},
+};
 
 /// Ways to run a program when the kernel comes by a place, best first.
 ///
@@ -100,7 +111,7 @@ pub struct Offer {
     /// (`.cold` parts are left out; a name that occurs twice is there twice):
     /// `"__mutex_lock": ["__mutex_lock.constprop.0"]`.
     pub symbols: BTreeMap<String, Vec<String>>,
-    /// What these privileges lack, each by the name of a capability or namespace.
+    /// What these privileges lack, each with the remedy.
     pub missing_privileges: Vec<String>,
     /// How far the kernel is locked down; none where it does not say.
     pub lockdown: Option<Lockdown>,
@@ -113,4 +124,118 @@ pub struct Offer {
     pub lacking: BTreeMap<Feature, String>,
     /// What could not be asked, and why: what depends on it may be wrong.
     pub unasked: BTreeSet<String>,
+}
+
+/// What only the loading of programs can tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trial {
+    /// As [`Offer::refused`].
+    pub refused: BTreeMap<Mechanism, String>,
+    /// As [`Offer::lacking`].
+    pub lacking: BTreeMap<Feature, String>,
+}
+
+/// Where the kernel says how far it is locked down; the active mode is in brackets.
+const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
+
+impl Offer {
+    /// What the running kernel says of itself. `trial`: what became of programs that
+    /// were loaded; none if these privileges allow no such thing.
+    pub fn of_this_kernel(btf: Option<&Btf>, trial: Option<Trial>) -> Self {
+        let mut unasked = BTreeSet::new();
+        let mut ask = |what: &str, path: &str| {
+            fs::read_to_string(path)
+                .inspect_err(|error| {
+                    unasked.insert(format!("{what}: cannot read {path}: {error}"));
+                })
+                .ok()
+        };
+        let symbols = ask("how functions are spelled", KALLSYMS).unwrap_or_default();
+        let kptr_restrict = ask("whether addresses are hidden", KPTR_RESTRICT);
+        if trial.is_none() {
+            unasked.insert(
+                "what a security policy refuses: these privileges do not allow to try".to_owned(),
+            );
+        }
+        let Trial { refused, lacking } = trial.unwrap_or_default();
+        let name = rustix::system::uname();
+        Self {
+            release: name.release().to_string_lossy().into_owned(),
+            machine: name.machine().to_string_lossy().into_owned(),
+            preempt_rt: btf
+                .map_or_else(|| Path::new("/sys/kernel/realtime").exists(), is_preempt_rt),
+            btf: btf.is_some(),
+            tracepoints: btf
+                .into_iter()
+                .flat_map(Btf::tracepoints)
+                .filter(|(_, name, _)| tracepoint::ALL.contains(name))
+                .map(|(_, name, arguments)| (name.to_owned(), arguments))
+                .collect(),
+            functions: btf
+                .into_iter()
+                .flat_map(Btf::functions)
+                .filter(|(_, name, _)| is_lock_function(name))
+                .map(|(_, name, parameters)| (name.to_owned(), parameters))
+                .collect(),
+            symbols: spellings(&symbols, is_lock_function),
+            missing_privileges: capabilities::missing()
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            // Without the file there is no such policy, or no securityfs to tell of it.
+            lockdown: fs::read_to_string(LOCKDOWN)
+                .ok()
+                .and_then(|modes| lockdown(&modes)),
+            kptr_restrict: kptr_restrict.and_then(|level| level.trim().parse().ok()),
+            refused,
+            lacking,
+            unasked,
+        }
+    }
+
+    /// Why this way cannot be used, if it cannot.
+    pub fn refusal(&self, mechanism: Mechanism) -> Option<&str> {
+        self.refused.get(&mechanism).map(String::as_str)
+    }
+}
+
+/// `rwbase`: 5.15+; `rtmutex`: the patches for kernels before that.
+fn is_preempt_rt(btf: &Btf) -> bool {
+    ["rw_semaphore.rwbase", "rw_semaphore.rtmutex"]
+        .iter()
+        .any(|member| btf.member(member).is_some())
+}
+
+fn lockdown(modes: &str) -> Option<Lockdown> {
+    let active = modes.split(['[', ']']).nth(1)?;
+    match active {
+        "none" => Some(Lockdown::None),
+        "integrity" => Some(Lockdown::Integrity),
+        "confidentiality" => Some(Lockdown::Confidentiality),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_active_mode_of_lockdown_is_the_one_in_brackets() {
+        for (modes, expected) in [
+            ("[none] integrity confidentiality\n", Some(Lockdown::None)),
+            (
+                "none [integrity] confidentiality\n",
+                Some(Lockdown::Integrity),
+            ),
+            (
+                "none integrity [confidentiality]\n",
+                Some(Lockdown::Confidentiality),
+            ),
+            ("[future]", None),
+            ("", None),
+        ] {
+            assert_eq!(lockdown(modes), expected, "{modes}");
+        }
+    }
 }

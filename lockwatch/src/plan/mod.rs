@@ -2,12 +2,20 @@
 //!
 //! Pure: the same offer gives the same plan, on any machine.
 
+mod hold;
+mod place;
+mod survey;
+mod task;
+#[cfg(test)]
+mod tests;
+mod wait;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use crate::kernel::{
     lock_functions::{Awaited, Outcome},
-    offer::{Mechanism, Offer},
+    offer::{Feature, Mechanism, Offer},
 };
 use crate::lock::LockMode;
 
@@ -122,9 +130,31 @@ pub enum State {
     Hash,
 }
 
+/// What a [`Gap`] is in.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Subject {
+    /// Everything: no program at all can be loaded.
+    Everything,
+    /// The state at one instant.
+    Surveys,
+    /// Waits as they begin.
+    WaitBegins,
+    /// Waits as they end.
+    WaitEnds,
+    /// Who holds a lock, from acquiring to releasing it.
+    Holds,
+    /// How holders spend their time.
+    HolderTimes,
+}
+
 /// Something a user may want that this kernel does not give.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Gap {
+    /// What it is in.
+    pub subject: Subject,
     /// What is missing: `exact holders of locks other than mmap_lock`.
     pub missing: String,
     /// Why: `fentry is refused: …`.
@@ -147,4 +177,41 @@ pub struct Plan {
     pub gaps: Vec<Gap>,
     /// Why this way and not a better one, a line for each decision.
     pub reasons: Vec<String>,
+}
+
+/// Computes what to attach.
+pub fn plan(offer: &Offer, wanted: Wanted) -> Plan {
+    let mut plan = Plan {
+        hooks: Vec::new(),
+        state: State::TaskStorage,
+        gaps: Vec::new(),
+        reasons: Vec::new(),
+    };
+    survey::add(&mut plan, offer);
+    wait::add(&mut plan, offer);
+    if wanted.holds {
+        hold::add(&mut plan, offer);
+    }
+    task::add(&mut plan, offer);
+    if let Some(why) = offer.lacking.get(&Feature::TaskStorage) {
+        plan.state = State::Hash;
+        plan.reasons.push(format!(
+            "the state of tasks is kept in a hash map, not in task storage: {why}"
+        ));
+    }
+    plan.gaps.sort_by_key(|gap| gap.subject);
+    plan
+}
+
+impl Plan {
+    /// The gaps in one subject.
+    pub fn gaps_in(&self, subject: Subject) -> impl Iterator<Item = &Gap> {
+        self.gaps.iter().filter(move |gap| gap.subject == subject)
+    }
+
+    /// Whether lock waits are seen as they begin.
+    pub fn sees_waits(&self) -> bool {
+        let begins = |hook: &Hook| matches!(hook.purpose, Purpose::WaitBegin { .. });
+        self.hooks.iter().any(begins)
+    }
 }

@@ -4,6 +4,7 @@ pub mod holds;
 pub mod hook;
 mod iterator;
 mod log;
+pub mod offer;
 pub mod stream;
 pub mod survey;
 
