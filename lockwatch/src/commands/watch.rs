@@ -64,7 +64,10 @@ async fn watch(args: &WatchArgs) -> anyhow::Result<Outcome> {
         sources.said.join("; ")
     ));
     for gap in &sources.gaps {
-        say(&format!("not known here: {gap}"));
+        say(&format!(
+            "not here: {}: {}; {}",
+            gap.missing, gap.why, gap.cost
+        ));
     }
 
     lock_memory();

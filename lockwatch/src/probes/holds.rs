@@ -71,10 +71,16 @@ impl HoldProbes {
         mmap_lock: u64,
         btf: &Btf,
     ) -> Result<Option<Self>, HoldsError> {
+        let by_tid = plan.state == State::Hash;
         let hooks: Vec<(String, Hook)> = plan
             .hooks
             .iter()
-            .filter_map(|hook| Some((program_of(hook)?.to_owned(), hook.clone())))
+            .filter_map(|hook| match hook.purpose {
+                // Storage goes with its task.
+                Purpose::TaskExit if !by_tid => None,
+                Purpose::TaskExit => Some((TASK_FREED.to_owned(), freed(hook))),
+                _ => Some((program_of(hook)?.to_owned(), hook.clone())),
+            })
             .collect();
         if hooks.is_empty() {
             return Ok(None);
@@ -83,7 +89,6 @@ impl HoldProbes {
             matches!(hook.purpose, Purpose::MmapReleased { write } if write > 1)
         }));
         let hooks = Hooks::new(hooks);
-        let in_task_storage = plan.state == State::TaskStorage;
         let layout = Layout(*layout);
         let log_level = log::level();
         let mut loader = EbpfLoader::new();
@@ -92,28 +97,28 @@ impl HoldProbes {
             .allow_unsupported_maps()
             .override_global("TASK_LAYOUT", &layout, true);
         log::configure(&mut loader, &log_level);
-        let object = if in_task_storage {
+        let object = if by_tid {
+            BY_TID
+        } else {
             loader
                 .override_global("MMAP_LOCK", &mmap_lock, true)
                 .override_global("MEMCG_PATH", &memcg_path, true);
             IN_TASK_STORAGE
-        } else {
-            BY_TID
         };
         let mut ebpf = loader.load(object).map_err(LoadError::object)?;
-        if in_task_storage {
+        if !by_tid {
             let tasks: &mut Iter = iterator::program(&mut ebpf, TASK_HOLDS)?;
             tasks.load("task", btf).map_err(LoadError::program)?;
         }
         hooks.load(&mut ebpf, btf)?;
         let typed = |error| LoadError::Map(io::Error::other(error));
-        let by_tid = if in_task_storage {
-            None
-        } else {
+        let entries = if by_tid {
             Some(HashMap::try_from(map(&mut ebpf, "HOLDS")?).map_err(typed)?)
+        } else {
+            None
         };
         Ok(Some(Self {
-            by_tid,
+            by_tid: entries,
             releases: HashMap::try_from(map(&mut ebpf, "RELEASES")?).map_err(typed)?,
             counters: PerCpuArray::try_from(map(&mut ebpf, "HOLD_COUNTERS")?).map_err(typed)?,
             hooks,
@@ -177,6 +182,19 @@ impl HoldProbes {
     }
 }
 
+/// The program that takes a task out of the hash by tid.
+const TASK_FREED: &str = "sched_process_free";
+
+/// A task that exits still takes locks, to close its files for one, after
+/// `sched_process_exit`: its entry would be made anew, and stay. So it is taken out when
+/// its `task_struct` is freed (the same argument, 5.10 to 7.3).
+fn freed(exit: &Hook) -> Hook {
+    Hook {
+        target: TASK_FREED.to_owned(),
+        ..exit.clone()
+    }
+}
+
 /// The program that serves a hook, if it is one of this object.
 fn program_of(hook: &Hook) -> Option<&str> {
     // A name that begins with an underscore is no program's.
@@ -186,7 +204,6 @@ fn program_of(hook: &Hook) -> Option<&str> {
         | (Purpose::Release { .. } | Purpose::Downgrade, Mechanism::Fentry) => Some(name),
         (Purpose::MmapAcquired { .. }, Mechanism::TpBtf) => Some("mmap_lock_acquire_returned"),
         (Purpose::MmapReleased { .. }, Mechanism::TpBtf) => Some("mmap_lock_released"),
-        (Purpose::TaskExit, Mechanism::TpBtf) => Some("sched_process_free"),
         _ => None,
     }
 }

@@ -10,16 +10,15 @@ use crate::{
     kernel::{
         btf::Btf,
         layout::Layout,
+        offer::Trial,
         symbols::Symbols,
     },
-    plan::{Gap, Mechanism, Offer, Plan, Purpose, Wanted, plan},
+    plan::{Gap, Offer, Plan, Purpose, Wanted, plan},
     probes::{
-        self,
-        holds::{HoldProbes, HoldsError},
+        holds::HoldProbes,
         hook::Refused,
-        stream::StreamLoadError,
     },
-    stream::{Stream, StreamError, StreamOptions, TracedHolds},
+    stream::{Stream, StreamOptions, TracedHolds},
     survey::Surveyor,
     task::Nanos,
 };
@@ -106,14 +105,14 @@ impl Attached {
         let types = Btf::from_sys()?;
         let layout = Layout::from_btf(&types)?;
         let btf = aya::Btf::from_sys_fs().context("cannot use the kernel's type information")?;
-        let mut offer: Offer = probes::offer::ask(&types)?;
-        match Self::carry_out(plan(&offer, &wanted), &layout, &btf, options) {
+        let mut offer: Offer = Offer::of_this_kernel(Some(&types), Some(Trial::default()));
+        match Self::carry_out(plan(&offer, wanted), &layout, &btf, options) {
             Err(error) => match refusal(&error) {
                 Some(refused) if !offer.refused.contains_key(&refused.mechanism) => {
                     let (mechanism, why) = (refused.mechanism, format!("{error:#}"));
                     tracing::warn!("doing without {}: {why}", mechanism.name());
                     offer.refused.insert(mechanism, why);
-                    Self::carry_out(plan(&offer, &wanted), &layout, &btf, options)
+                    Self::carry_out(plan(&offer, wanted), &layout, &btf, options)
                 }
                 _ => Err(error),
             },
@@ -192,6 +191,3 @@ const PLACES_NAMED: usize = 4;
 fn refusal(error: &anyhow::Error) -> Option<&Refused> {
     error.chain().find_map(|cause| cause.downcast_ref::<Refused>())
 }
-
-#[allow(unused)]
-fn unused(a: HoldsError, b: StreamLoadError, c: StreamError, d: Mechanism) {}
