@@ -9,7 +9,6 @@
 use core::{ffi::c_void, mem::size_of};
 
 use aya_ebpf::{
-    EbpfContext,
     helpers::{
         bpf_get_current_pid_tgid,
         generated::{bpf_get_current_task, bpf_probe_read_kernel},
@@ -19,7 +18,7 @@ use aya_ebpf::{
 };
 use lockwatch_ebpf::stream::{self as abi, WaitKey, WaitSite, flags, outcome};
 
-use super::{member::global, task::TASK_LAYOUT, waits};
+use super::{argument::word, member::global, task::TASK_LAYOUT, waits};
 
 #[unsafe(no_mangle)]
 static WAIT_SITES: [WaitSite; abi::WAIT_SITES] = [WaitSite {
@@ -51,12 +50,11 @@ macro_rules! site {
         /// long as configured.
         #[fexit]
         fn $end(ctx: FExitContext) -> i32 {
-            // Each load has an offset of its own: the verifier allows no other.
             let returned = match global!(WAIT_SITES[$index].parameters) {
-                1 => word::<1>(&ctx),
-                2 => word::<2>(&ctx),
-                3 => word::<3>(&ctx),
-                4 => word::<4>(&ctx),
+                1 => word::<8>(&ctx),
+                2 => word::<16>(&ctx),
+                3 => word::<24>(&ctx),
+                4 => word::<32>(&ctx),
                 _ => 0,
             };
             let result = match global!(WAIT_SITES[$index].outcome) {
@@ -99,13 +97,6 @@ site!(8, wait_begin_8, wait_end_8, wait_kprobe_8);
 site!(9, wait_begin_9, wait_end_9, wait_kprobe_9);
 site!(10, wait_begin_10, wait_end_10, wait_kprobe_10);
 site!(11, wait_begin_11, wait_end_11, wait_kprobe_11);
-
-/// A word of the context, by an offset that stays in the instruction.
-#[inline(always)]
-fn word<const INDEX: usize>(ctx: &FExitContext) -> u64 {
-    // SAFETY: the verifier checks it against the function's prototype.
-    unsafe { ctx.as_ptr().cast::<u64>().add(INDEX).read_volatile() }
-}
 
 #[inline(always)]
 fn begin(lock: u64, wait_flags: u32) -> i32 {

@@ -4,6 +4,7 @@
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
 use super::{
+    argument::word,
     member::global,
     state::{Mode, acquired, released},
 };
@@ -23,10 +24,10 @@ static MEMCG_PATH: u32 = 0;
 /// acquired for read. Cost and effect as the functions'.
 #[btf_tracepoint(function = "mmap_lock_acquire_returned")]
 fn mmap_lock_acquire_returned(ctx: BtfTracePointContext) -> i32 {
-    let (write, success): (u64, u64) = if global!(MEMCG_PATH) == 0 {
-        (ctx.arg(1), ctx.arg(2))
+    let (write, success) = if global!(MEMCG_PATH) == 0 {
+        (word::<8>(&ctx), word::<16>(&ctx))
     } else {
-        (ctx.arg(2), ctx.arg(3))
+        (word::<16>(&ctx), word::<24>(&ctx))
     };
     if success & 0xff == 0 {
         return 0;

@@ -15,8 +15,9 @@ use crate::{
     },
     plan::{Gap, Offer, Plan, Purpose, Wanted, plan},
     probes::{
-        holds::HoldProbes,
+        holds::{HoldProbes, HoldsError},
         hook::Refused,
+        stream::StreamLoadError,
     },
     stream::{Stream, StreamOptions, TracedHolds},
     survey::Surveyor,
@@ -189,5 +190,13 @@ const PLACES_NAMED: usize = 4;
 
 /// The hook that was refused, if that is what the error is about.
 fn refusal(error: &anyhow::Error) -> Option<&Refused> {
-    error.chain().find_map(|cause| cause.downcast_ref::<Refused>())
+    error.chain().find_map(|cause| {
+        if let Some(StreamLoadError::Refused(refused)) = cause.downcast_ref() {
+            return Some(refused);
+        }
+        if let Some(HoldsError::Refused(refused)) = cause.downcast_ref() {
+            return Some(refused);
+        }
+        cause.downcast_ref()
+    })
 }
