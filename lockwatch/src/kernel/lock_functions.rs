@@ -157,29 +157,27 @@ pub mod tracepoint {
     pub const CONTENTION_BEGIN: &str = "contention_begin";
     /// 5.19+: `(void *lock, int ret)`.
     pub const CONTENTION_END: &str = "contention_end";
-    /// 5.11+; `(mm, write)`, with `const char *memcg_path` before `write` up to 6.15.
-    pub const MMAP_LOCK_START: &str = "mmap_lock_start_locking";
-    /// As [`MMAP_LOCK_START`], with `bool success` last.
+    /// 5.11+; `(mm, write, success)`, with `const char *memcg_path` behind `mm` up to 6.15.
     pub const MMAP_LOCK_ACQUIRED: &str = "mmap_lock_acquire_returned";
-    /// As [`MMAP_LOCK_START`].
+    /// As [`MMAP_LOCK_ACQUIRED`], without `success`.
     pub const MMAP_LOCK_RELEASED: &str = "mmap_lock_released";
     /// `(bool preempt, prev, next)`, from 5.18 on with `unsigned int prev_state`.
     pub const SCHED_SWITCH: &str = "sched_switch";
     /// `(struct task_struct *)`
     pub const SCHED_WAKEUP: &str = "sched_wakeup";
-    /// `(struct task_struct *)`, 6.16+ with `bool group_dead`.
-    pub const SCHED_PROCESS_EXIT: &str = "sched_process_exit";
+    /// `(struct task_struct *)`: nothing of it is left. `sched_process_exit` comes too
+    /// early: an exiting task still takes locks (`exit_mm`).
+    pub const SCHED_PROCESS_FREE: &str = "sched_process_free";
 
     /// All that a plan could want.
-    pub const ALL: [&str; 8] = [
+    pub const ALL: [&str; 7] = [
         CONTENTION_BEGIN,
         CONTENTION_END,
-        MMAP_LOCK_START,
         MMAP_LOCK_ACQUIRED,
         MMAP_LOCK_RELEASED,
         SCHED_SWITCH,
         SCHED_WAKEUP,
-        SCHED_PROCESS_EXIT,
+        SCHED_PROCESS_FREE,
     ];
 }
 

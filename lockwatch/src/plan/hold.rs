@@ -12,7 +12,7 @@ use super::{
 };
 use crate::kernel::lock_functions::{
     LOCK_FUNCTIONS, RELEASES_EVERYWHERE, Role,
-    tracepoint::{MMAP_LOCK_ACQUIRED, MMAP_LOCK_RELEASED, MMAP_LOCK_START},
+    tracepoint::{MMAP_LOCK_ACQUIRED, MMAP_LOCK_RELEASED},
 };
 
 /// Adds the best hooks for holds; what they leave out becomes gaps.
@@ -125,19 +125,15 @@ impl Functions {
     }
 }
 
-/// The tracepoints of mmap_lock; all three, or none.
+/// The tracepoints of mmap_lock; both, or none.
 fn mmap_lock(offer: &Offer) -> Result<Vec<Hook>, String> {
-    let purposes: [(&str, fn(&[u8]) -> Option<Purpose>); 3] = [
+    let purposes: [(&str, fn(&[u8]) -> Option<Purpose>); 2] = [
         (MMAP_LOCK_RELEASED, |bools| match *bools {
             [write] => Some(Purpose::MmapReleased { write }),
             _ => None,
         }),
         (MMAP_LOCK_ACQUIRED, |bools| match *bools {
             [write, success] => Some(Purpose::MmapAcquired { write, success }),
-            _ => None,
-        }),
-        (MMAP_LOCK_START, |bools| match *bools {
-            [write] => Some(Purpose::MmapStart { write }),
             _ => None,
         }),
     ];

@@ -62,12 +62,7 @@ pub enum Purpose {
     },
     /// A write-held rwsem is about to become read-held: at the entry of the function.
     Downgrade,
-    /// A task is about to acquire an mmap_lock, or to try. Argument 0 is the mm.
-    MmapStart {
-        /// Position of `bool write`.
-        write: u8,
-    },
-    /// It has acquired it, or failed to; also fires, for read, just before a downgrade.
+    /// A task has acquired an mmap_lock, or failed to; also fires, for read, just before a downgrade.
     /// Argument 0 is the mm.
     MmapAcquired {
         /// Position of `bool write`.
@@ -75,7 +70,7 @@ pub enum Purpose {
         /// Position of `bool success`.
         success: u8,
     },
-    /// It is about to release it. Argument 0 is the mm.
+    /// A task is about to release an mmap_lock. Argument 0 is the mm.
     MmapReleased {
         /// Position of `bool write`.
         write: u8,
@@ -92,7 +87,8 @@ pub enum Purpose {
     },
     /// A task is made runnable. Argument 0 is the task.
     HolderWakeup,
-    /// A task exits. Argument 0 is the task.
+    /// A task has exited and is freed, so that what is kept by its thread ID can go.
+    /// Argument 0 is the task.
     TaskExit,
 }
 
@@ -192,13 +188,13 @@ pub fn plan(offer: &Offer, wanted: Wanted) -> Plan {
     if wanted.holds {
         hold::add(&mut plan, offer);
     }
-    task::add(&mut plan, offer);
     if let Some(why) = offer.lacking.get(&Feature::TaskStorage) {
         plan.state = State::Hash;
         plan.reasons.push(format!(
             "the state of tasks is kept in a hash map, not in task storage: {why}"
         ));
     }
+    task::add(&mut plan, offer);
     plan.gaps.sort_by_key(|gap| gap.subject);
     plan
 }

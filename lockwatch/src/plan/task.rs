@@ -1,10 +1,10 @@
 //! Hooks that see how holders spend their time, and tasks that exit.
 
 use super::{
-    Gap, Hook, Offer, Plan, Purpose, Subject,
+    Gap, Hook, Offer, Plan, Purpose, State, Subject,
     place::{count, positions, tracepoint},
 };
-use crate::kernel::lock_functions::tracepoint::{SCHED_PROCESS_EXIT, SCHED_SWITCH, SCHED_WAKEUP};
+use crate::kernel::lock_functions::tracepoint::{SCHED_PROCESS_FREE, SCHED_SWITCH, SCHED_WAKEUP};
 
 const TASK: &str = "struct task_struct *";
 
@@ -60,18 +60,19 @@ pub(super) fn add(plan: &mut Plan, offer: &Offer) {
     } else {
         plan.hooks.append(&mut hooks);
     }
-    if holds {
+    // Task storage goes with its task.
+    if holds && plan.state == State::Hash {
         exit(plan, offer);
     }
 }
 
-/// A task that exits holds nothing any more.
+/// A task that has exited holds nothing any more.
 fn exit(plan: &mut Plan, offer: &Offer) {
-    match tracepoint(offer, SCHED_PROCESS_EXIT) {
+    match tracepoint(offer, SCHED_PROCESS_FREE) {
         Ok((mechanism, arguments)) => plan.hooks.push(Hook {
             purpose: Purpose::TaskExit,
             mechanism,
-            target: SCHED_PROCESS_EXIT.to_owned(),
+            target: SCHED_PROCESS_FREE.to_owned(),
             parameters: count(arguments),
         }),
         Err(why) => plan.reasons.push(format!(
