@@ -75,12 +75,9 @@ impl HoldProbes {
         let hooks: Vec<(String, Hook)> = plan
             .hooks
             .iter()
-            .filter_map(|hook| match hook.purpose {
-                // Storage goes with its task.
-                Purpose::TaskExit if !by_tid => None,
-                Purpose::TaskExit => Some((TASK_FREED.to_owned(), freed(hook))),
-                _ => Some((program_of(hook)?.to_owned(), hook.clone())),
-            })
+            // Storage goes with its task.
+            .filter(|hook| by_tid || hook.purpose != Purpose::TaskExit)
+            .filter_map(|hook| Some((program_of(hook)?.to_owned(), hook.clone())))
             .collect();
         if hooks.is_empty() {
             return Ok(None);
@@ -182,28 +179,17 @@ impl HoldProbes {
     }
 }
 
-/// The program that takes a task out of the hash by tid.
-const TASK_FREED: &str = "sched_process_free";
-
-/// A task that exits still takes locks, to close its files for one, after
-/// `sched_process_exit`: its entry would be made anew, and stay. So it is taken out when
-/// its `task_struct` is freed (the same argument, 5.10 to 7.3).
-fn freed(exit: &Hook) -> Hook {
-    Hook {
-        target: TASK_FREED.to_owned(),
-        ..exit.clone()
-    }
-}
-
 /// The program that serves a hook, if it is one of this object.
 fn program_of(hook: &Hook) -> Option<&str> {
     // A name that begins with an underscore is no program's.
     let name = hook.target.trim_start_matches('_');
     match (hook.purpose, hook.mechanism) {
         (Purpose::Acquire { .. }, Mechanism::Fexit)
-        | (Purpose::Release { .. } | Purpose::Downgrade, Mechanism::Fentry) => Some(name),
-        (Purpose::MmapAcquired { .. }, Mechanism::TpBtf) => Some("mmap_lock_acquire_returned"),
-        (Purpose::MmapReleased { .. }, Mechanism::TpBtf) => Some("mmap_lock_released"),
+        | (Purpose::Release { .. } | Purpose::Downgrade, Mechanism::Fentry)
+        | (
+            Purpose::MmapAcquired { .. } | Purpose::MmapReleased { .. } | Purpose::TaskExit,
+            Mechanism::TpBtf,
+        ) => Some(name),
         _ => None,
     }
 }
