@@ -6,6 +6,7 @@
 
 mod beside;
 mod fuse;
+mod mapping;
 mod scenario;
 mod signals;
 mod stage;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use lockwatch_tests::truth::{Decoy, DecoyKind, Mode, Waiter};
+use lockwatch_tests::truth::{Decoy, DecoyKind, Holder, Mode, Stuck, Waiter};
 use nix::{
     errno::Errno,
     mount::{MntFlags, umount2},
@@ -136,6 +136,59 @@ impl Stage {
         Ok(())
     }
 
+    /// Starts a thread that does `before` and then sleeps in a futex until the end, and
+    /// notes it as a decoy once it does.
+    pub(crate) fn resting_decoy(
+        &mut self,
+        comm: &str,
+        what: DecoyKind,
+        before: impl FnOnce() + Send + 'static,
+    ) -> Result<()> {
+        let rest = self.rest.clone();
+        let (task, _) = self.start(comm, move || {
+            before();
+            rest.wait();
+        })?;
+        self.decoy(task, comm, what, Look::waits_for_futex)
+    }
+
+    /// Starts a thread whose work ends in a request that is late, and notes it as a decoy
+    /// once it waits for the answer.
+    pub(crate) fn fuse_decoy(
+        &mut self,
+        comm: &str,
+        what: DecoyKind,
+        label: &str,
+        work: impl FnOnce() + Send + 'static,
+    ) -> Result<()> {
+        let (task, _) = self.start(comm, work)?;
+        self.server.wait_parked(label, STEP)?;
+        self.decoy(task, comm, what, Look::waits_for_fuse)
+    }
+
+    /// Starts a thread whose work ends in a request that is late: the holder.
+    pub(crate) fn fuse_holder(
+        &mut self,
+        comm: &str,
+        mode: Mode,
+        label: &'static str,
+        work: impl FnOnce() + Send + 'static,
+    ) -> Result<Holder> {
+        let (task, _) = self.start(comm, work)?;
+        self.server.wait_parked(label, STEP)?;
+        self.held = Some(label);
+        let look = task.settle(comm, STEP, Look::waits_for_fuse)?;
+        Ok(Holder {
+            tid: task.tid,
+            tgid: task.tgid,
+            comm: comm.into(),
+            mode,
+            stuck: Stuck::Fuse,
+            frame: look.top().to_owned(),
+            granted: false,
+        })
+    }
+
     /// Notes a decoy once it has exited.
     pub(crate) fn gone_decoy(&mut self, task: Task, comm: &str, what: DecoyKind) -> Result<()> {
         task.gone(comm, STEP)?;
@@ -168,7 +221,7 @@ impl Stage {
         if self.signals.arrived() {
             bail!("interrupted while the stall was being made");
         }
-        let look = task.settle(comm, STEP, |look| look.is_queued_in(want.callers))?;
+        let look = task.settle(comm, STEP, |look| want.is_met(look))?;
         let waiter = Waiter {
             position: self.next_position(),
             tid: task.tid,
@@ -192,7 +245,7 @@ impl Stage {
                 tid: waiter.tid,
             };
             let look = task.look()?;
-            if !look.is_queued_in(want.callers) {
+            if !want.is_met(&look) {
                 bail!(
                     "{} left the queue too early; seen in state {} in {}",
                     waiter.comm,
@@ -257,8 +310,18 @@ impl Stage {
 pub(crate) struct Want {
     pub(crate) mode: Mode,
     pub(crate) killable: bool,
+    /// How it sleeps: one-letter state of /proc.
+    pub(crate) state: char,
     /// Functions that call the lock function; their names differ by version.
     pub(crate) callers: &'static [&'static str],
+}
+
+impl Want {
+    /// Asleep as it should, called from one of `callers`: in the queue of the lock that
+    /// they take.
+    pub(crate) fn is_met(&self, look: &Look) -> bool {
+        look.state == self.state && self.callers.contains(&look.top())
+    }
 }
 
 fn wait_for<'a>(workers: impl Iterator<Item = &'a Worker>) -> bool {
@@ -302,4 +365,27 @@ fn unmount(mount: &Path, server_has_ended: impl Fn() -> bool) -> bool {
         thread::sleep(Duration::from_millis(1));
     }
     clean && fs::remove_dir(mount).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queued_task_sleeps_directly_below_the_lock() {
+        let look = |state, frames: &[&str]| Look {
+            state,
+            switches: 0,
+            frames: frames.iter().map(|frame| (*frame).to_owned()).collect(),
+        };
+        let want = Want {
+            mode: Mode::Read,
+            killable: false,
+            state: 'D',
+            callers: &["lookup_slow"],
+        };
+        assert!(want.is_met(&look('D', &["lookup_slow", "walk_component"])));
+        assert!(!want.is_met(&look('S', &["lookup_slow"])));
+        assert!(!want.is_met(&look('D', &["request_wait_answer", "lookup_slow"])));
+    }
 }

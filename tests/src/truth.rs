@@ -31,8 +31,14 @@ pub enum Scenario {
     /// A file system's s_umount as in super-read-held, with a sync stuck in another file system
     /// (Linux 6.18 and later)
     SuperReadHeldSync,
-    /// A directory's i_rwsem, granted to a reader that gets no CPU (shorter than 0.7 s)
+    /// A directory's i_rwsem, granted to a reader that gets no CPU (shorter than 5 s)
     Granted,
+    /// The mutex of an open file's position, held by a read that waits for FUSE
+    FilePosHeld,
+    /// The mutex of a pipe, held by a write whose bytes are a page fault that waits for FUSE
+    PipeHeld,
+    /// A PI futex (an rt_mutex), held by a thread that waits for FUSE
+    PiFutexHeld,
 }
 
 impl Scenario {
@@ -85,10 +91,12 @@ pub struct Ready {
 /// The lock of a stall.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lock {
-    /// Always `rwsem` so far.
+    /// Which primitive.
     pub kind: LockKind,
-    /// Which member of which kernel object the lock is.
-    pub class: LockClass,
+    /// Which member of which kernel object the lock is; `None` for a lock that has no
+    /// class of its own: such a lock is known by who waits for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<LockClass>,
     /// The name a person would give it, e.g. `mmap_lock of lab-target[123]`.
     pub name: String,
     /// For an i_rwsem: the directory's path inside its file system.
@@ -111,6 +119,10 @@ pub struct Lock {
 pub enum LockKind {
     /// `struct rw_semaphore`.
     Rwsem,
+    /// `struct mutex`.
+    Mutex,
+    /// `struct rt_mutex`.
+    RtMutex,
 }
 
 /// Class of a lock.
@@ -229,6 +241,13 @@ pub enum DecoyKind {
     OtherDirectory,
     /// Waits for FUSE on a file in the stalled directory, without its lock.
     OtherFile,
+    /// Waits for FUSE in a read through the same open file, without the lock of its
+    /// position (pread).
+    SameDescription,
+    /// Waits for FUSE with the same lock of another object held, that nobody waits for.
+    OtherObject,
+    /// Sleeps on the same object for another reason than the lock.
+    SameObject,
     /// Waits for FUSE with the request that the holder waits with, without a lock.
     SameRequest,
     /// Sleeps in `page_mkwrite` of a write fault of the same address space,
@@ -267,7 +286,7 @@ mod tests {
     fn a_lock_says_only_what_its_class_has() {
         let lock = Lock {
             kind: LockKind::Rwsem,
-            class: LockClass::IRwsem,
+            class: Some(LockClass::IRwsem),
             name: "i_rwsem of /mnt/dir".into(),
             path: Some("/dir".into()),
             ino: Some(2),

@@ -44,7 +44,7 @@ pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
         let _ = bind(Pid::from_raw(0), taken);
         drop(fs::symlink_metadata(unknown));
     })?;
-    let queued = reader.settle(comm, STEP, |look| look.is_queued_in(inode::LOOKUP.callers))?;
+    let queued = reader.settle(comm, STEP, |look| inode::LOOKUP.is_met(look))?;
 
     // Writers only: a reader in this queue would be granted too, and leave.
     for position in 1..=cast.waiters {

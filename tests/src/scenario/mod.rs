@@ -1,11 +1,14 @@
 //! The stalls: which files they need, and how each is built task by task.
 
+mod file_pos_held;
 mod granted;
 mod inode_read_held;
 mod inode_write_held;
 mod mmap;
 mod mmap_read_held;
 mod mmap_write_held;
+mod pi_futex_held;
+mod pipe_held;
 mod super_read_held;
 mod super_sync;
 
@@ -52,7 +55,10 @@ pub(crate) fn hold_times(scenario: Scenario) -> (Duration, Duration) {
         | Scenario::InodeReadHeld
         | Scenario::InodeReadHeldOverlay
         | Scenario::SuperReadHeld
-        | Scenario::SuperReadHeldSync => (Duration::from_secs(20), Duration::from_secs(60)),
+        | Scenario::SuperReadHeldSync
+        | Scenario::FilePosHeld
+        | Scenario::PipeHeld
+        | Scenario::PiFutexHeld => (Duration::from_secs(20), Duration::from_secs(60)),
     }
 }
 
@@ -65,6 +71,9 @@ pub(crate) fn scenery(scenario: Scenario, cast: Cast) -> Scenery {
         Scenario::SuperReadHeldSync => super_sync::scenery(),
         Scenario::MmapReadHeld => mmap_read_held::scenery(cast),
         Scenario::MmapWriteHeld => mmap_write_held::scenery(cast),
+        Scenario::FilePosHeld => file_pos_held::scenery(),
+        Scenario::PipeHeld => pipe_held::scenery(),
+        Scenario::PiFutexHeld => pi_futex_held::scenery(),
     }
 }
 
@@ -79,5 +88,8 @@ pub(crate) fn raise(scenario: Scenario, stage: &mut Stage, cast: Cast) -> Result
         Scenario::MmapReadHeld => mmap_read_held::raise(stage, cast),
         Scenario::MmapWriteHeld => mmap_write_held::raise(stage, cast),
         Scenario::Granted => granted::raise(stage, cast),
+        Scenario::FilePosHeld => file_pos_held::raise(stage, cast),
+        Scenario::PipeHeld => pipe_held::raise(stage, cast),
+        Scenario::PiFutexHeld => pi_futex_held::raise(stage, cast),
     }
 }

@@ -42,12 +42,14 @@ const DECOY_READ: &str = "read of a file";
 const REMOUNT: Want = Want {
     mode: Mode::Write,
     killable: false,
+    state: 'D',
     callers: &["do_remount", "path_mount", "do_mount"],
 };
 
 const SYNCFS: Want = Want {
     mode: Mode::Read,
     killable: false,
+    state: 'D',
     callers: &["__x64_sys_syncfs", "__do_sys_syncfs", "ksys_syncfs"],
 };
 
@@ -55,6 +57,7 @@ const SYNCFS: Want = Want {
 const USTAT: Want = Want {
     mode: Mode::Read,
     killable: false,
+    state: 'D',
     callers: &["super_lock", "user_get_super"],
 };
 
@@ -107,7 +110,7 @@ pub(super) fn raise_with(
     Ok(Standing {
         lock: Lock {
             kind: LockKind::Rwsem,
-            class: LockClass::SUmount,
+            class: Some(LockClass::SUmount),
             name: format!("s_umount of fuse fuse on {}", stage.mount.display()),
             path: None,
             ino: None,

@@ -14,11 +14,9 @@ use nix::{
     unistd::{Pid, getppid},
 };
 
-use super::{
-    Actor, COMM, Part,
-    mapping::{Mapping, map_one_page, start_writeback},
-};
+use super::{Actor, COMM, Part};
 use crate::{
+    mapping::{Mapping, map_one_page, start_writeback},
     watchdog::{exit_now, silence_streams},
     worker::Rest,
 };

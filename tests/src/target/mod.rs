@@ -6,7 +6,6 @@
 //! into the queue that the lab has not admitted.
 
 mod child;
-mod mapping;
 
 use std::{
     fs::File,

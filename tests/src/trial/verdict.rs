@@ -87,7 +87,7 @@ impl Verdict {
     }
 
     fn lock(&mut self, lock: &Lock, truth: &Ready) {
-        self.expect(lock.name == truth.lock.name, || {
+        self.expect(is_named_so(&lock.name, truth), || {
             format!("it is named `{}`, not `{}`", lock.name, truth.lock.name)
         });
         self.expect(lock.kind == Some(truth.lock.kind), || {
@@ -326,7 +326,7 @@ impl Verdict {
         match finding("long-wait") {
             None => self.complain("no long-wait is found"),
             Some(found) => {
-                self.expect(found.sentence.contains(&truth.lock.name), || {
+                self.expect(found.sentence.contains(&lock.name), || {
                     format!("`{}` does not name the lock", found.sentence)
                 });
                 let missing: Vec<_> = truth
@@ -352,7 +352,11 @@ impl Verdict {
 
 fn is_the_lock(lock: &Lock, truth: &Ready) -> bool {
     let wanted = &truth.lock;
-    let class = match wanted.class {
+    let Some(class) = wanted.class else {
+        let first = truth.waiters.first().map(|waiter| waiter.tid);
+        return lock.waiters.first().map(|waiter| waiter.tid) == first;
+    };
+    let class = match class {
         LockClass::MmapLock => "mmap_lock",
         LockClass::IRwsem => "i_rwsem",
         LockClass::SUmount => "s_umount",
@@ -369,6 +373,11 @@ fn is_the_lock(lock: &Lock, truth: &Ready) -> bool {
             Some(Object::SuperBlock { fstype, .. }) => fstype == "fuse" && lock.name == wanted.name,
             Some(Object::Symbol(_)) | None => false,
         }
+}
+
+/// A lock without a class may have any name.
+fn is_named_so(name: &str, truth: &Ready) -> bool {
+    truth.lock.class.is_none() || name == truth.lock.name
 }
 
 /// Readers behind a writer, while readers hold the lock.

@@ -1,4 +1,4 @@
-//! Mappings of the lab's files, as the target uses them.
+//! Mappings of the lab's files.
 
 use std::{
     fs::File,
@@ -12,24 +12,31 @@ use anyhow::{Context, Result};
 use nix::{
     errno::Errno,
     libc,
-    sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous},
+    sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap},
 };
 
 use crate::fuse::{FILE_SIZE, PAGE};
 
 /// A shared mapping of a whole file. It is never unmapped by hand: that would
 /// take the mmap_lock in the middle of a stall.
-pub(super) struct Mapping {
+pub(crate) struct Mapping {
     start: NonNull<u8>,
 }
 
+// SAFETY: a mapping belongs to the process, not to a thread.
+unsafe impl Send for Mapping {}
+
+// SAFETY: its bytes are only ever touched by volatile accesses and by the kernel, and no
+// value that was read is used.
+unsafe impl Sync for Mapping {}
+
 impl Mapping {
-    pub(super) fn new(path: &Path, access: ProtFlags) -> Result<Self> {
+    pub(crate) fn new(path: &Path, access: ProtFlags) -> Result<Self> {
         Self::keeping_file(path, access).map(|(map, _)| map)
     }
 
     /// The file is open for as long as the caller keeps it.
-    pub(super) fn keeping_file(path: &Path, access: ProtFlags) -> Result<(Self, File)> {
+    pub(crate) fn keeping_file(path: &Path, access: ProtFlags) -> Result<(Self, File)> {
         let file = File::options()
             .read(true)
             .write(access.contains(ProtFlags::PROT_WRITE))
@@ -43,20 +50,30 @@ impl Mapping {
         Ok((Self { start }, file))
     }
 
-    pub(super) fn touch(&self, page: u64) {
+    pub(crate) fn page(&self, page: u64) -> NonNull<u8> {
         assert!(page < FILE_SIZE / PAGE, "the page is part of the file");
         // SAFETY: the page is inside the mapping, see the assertion.
-        let byte = unsafe { self.start.add((page * PAGE) as usize) };
+        unsafe { self.start.add((page * PAGE) as usize) }
+    }
+
+    pub(crate) fn touch(&self, page: u64) {
+        let byte = self.page(page);
         // SAFETY: mapped readable; the bytes may change but are never used.
         let _ = unsafe { byte.read_volatile() };
     }
 
-    pub(super) fn dirty(&self) {
+    /// Takes it away again.
+    pub(crate) fn unmap(&self) {
+        // SAFETY: the whole mapping, which nobody uses any more.
+        let _ = unsafe { munmap(self.start.cast(), length().get()) };
+    }
+
+    pub(crate) fn dirty(&self) {
         // SAFETY: the caller mapped it writable, and nothing else uses it.
         unsafe { self.start.write_volatile(1) }
     }
 
-    pub(super) fn replace(&self) -> Result<()> {
+    pub(crate) fn replace(&self) -> Result<()> {
         let address = NonZeroUsize::new(self.start.as_ptr().addr());
         // SAFETY: replaces a mapping of our own that nothing refers to.
         unsafe {
@@ -73,7 +90,7 @@ impl Mapping {
 }
 
 /// Sends what is dirty to the file system and does not wait for its answer.
-pub(super) fn start_writeback(file: &File) -> Result<()> {
+pub(crate) fn start_writeback(file: &File) -> Result<()> {
     // SAFETY: the descriptor is open for the time of the call; no pointers.
     let outcome =
         unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
@@ -81,7 +98,7 @@ pub(super) fn start_writeback(file: &File) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn map_one_page() -> Result<()> {
+pub(crate) fn map_one_page() -> Result<()> {
     let page = NonZeroUsize::new(PAGE as usize).context("a page has no size")?;
     // SAFETY: a new mapping at an address of the kernel's choice.
     unsafe { mmap_anonymous(None, page, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE) }
