@@ -72,21 +72,23 @@ impl Mapping {
         // SAFETY: the caller mapped it writable, and nothing else uses it.
         unsafe { self.start.write_volatile(1) }
     }
+}
 
-    pub(crate) fn replace(&self) -> Result<()> {
-        let address = NonZeroUsize::new(self.start.as_ptr().addr());
-        // SAFETY: replaces a mapping of our own that nothing refers to.
-        unsafe {
-            mmap_anonymous(
-                address,
-                length(),
-                ProtFlags::PROT_READ,
-                MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED,
-            )
-        }
-        .context("cannot map over the dirty file")?;
-        Ok(())
-    }
+/// Opens a file for requests of its own, past the page cache.
+pub(crate) fn open_direct(path: &Path) -> Result<File> {
+    File::options()
+        .read(true)
+        .custom_flags(libc::O_CLOEXEC | libc::O_DIRECT)
+        .open(path)
+        .with_context(|| format!("cannot open {} with O_DIRECT", path.display()))
+}
+
+/// Maps the whole file privately, for good.
+pub(crate) fn map_privately(file: &File) -> Result<()> {
+    let (read, private) = (ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE);
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    unsafe { mmap(None, length(), read, private, file, 0) }.context("cannot map a file")?;
+    Ok(())
 }
 
 /// Sends what is dirty to the file system and does not wait for its answer.

@@ -48,7 +48,7 @@ pub(crate) struct Standing {
 /// How long the stall stands if nobody says how long, and at most.
 pub(crate) fn hold_times(scenario: Scenario) -> (Duration, Duration) {
     match scenario {
-        Scenario::Granted => (Duration::from_millis(500), granted::SPIN),
+        Scenario::Granted => (granted::SPIN, granted::SPIN),
         Scenario::InodeWriteHeld
         | Scenario::MmapReadHeld
         | Scenario::MmapWriteHeld

@@ -16,7 +16,7 @@ use nix::{
 
 use super::{Actor, COMM, Part};
 use crate::{
-    mapping::{Mapping, map_one_page, start_writeback},
+    mapping::{Mapping, map_one_page, map_privately, open_direct, start_writeback},
     watchdog::{exit_now, silence_streams},
     worker::Rest,
 };
@@ -114,14 +114,19 @@ impl Entrance {
                 }
                 return Ok(());
             }
-            Part::MapOver { file } => {
+            Part::MapDirect { file } => {
                 let both = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-                let map = Mapping::new(&mount.join(file), both)?;
-                map.dirty();
-                drop(mount);
+                let path = mount.join(file);
+                // Opening a file drops its pages, too: it comes before they are dirty.
+                let direct = open_direct(&path)?;
+                Mapping::new(&path, both)?.dirty();
+                drop((mount, path));
                 if self.enter()? {
-                    map.replace()?;
+                    map_privately(&direct)?;
                 }
+                self.wait()?;
+                drop(direct);
+                return Ok(());
             }
             Part::WriteAgain { file } => {
                 let both = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
