@@ -2,7 +2,8 @@
 //!
 //! It makes a stall on the running kernel, prints what it has made as one line
 //! of JSON, holds it, clears it, and prints that it has. Exit codes: 0 the
-//! stall stood and everything ended by itself, 2 it did not.
+//! stall stood and everything ended by itself, 2 it did not, 3 this kernel
+//! cannot have it.
 
 mod beside;
 mod fuse;
@@ -25,11 +26,11 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use lockwatch_tests::{
     clock,
-    truth::{Cleared, Event, Ready, Scenario},
+    truth::{Cleared, Event, NOT_HERE, Ready, Scenario},
 };
 
 use crate::{
-    scenario::{Cast, Standing},
+    scenario::{Cast, NotHere, Standing},
     stage::Stage,
     task::Task,
 };
@@ -74,7 +75,7 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::from(2),
         Err(error) => {
             eprintln!("stall-lab: {error:#}");
-            ExitCode::from(2)
+            ExitCode::from(if error.is::<NotHere>() { NOT_HERE } else { 2 })
         }
     }
 }
@@ -127,6 +128,7 @@ fn ready(scenario: Scenario, stage: &mut Stage, standing: Standing, ends: Instan
         waiters: std::mem::take(&mut stage.waiters),
         decoys: std::mem::take(&mut stage.decoys),
         owner_hidden: stage.owner_hidden,
+        next: standing.next,
         ends_at_ns: clock::monotonic_ns() + left.as_nanos() as u64,
     }))
 }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use nix::{
     errno::Errno,
     libc,
-    sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap},
+    sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap},
 };
 
 use crate::fuse::{FILE_SIZE, PAGE};
@@ -60,6 +60,13 @@ impl Mapping {
         let byte = self.page(page);
         // SAFETY: mapped readable; the bytes may change but are never used.
         let _ = unsafe { byte.read_volatile() };
+    }
+
+    /// Changes the memory area without taking a right away: who writes there goes on.
+    pub(crate) fn advise(&self) -> Result<()> {
+        let (start, advice) = (self.start.cast(), MmapAdvise::MADV_DONTFORK);
+        // SAFETY: the whole mapping; the advice is about later forks.
+        unsafe { madvise(start, length().get(), advice) }.context("cannot advise a mapping")
     }
 
     /// Takes it away again.

@@ -163,7 +163,7 @@ fn frames_in_stack(stack: &str) -> Vec<String> {
 
 /// Most kernels leave these out of `stack` by themselves; not all builds do.
 fn is_lock_or_scheduler(function: &str) -> bool {
-    const PREFIXES: [&str; 18] = [
+    const PREFIXES: [&str; 20] = [
         "schedule",
         "__schedule",
         "rwsem_",
@@ -181,6 +181,8 @@ fn is_lock_or_scheduler(function: &str) -> bool {
         "percpu_",
         "__percpu_",
         "rcuwait_",
+        "__vma_",
+        "vma_start_",
         "preempt_schedule",
     ];
     PREFIXES.iter().any(|prefix| function.starts_with(prefix))

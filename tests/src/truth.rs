@@ -39,6 +39,9 @@ pub enum Scenario {
     PipeHeld,
     /// A PI futex (an rt_mutex), held by a thread that waits for FUSE
     PiFutexHeld,
+    /// A process's mmap_lock, held by an madvise that waits for the lock of a memory area,
+    /// which a write fault that waits for FUSE writeback has (Linux 6.7 and later)
+    VmaReadHeld,
 }
 
 impl Scenario {
@@ -48,6 +51,9 @@ impl Scenario {
             .map_or_else(String::new, |value| value.get_name().to_owned())
     }
 }
+
+/// Exit code of the lab where the kernel cannot have the stall.
+pub const NOT_HERE: u8 = 3;
 
 /// One line of the lab's standard output.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,8 +90,42 @@ pub struct Ready {
     /// may stay unknown, but nobody may be named in their place.
     #[serde(default)]
     pub owner_hidden: bool,
+    /// The lock that the holder of this one waits for, if it waits for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Held>,
     /// When the stall will end by itself, `CLOCK_MONOTONIC`.
     pub ends_at_ns: u64,
+}
+
+/// A lock in the middle of a chain: its only waiter holds the lock before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// The lock.
+    pub lock: Lock,
+    /// How it is held.
+    pub state: LockState,
+    /// Number of readers that hold it; `None` when a writer does.
+    pub reader_count: Option<u32>,
+    /// Every task that holds it.
+    pub holders: Vec<Holder>,
+    /// The task that holds the lock before, as a waiter.
+    pub waiter: Waiter,
+}
+
+impl Ready {
+    /// The truth about the next lock of the chain, with the same decoys.
+    pub fn of_next(&self) -> Option<Self> {
+        let next = self.next.clone()?;
+        Some(Self {
+            lock: next.lock,
+            state: next.state,
+            reader_count: next.reader_count,
+            holders: next.holders,
+            waiters: vec![next.waiter],
+            next: None,
+            ..self.clone()
+        })
+    }
 }
 
 /// The lock of a stall.
@@ -123,6 +163,8 @@ pub enum LockKind {
     Mutex,
     /// `struct rt_mutex`.
     RtMutex,
+    /// The lock of one `vm_area_struct`.
+    VmaLock,
 }
 
 /// Class of a lock.
@@ -167,6 +209,8 @@ pub enum Stuck {
     Fuse,
     /// A CPU: it could run and does not.
     Runnable,
+    /// Another lock: [`Ready::next`].
+    Lock,
 }
 
 /// A task that holds the lock.

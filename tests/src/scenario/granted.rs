@@ -17,10 +17,11 @@ use nix::{
     errno::Errno,
     libc,
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    sys::utsname::uname,
     unistd::Pid,
 };
 
-use super::{Cast, Standing, inode_write_held as inode};
+use super::{Cast, NotHere, Standing, inode_write_held as inode};
 use crate::{
     stage::{STEP, Stage},
     worker::Rest,
@@ -33,6 +34,11 @@ pub(crate) const SPIN: Duration = Duration::from_secs(5);
 const PRIORITY: i32 = 1;
 
 pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
+    if is_preempt_rt()? {
+        return Err(NotHere::because(
+            "PREEMPT_RT hands a lock to nobody before it runs",
+        ));
+    }
     let (ours, taken) = two_cpus()?;
     bind_all_threads(ours)?;
     if cast.decoys {
@@ -77,8 +83,15 @@ pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
             frame: look.top().to_owned(),
             granted: true,
         }],
+        next: None,
         ends: Some(spin_ends),
     })
+}
+
+/// There a waiter is woken, and takes the lock itself (kernel/locking/rwbase_rt.c).
+fn is_preempt_rt() -> Result<bool> {
+    let kernel = uname().context("cannot ask for the kernel's version")?;
+    Ok(kernel.version().to_string_lossy().contains("PREEMPT_RT"))
 }
 
 /// A CPU for the lab and another one to take away.

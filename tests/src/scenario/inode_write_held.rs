@@ -107,6 +107,7 @@ pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
         state: LockState::WriteHeld,
         reader_count: None,
         holders: vec![holder],
+        next: None,
         ends: None,
     })
 }

@@ -8,8 +8,6 @@
 //! A write fault in `page_mkwrite` looks the same from outside: the kernel
 //! overwrites the flags that it began with (mm/memory.c, `do_page_mkwrite`).
 
-use std::time::Duration;
-
 use anyhow::Result;
 use lockwatch_tests::truth::{DecoyKind, LockState, Mode};
 use nix::libc;
@@ -36,9 +34,6 @@ const DECOY_WRITE: &str = "writeback of a page written again";
 
 const MKWRITE_COMM: &str = "lab-d-mkwrite";
 const PROBE_COMM: &str = "lab-probe";
-
-/// A lock that is free is taken and given back within this.
-const PROBE: Duration = Duration::from_millis(500);
 
 pub(super) fn scenery(cast: Cast) -> Scenery {
     let read = |page, then| Rule {
@@ -107,6 +102,7 @@ pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
         state: LockState::ReadHeld,
         reader_count: Some(1),
         holders: vec![mmap::holder(task, Mode::Read, &look)],
+        next: None,
         ends: None,
     })
 }
@@ -120,12 +116,10 @@ fn raise_mkwrite_decoy(stage: &mut Stage) -> Result<()> {
     let in_place = |look: &Look| look.state == 'D' && look.has("do_page_mkwrite");
     task.settle(MKWRITE_COMM, STEP, in_place)?;
 
-    // The truth about the lock: can somebody have it for write?
-    let (probe, _) = mmap::target(stage)?.go(PROBE_COMM)?;
-    if probe.gone(PROBE_COMM, PROBE).is_err() {
+    if !mmap::is_free(stage, PROBE_COMM)? {
         eprintln!("stall-lab: page_mkwrite holds the mmap_lock here: no {MKWRITE_COMM}");
         stage.server.release(DECOY_WRITE);
-        return probe.gone(PROBE_COMM, STEP);
+        return mmap::target(stage)?.gone(PROBE_COMM, STEP);
     }
     stage.decoy(task, MKWRITE_COMM, DecoyKind::PageMkwrite, in_place)
 }

@@ -57,6 +57,7 @@ pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
         state: LockState::WriteHeld,
         reader_count: None,
         holders: vec![mmap::holder(task, Mode::Write, &look)],
+        next: None,
         ends: None,
     })
 }

@@ -11,11 +11,16 @@ mod pi_futex_held;
 mod pipe_held;
 mod super_read_held;
 mod super_sync;
+mod vma_read_held;
 
-use std::time::{Duration, Instant};
+use std::{
+    error::Error,
+    fmt,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
-use lockwatch_tests::truth::{Holder, Lock, LockState, Scenario};
+use lockwatch_tests::truth::{Held, Holder, Lock, LockState, Scenario};
 
 use crate::{beside, fuse::Tree, stage::Stage, target::Actor};
 
@@ -41,8 +46,28 @@ pub(crate) struct Standing {
     pub(crate) state: LockState,
     pub(crate) reader_count: Option<u32>,
     pub(crate) holders: Vec<Holder>,
+    /// What the holder waits for, if that is a lock.
+    pub(crate) next: Option<Held>,
     /// When it falls by itself, if it does.
     pub(crate) ends: Option<Instant>,
+}
+
+/// Why this kernel cannot have a stall; the lab is not to blame.
+#[derive(Debug)]
+pub(crate) struct NotHere(pub(crate) String);
+
+impl fmt::Display for NotHere {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot be made here: {}", self.0)
+    }
+}
+
+impl Error for NotHere {}
+
+impl NotHere {
+    pub(crate) fn because(reason: impl Into<String>) -> anyhow::Error {
+        Self(reason.into()).into()
+    }
 }
 
 /// How long the stall stands if nobody says how long, and at most.
@@ -58,7 +83,8 @@ pub(crate) fn hold_times(scenario: Scenario) -> (Duration, Duration) {
         | Scenario::SuperReadHeldSync
         | Scenario::FilePosHeld
         | Scenario::PipeHeld
-        | Scenario::PiFutexHeld => (Duration::from_secs(20), Duration::from_secs(60)),
+        | Scenario::PiFutexHeld
+        | Scenario::VmaReadHeld => (Duration::from_secs(20), Duration::from_secs(60)),
     }
 }
 
@@ -74,6 +100,7 @@ pub(crate) fn scenery(scenario: Scenario, cast: Cast) -> Scenery {
         Scenario::FilePosHeld => file_pos_held::scenery(),
         Scenario::PipeHeld => pipe_held::scenery(),
         Scenario::PiFutexHeld => pi_futex_held::scenery(),
+        Scenario::VmaReadHeld => vma_read_held::scenery(cast),
     }
 }
 
@@ -91,5 +118,6 @@ pub(crate) fn raise(scenario: Scenario, stage: &mut Stage, cast: Cast) -> Result
         Scenario::FilePosHeld => file_pos_held::raise(stage, cast),
         Scenario::PipeHeld => pipe_held::raise(stage, cast),
         Scenario::PiFutexHeld => pi_futex_held::raise(stage, cast),
+        Scenario::VmaReadHeld => vma_read_held::raise(stage, cast),
     }
 }

@@ -120,6 +120,7 @@ pub(super) fn raise_with(
         state: LockState::ReadHeld,
         reader_count: Some(1),
         holders: vec![holder],
+        next: None,
         ends: None,
     })
 }

@@ -52,6 +52,8 @@ pub(crate) enum Part {
     MapDirect { file: &'static str },
     /// Writes to a page whose first write is being written back.
     WriteAgain { file: &'static str },
+    /// Gives a piece of advice about that page, which changes its memory area.
+    Advise,
     /// Maps one anonymous page.
     Map,
     /// The same, then exits.
@@ -172,6 +174,20 @@ impl Target {
 
     /// Tells an actor to do its part; returns the task and the time before.
     pub(crate) fn go(&self, comm: &str) -> Result<(Task, u64)> {
+        let (actor, task) = self.task(comm)?;
+        let started_ns = clock::monotonic_ns();
+        (&actor.go)
+            .write_all(&[1])
+            .with_context(|| format!("thread {comm} of the target has ended"))?;
+        Ok((task, started_ns))
+    }
+
+    /// Waits until an actor has exited.
+    pub(crate) fn gone(&self, comm: &str, timeout: Duration) -> Result<()> {
+        self.task(comm)?.1.gone(comm, timeout)
+    }
+
+    fn task(&self, comm: &str) -> Result<(&Handle, Task)> {
         let actor = self
             .actors
             .iter()
@@ -180,11 +196,7 @@ impl Target {
         let task = actor
             .task
             .with_context(|| format!("thread {comm} of the target was not started"))?;
-        let started_ns = clock::monotonic_ns();
-        (&actor.go)
-            .write_all(&[1])
-            .with_context(|| format!("thread {comm} of the target has ended"))?;
-        Ok((task, started_ns))
+        Ok((actor, task))
     }
 
     /// Lets the process end, and kills it if it does not; true if it ended well.
