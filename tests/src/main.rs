@@ -6,6 +6,9 @@
 //! cannot have it.
 
 mod beside;
+mod device;
+mod ext2;
+mod freeze;
 mod fuse;
 mod mapping;
 mod scenario;

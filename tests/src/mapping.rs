@@ -6,6 +6,7 @@ use std::{
     os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
     path::Path,
     ptr::NonNull,
+    sync::Arc,
 };
 
 use anyhow::{Context, Result};
@@ -50,7 +51,7 @@ impl Mapping {
         Ok((Self { start }, file))
     }
 
-    pub(crate) fn page(&self, page: u64) -> NonNull<u8> {
+    fn page(&self, page: u64) -> NonNull<u8> {
         assert!(page < FILE_SIZE / PAGE, "the page is part of the file");
         // SAFETY: the page is inside the mapping, see the assertion.
         unsafe { self.start.add((page * PAGE) as usize) }
@@ -69,15 +70,36 @@ impl Mapping {
         unsafe { madvise(start, length().get(), advice) }.context("cannot advise a mapping")
     }
 
-    /// Takes it away again.
-    pub(crate) fn unmap(&self) {
-        // SAFETY: the whole mapping, which nobody uses any more.
-        let _ = unsafe { munmap(self.start.cast(), length().get()) };
-    }
-
     pub(crate) fn dirty(&self) {
         // SAFETY: the caller mapped it writable, and nothing else uses it.
         unsafe { self.start.write_volatile(1) }
+    }
+}
+
+/// A file whose pages are written elsewhere; unmapped when the last thread has done with it.
+pub(crate) struct Source(Mapping);
+
+impl Source {
+    pub(crate) fn new(path: &Path) -> Result<Arc<Self>> {
+        Ok(Arc::new(Self(Mapping::new(path, ProtFlags::PROT_READ)?)))
+    }
+
+    pub(crate) fn touch(&self, page: u64) {
+        self.0.touch(page);
+    }
+
+    /// Writes the first byte of a page; an error ends the wait for it just as well.
+    pub(crate) fn write(&self, page: u64, into: &File) {
+        let byte = self.0.page(page);
+        // SAFETY: the kernel reads one byte, which is mapped readable.
+        let _ = unsafe { libc::write(into.as_raw_fd(), byte.as_ptr().cast(), 1) };
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        // SAFETY: the whole mapping, which nobody uses any more.
+        let _ = unsafe { munmap(self.0.start.cast(), length().get()) };
     }
 }
 

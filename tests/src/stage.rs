@@ -1,7 +1,7 @@
 //! What every scenario stands on: the mount, the tasks, and how they are cleared.
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -16,8 +16,8 @@ use nix::{
 };
 
 use crate::{
-    beside::Beside,
-    clock,
+    beside::{self, Beside},
+    clock, freeze,
     fuse::{Server, Source},
     scenario::Scenery,
     signals::Signals,
@@ -51,6 +51,8 @@ pub(crate) struct Stage {
     /// decoy that goes on earlier would queue on the lock as well, and be one more waiter
     /// than the truth has.
     pub(crate) held: Option<&'static str>,
+    /// A directory of the frozen file system: it thaws at the end.
+    pub(crate) frozen: Option<File>,
     workers: Vec<Worker>,
     watchdog: Watchdog,
     signals: Signals,
@@ -67,12 +69,15 @@ impl Stage {
             .context("cannot make a directory in /tmp: the lab mounts there")?;
         let mut mounts = vec![mount.clone()];
         let mut beside = None;
+        let mut frozen = None;
         if let Some(kind) = scenery.beside {
             let place = Beside::place()?;
             mounts.push(place.clone());
+            frozen = matches!(kind, beside::Kind::Ext2).then(|| place.clone());
             beside = Some((place, kind));
         }
-        let mut watchdog = Watchdog::start(&mounts, setup + hold + WATCHDOG_GRACE)?;
+        let mut watchdog =
+            Watchdog::start(&mounts, frozen.as_deref(), setup + hold + WATCHDOG_GRACE)?;
         let mut target = None;
         if let Some(actors) = scenery.actors {
             let forked = Target::fork(&mount, actors, watchdog.raw_line())?;
@@ -94,6 +99,7 @@ impl Stage {
             decoys: Vec::new(),
             owner_hidden: false,
             held: None,
+            frozen: None,
             workers: Vec::new(),
             watchdog,
             signals,
@@ -277,13 +283,19 @@ impl Stage {
 
     /// Ends the stall and removes every trace of it; true if nothing had to be
     /// forced.
-    pub(crate) fn clear(self) -> bool {
+    pub(crate) fn clear(mut self) -> bool {
+        if let Some(dir) = &self.frozen
+            && let Err(error) = freeze::thaw(dir)
+        {
+            eprintln!("stall-lab: cannot thaw: {error}");
+        }
         if let Some(held) = self.held {
             self.server.release(held);
             let waits = |worker: &&Worker| self.waiters.iter().any(|one| one.comm == worker.comm);
             // Who is stuck all the same is dealt with below.
             wait_for(self.workers.iter().filter(waits));
         }
+        drop(self.frozen.take());
         self.limit(Duration::ZERO);
         self.rest.end();
         let mut clean = wait_for(self.workers.iter());

@@ -39,6 +39,10 @@ pub enum Scenario {
     PipeHeld,
     /// A PI futex (an rt_mutex), held by a thread that waits for FUSE
     PiFutexHeld,
+    /// A frozen ext4 file system, whose writers wait: no task holds the lock
+    SuperFrozen,
+    /// An ext4 file system whose freeze waits for a write that waits for FUSE
+    SuperFreezing,
     /// A process's mmap_lock, held by an madvise that waits for the lock of a memory area,
     /// which a write fault that waits for FUSE writeback has (Linux 6.7 and later)
     VmaReadHeld,
@@ -163,6 +167,8 @@ pub enum LockKind {
     Mutex,
     /// `struct rt_mutex`.
     RtMutex,
+    /// `struct percpu_rw_semaphore`.
+    PercpuRwsem,
     /// The lock of one `vm_area_struct`.
     VmaLock,
 }
@@ -288,6 +294,8 @@ pub enum DecoyKind {
     /// Waits for FUSE in a read through the same open file, without the lock of its
     /// position (pread).
     SameDescription,
+    /// Has made the kernel hold the lock, for nobody, and sleeps elsewhere.
+    Freezer,
     /// Waits for FUSE with the same lock of another object held, that nobody waits for.
     OtherObject,
     /// Sleeps on the same object for another reason than the lock.

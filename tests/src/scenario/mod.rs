@@ -9,6 +9,7 @@ mod mmap_read_held;
 mod mmap_write_held;
 mod pi_futex_held;
 mod pipe_held;
+mod super_frozen;
 mod super_read_held;
 mod super_sync;
 mod vma_read_held;
@@ -84,7 +85,9 @@ pub(crate) fn hold_times(scenario: Scenario) -> (Duration, Duration) {
         | Scenario::FilePosHeld
         | Scenario::PipeHeld
         | Scenario::PiFutexHeld
-        | Scenario::VmaReadHeld => (Duration::from_secs(20), Duration::from_secs(60)),
+        | Scenario::VmaReadHeld
+        | Scenario::SuperFrozen
+        | Scenario::SuperFreezing => (Duration::from_secs(20), Duration::from_secs(60)),
     }
 }
 
@@ -101,6 +104,7 @@ pub(crate) fn scenery(scenario: Scenario, cast: Cast) -> Scenery {
         Scenario::PipeHeld => pipe_held::scenery(),
         Scenario::PiFutexHeld => pi_futex_held::scenery(),
         Scenario::VmaReadHeld => vma_read_held::scenery(cast),
+        Scenario::SuperFrozen | Scenario::SuperFreezing => super_frozen::scenery(),
     }
 }
 
@@ -119,5 +123,7 @@ pub(crate) fn raise(scenario: Scenario, stage: &mut Stage, cast: Cast) -> Result
         Scenario::PipeHeld => pipe_held::raise(stage, cast),
         Scenario::PiFutexHeld => pi_futex_held::raise(stage, cast),
         Scenario::VmaReadHeld => vma_read_held::raise(stage, cast),
+        Scenario::SuperFrozen => super_frozen::raise(stage, cast),
+        Scenario::SuperFreezing => super_frozen::raise_freezing(stage, cast),
     }
 }

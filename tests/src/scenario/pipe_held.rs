@@ -7,18 +7,17 @@
 use std::{
     fs::File,
     io::{Read, Write},
-    os::fd::AsRawFd,
     sync::Arc,
 };
 
 use anyhow::{Context, Result};
 use lockwatch_tests::truth::{DecoyKind, Lock, LockKind, LockState, Mode};
-use nix::{fcntl::OFlag, libc, sys::mman::ProtFlags, unistd::pipe2};
+use nix::{fcntl::OFlag, unistd::pipe2};
 
 use super::{Cast, Scenery, Standing};
 use crate::{
     fuse::{Node, Op, ROOT, Rule, Then, Tree, Which},
-    mapping::Mapping,
+    mapping::Source,
     stage::{STEP, Stage, Want},
     task::Look,
 };
@@ -69,22 +68,6 @@ impl Pipe {
     fn read(&self) {
         let _ = (&self.out).read(&mut [0]);
     }
-
-    /// Writes the first byte of a page of the mapping.
-    fn write_page(&self, source: &Source, page: u64) {
-        let byte = source.0.page(page);
-        // SAFETY: the kernel reads one byte, which is mapped readable.
-        let _ = unsafe { libc::write(self.into.as_raw_fd(), byte.as_ptr().cast(), 1) };
-    }
-}
-
-/// The mapped file; unmapped when the last thread has done with it.
-struct Source(Mapping);
-
-impl Drop for Source {
-    fn drop(&mut self) {
-        self.0.unmap();
-    }
 }
 
 pub(super) fn scenery() -> Scenery {
@@ -108,15 +91,14 @@ pub(super) fn scenery() -> Scenery {
 }
 
 pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
-    let map = Mapping::new(&stage.path(FILE_NAME), ProtFlags::PROT_READ)?;
-    let source = Arc::new(Source(map));
+    let source = Source::new(&stage.path(FILE_NAME))?;
     let pipe = Pipe::new()?;
     if cast.decoys {
         raise_decoys(stage, &source, &pipe)?;
     }
     let into = Arc::clone(&pipe);
     let holder = stage.fuse_holder("lab-holder", Mode::Write, HOLDER, move || {
-        into.write_page(&source, 0);
+        source.write(0, &into.into);
     })?;
     for position in 1..=cast.waiters {
         let comm = format!("lab-w{position}");
@@ -165,12 +147,12 @@ fn raise_decoys(stage: &mut Stage, source: &Arc<Source>, pipe: &Arc<Pipe>) -> Re
         DecoyKind::OtherObject,
         DECOY_OTHER,
         move || {
-            other.write_page(&from, OTHER_PAGE);
+            from.write(OTHER_PAGE, &other.into);
         },
     )?;
 
     let (comm, from) = ("lab-d-fault", Arc::clone(source));
-    let (task, _) = stage.start(comm, move || from.0.touch(TOUCH_PAGE))?;
+    let (task, _) = stage.start(comm, move || from.touch(TOUCH_PAGE))?;
     stage.server.wait_parked(DECOY_TOUCH, STEP)?;
     stage.decoy(
         task,
