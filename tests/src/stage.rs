@@ -21,7 +21,7 @@ use crate::{
     fuse::{Server, Source},
     scenario::Scenery,
     signals::Signals,
-    target::Target,
+    target::{Actor, Target},
     task::{Look, Task},
     watchdog::Watchdog,
     worker::{Rest, Worker},
@@ -42,6 +42,8 @@ pub(crate) struct Stage {
     pub(crate) server: Server,
     beside: Option<Beside>,
     pub(crate) target: Option<Target>,
+    /// It has to end before the target, whose pipes it has open as well.
+    pub(crate) rehearsal: Option<Target>,
     pub(crate) rest: Rest,
     pub(crate) waiters: Vec<Waiter>,
     pub(crate) decoys: Vec<Decoy>,
@@ -78,12 +80,15 @@ impl Stage {
         }
         let mut watchdog =
             Watchdog::start(&mounts, frozen.as_deref(), setup + hold + WATCHDOG_GRACE)?;
-        let mut target = None;
-        if let Some(actors) = scenery.actors {
+        let mut fork = |actors: Option<Vec<Actor>>| -> Result<Option<Target>> {
+            let Some(actors) = actors else {
+                return Ok(None);
+            };
             let forked = Target::fork(&mount, actors, watchdog.raw_line())?;
             watchdog.add_child(forked.pid())?;
-            target = Some(forked);
-        }
+            Ok(Some(forked))
+        };
+        let (target, rehearsal) = (fork(scenery.actors)?, fork(scenery.rehearsal)?);
         let late = setup + hold + GRACE;
         let server = Server::start(&mount, Source::Nothing, scenery.tree, late)?;
         let beside = beside
@@ -94,6 +99,7 @@ impl Stage {
             server,
             beside,
             target,
+            rehearsal,
             rest: Rest::default(),
             waiters: Vec::new(),
             decoys: Vec::new(),
@@ -308,6 +314,7 @@ impl Stage {
             }
             wait_for(self.workers.iter());
         }
+        clean &= self.rehearsal.is_none_or(|process| process.end(STEP));
         clean &= self.target.is_none_or(|target| target.end(STEP));
         if let Some(beside) = &self.beside {
             clean &= unmount(&beside.mount, || beside.has_ended());

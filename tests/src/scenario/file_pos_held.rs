@@ -60,6 +60,7 @@ pub(super) fn scenery() -> Scenery {
     Scenery {
         tree: Tree::new(&[Node::file(FILE, ROOT, FILE_NAME)], &rules),
         actors: None,
+        rehearsal: None,
         beside: None,
     }
 }

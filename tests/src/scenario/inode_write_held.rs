@@ -80,6 +80,7 @@ pub(super) fn scenery_with(holders: &[Rule]) -> Scenery {
     Scenery {
         tree: Tree::new(NODES, &[holders, &decoys].concat()),
         actors: None,
+        rehearsal: None,
         beside: None,
     }
 }

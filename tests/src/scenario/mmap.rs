@@ -1,6 +1,6 @@
 //! What the two mmap_lock scenarios have in common.
 
-use std::{fs, time::Duration};
+use std::fs;
 
 use anyhow::{Context, Result};
 use lockwatch_tests::truth::{DecoyKind, Holder, Lock, LockClass, LockKind, Mode, Stuck};
@@ -24,9 +24,6 @@ pub(super) const DECOY_NODES: [Node; 2] = [
 
 pub(super) const HOLDER: &str = "request of the holder";
 pub(super) const HOLDER_COMM: &str = "lab-holder";
-/// A lock that is free is taken and given back within this.
-const PROBE: Duration = Duration::from_millis(500);
-
 const DECOY_OTHER: &str = "fault on another file";
 
 /// The late first READ of the other file.
@@ -137,12 +134,6 @@ pub(super) fn start_holder(stage: &mut Stage) -> Result<Task> {
     stage.server.wait_parked(HOLDER, STEP)?;
     stage.held = Some(HOLDER);
     Ok(task)
-}
-
-/// Whether somebody can have the lock for write; `probe` maps and exits.
-pub(super) fn is_free(stage: &Stage, probe: &str) -> Result<bool> {
-    let (task, _) = target(stage)?.go(probe)?;
-    Ok(task.gone(probe, PROBE).is_ok())
 }
 
 pub(super) fn holder(task: Task, mode: Mode, look: &Look) -> Holder {

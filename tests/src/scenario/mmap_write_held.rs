@@ -36,6 +36,7 @@ pub(super) fn scenery(cast: Cast) -> Scenery {
     Scenery {
         tree: Tree::new(&nodes, &rules),
         actors: Some(actors),
+        rehearsal: None,
         beside: None,
     }
 }

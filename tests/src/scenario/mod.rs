@@ -4,6 +4,7 @@ mod file_pos_held;
 mod granted;
 mod inode_read_held;
 mod inode_write_held;
+mod mkwrite;
 mod mmap;
 mod mmap_read_held;
 mod mmap_write_held;
@@ -37,6 +38,8 @@ pub(crate) struct Scenery {
     pub(crate) tree: Tree,
     /// Threads of the target process, if the scenario has one.
     pub(crate) actors: Option<Vec<Actor>>,
+    /// Threads of a process that tries something out before the stall.
+    pub(crate) rehearsal: Option<Vec<Actor>>,
     /// What is mounted beside the lab's file system.
     pub(crate) beside: Option<beside::Kind>,
 }

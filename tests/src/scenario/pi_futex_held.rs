@@ -84,6 +84,7 @@ pub(super) fn scenery() -> Scenery {
     Scenery {
         tree: Tree::new(&nodes, &rules),
         actors: None,
+        rehearsal: None,
         beside: None,
     }
 }

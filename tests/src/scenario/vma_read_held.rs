@@ -8,10 +8,10 @@
 use anyhow::Result;
 use lockwatch_tests::truth::{Held, Holder, Lock, LockKind, LockState, Mode, Stuck, Waiter};
 
-use super::{Cast, NotHere, Scenery, Standing, mmap};
+use super::{Cast, NotHere, Scenery, Standing, mkwrite, mmap};
 use crate::{
     clock,
-    fuse::{Node, Op, ROOT, Rule, Then, Tree, Which},
+    fuse::{Node, ROOT, Tree},
     stage::{STEP, Stage},
     target::{Actor, COMM, Part},
     task::Task,
@@ -22,51 +22,47 @@ const FILE_NAME: &str = "written";
 
 /// Holds the mmap_lock and waits for the area.
 const ADVISER_COMM: &str = "lab-adviser";
-const PROBE_COMM: &str = "lab-probe";
 
 /// Second in the queue, so that readers wait on both sides of it.
 const WRITER: u32 = 2;
 
 pub(super) fn scenery(cast: Cast) -> Scenery {
     let rules = [
-        Rule {
-            op: Op::Write,
-            node: FILE,
-            which: Which::Page(0),
-            times: 1,
-            then: Then::Late(mmap::HOLDER),
-        },
+        mkwrite::rule(FILE, mmap::HOLDER),
+        mkwrite::RULE,
         mmap::DECOY_RULE,
     ];
-    let nodes = [&[Node::file(FILE, ROOT, FILE_NAME)], &mmap::DECOY_NODES[..]].concat();
+    let nodes = [
+        &[Node::file(FILE, ROOT, FILE_NAME), mkwrite::NODE],
+        &mmap::DECOY_NODES[..],
+    ]
+    .concat();
     let mut actors = mmap::actors(cast, Part::WriteAgain { file: FILE_NAME }, WRITER);
-    let more = [(ADVISER_COMM, Part::Advise), (PROBE_COMM, Part::MapAndExit)];
-    actors.extend(more.map(|(comm, part)| Actor {
-        comm: comm.into(),
-        part,
-    }));
+    actors.push(Actor {
+        comm: ADVISER_COMM.into(),
+        part: Part::Advise,
+    });
     Scenery {
         tree: Tree::new(&nodes, &rules),
         actors: Some(actors),
+        rehearsal: Some(mkwrite::actors()),
         beside: None,
     }
 }
 
 pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
+    if !mkwrite::leaves_mmap_lock(stage)? {
+        return Err(NotHere::because(
+            "a write fault keeps the mmap_lock itself before Linux 6.7",
+        ));
+    }
     mmap::begin(stage)?;
     if cast.decoys {
         mmap::raise_decoys(stage)?;
     }
     let fault = mmap::start_holder(stage)?;
-    let look = fault.settle(mmap::HOLDER_COMM, STEP, |look| {
-        look.state == 'D' && look.has("do_page_mkwrite")
-    })?;
+    let look = fault.settle(mmap::HOLDER_COMM, STEP, mkwrite::is_there)?;
     let fault = mmap::holder(fault, Mode::Read, &look);
-    if !mmap::is_free(stage, PROBE_COMM)? {
-        return Err(NotHere::because(
-            "a write fault keeps the mmap_lock itself before Linux 6.7",
-        ));
-    }
     let (adviser, waiter) = raise_adviser(stage)?;
     mmap::raise_waiters(stage, cast, WRITER)?;
     Ok(Standing {

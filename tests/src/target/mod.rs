@@ -174,20 +174,6 @@ impl Target {
 
     /// Tells an actor to do its part; returns the task and the time before.
     pub(crate) fn go(&self, comm: &str) -> Result<(Task, u64)> {
-        let (actor, task) = self.task(comm)?;
-        let started_ns = clock::monotonic_ns();
-        (&actor.go)
-            .write_all(&[1])
-            .with_context(|| format!("thread {comm} of the target has ended"))?;
-        Ok((task, started_ns))
-    }
-
-    /// Waits until an actor has exited.
-    pub(crate) fn gone(&self, comm: &str, timeout: Duration) -> Result<()> {
-        self.task(comm)?.1.gone(comm, timeout)
-    }
-
-    fn task(&self, comm: &str) -> Result<(&Handle, Task)> {
         let actor = self
             .actors
             .iter()
@@ -196,7 +182,11 @@ impl Target {
         let task = actor
             .task
             .with_context(|| format!("thread {comm} of the target was not started"))?;
-        Ok((actor, task))
+        let started_ns = clock::monotonic_ns();
+        (&actor.go)
+            .write_all(&[1])
+            .with_context(|| format!("thread {comm} of the target has ended"))?;
+        Ok((task, started_ns))
     }
 
     /// Lets the process end, and kills it if it does not; true if it ended well.
