@@ -70,8 +70,6 @@ fn is_on_path(program: &str) -> bool {
 fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
-        // Where mkfs is, which not everybody has on the PATH.
-        .chain(["/usr/sbin".into(), "/sbin".into()])
         .map(|folder| folder.join(program))
         .find(|path| path.is_file())
 }

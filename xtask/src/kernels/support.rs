@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::grid::Grid;
-use crate::verified::{Loaded, Programs, Table};
+use crate::verified::{Cell, Loaded, Programs, Table};
 use crate::vm::results::{KernelResult, Results, TestResult, Word};
 
 const PASSED: &str = "✓";
@@ -196,7 +196,7 @@ pub(crate) fn figures(results: &Results, programs: &Programs) -> Vec<Grid> {
         }),
     ];
     let verified = table.rows.iter().map(|row| {
-        let cells = row.cells.iter().map(|cell| cell.instructions());
+        let cells = row.cells.iter().map(Cell::instructions);
         (
             format!("{} ({})", row.program, row.objects),
             cells.collect(),

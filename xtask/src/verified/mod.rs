@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::table::{Programs, Table};
+pub(crate) use self::table::{Cell, Programs, Table};
 use self::trace::{Load, Map};
 use crate::process::{self, End};
 use crate::workspace::Workspace;
@@ -119,8 +119,11 @@ pub(crate) struct WitnessArgs {
 /// Runs lockwatch under ptrace and writes one line.
 pub(crate) fn witness(args: &WitnessArgs) -> Result<()> {
     let mut all = Loaded::default();
-    // `watch` loads everything before it looks at the first wait.
-    for arguments in [&["watch", "--for", "1s"][..], &["diagnose"]] {
+    // `watch` loads everything before it looks at the first wait. Under ptrace, all is slow.
+    for arguments in [
+        &["watch", "--for", "1s"][..],
+        &["diagnose", "--deadline", "60s"],
+    ] {
         let mut command = Command::new(&args.lockwatch);
         command.args(arguments).stdout(Stdio::null());
         let line = process::name(&command);

@@ -224,6 +224,8 @@ fn ask_for_sum(memory: &File, attributes: u64, stack: u64) -> Result<Option<(u64
     asked[4..8].copy_from_slice(&SUM_LEN.to_ne_bytes());
     asked[8..].copy_from_slice(&at.to_ne_bytes());
     memory.write_all_at(&asked, attributes + LOG)?;
+    // An earlier sum may lie there. Where nothing is mapped yet, there is none.
+    let _ = memory.write_all_at(&[0], at);
     Ok(Some((at, before)))
 }
 
@@ -234,8 +236,9 @@ fn name_at(memory: &File, address: u64) -> Result<String> {
     Ok(String::from_utf8_lossy(&name[..len]).into_owned())
 }
 
-/// The number in "processed 1234 insns (limit 1000000) …".
+/// The number in "processed 1234 insns (limit 1000000) …"; behind the log's end are other bytes.
 fn processed(log: &str) -> Option<u64> {
+    let (log, _) = log.split_once('\0')?;
     let (_, rest) = log.rsplit_once("processed ")?;
     let (number, rest) = rest.split_once(' ')?;
     rest.starts_with("insns").then(|| number.parse().ok())?
@@ -259,10 +262,10 @@ mod tests {
 
     #[test]
     fn the_sum_is_read() {
-        let log = "verification time 512 usec\nstack depth 64+8\nprocessed 1234 insns (limit 1000000) max_states_per_insn 4 total_states 20 peak_states 20 mark_read 9\n\0\0";
+        let log = "verification time 512 usec\nstack depth 64+8\nprocessed 1234 insns (limit 1000000) max_states_per_insn 4 total_states 20 peak_states 20 mark_read 9\n\0processed 2 insns\0";
         assert_eq!(processed(log), Some(1234));
-        assert_eq!(processed("R1 type=inv expected=ctx"), None);
-        assert_eq!(processed("processed many insns"), None);
+        assert_eq!(processed("R1 type=inv expected=ctx\0"), None);
+        assert_eq!(processed("processed many insns\0"), None);
     }
 
     #[test]

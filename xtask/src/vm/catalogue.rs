@@ -42,8 +42,13 @@ const NO_WRITER_EITHER: Exception = Exception {
     ..NO_WRITER
 };
 
-/// The scenarios of [`NO_WRITER`].
-const NO_WRITERS: &[&str] = &["mmap-write-held"];
+/// A sync does not wait for FUSE before 6.18; a write fault keeps mmap_lock itself before 6.7;
+/// PREEMPT_RT hands a lock to nobody before it runs.
+const UP_TO_6_12: &[&str] = &["super-read-held-sync"];
+const UP_TO_6_12_RT: &[&str] = &["super-read-held-sync", "granted"];
+const UP_TO_6_1: &[&str] = &["super-read-held-sync", "vma-read-held"];
+const UP_TO_6_1_RT: &[&str] = &["super-read-held-sync", "vma-read-held", "granted"];
+const RT: &[&str] = &["granted"];
 
 /// A sync is passed on to the lab by fuseblk's SYNCFS (fs/fuse/inode.c, fuse_sync_fs).
 const NO_SYNCFS: Exception = Exception {
@@ -64,6 +69,7 @@ pub(crate) const MODULES_IF_SHIPPED: [&str; 1] = ["crc32c_generic"];
 /// All kernels, oldest first.
 pub(crate) const KERNELS: [Kernel; 9] = [
     Kernel {
+        impossible: UP_TO_6_1,
         exceptions: &[
             NO_CONTENTION,
             NO_WRITER,
@@ -74,22 +80,22 @@ pub(crate) const KERNELS: [Kernel; 9] = [
         ..kernel("5.10", "linux-image-5.10.0-", "-cloud-amd64")
     },
     Kernel {
-        impossible: NO_WRITERS,
+        impossible: UP_TO_6_1,
         exceptions: &[NO_WRITER, NO_WRITER_EITHER, NO_SYNCFS, NO_SYNCFS_EITHER],
         ..kernel("6.1", "linux-image-6.1.0-", "-cloud-amd64")
     },
     Kernel {
-        impossible: NO_WRITERS,
+        impossible: UP_TO_6_1_RT,
         exceptions: &[NO_WRITER, NO_WRITER_EITHER, NO_SYNCFS, NO_SYNCFS_EITHER],
         ..kernel("6.1-rt", "linux-image-6.1.0-", "-rt-amd64")
     },
     Kernel {
-        impossible: NO_WRITERS,
+        impossible: UP_TO_6_12,
         exceptions: &[NO_WRITER, NO_WRITER_EITHER, NO_SYNCFS, NO_SYNCFS_EITHER],
         ..kernel("6.12", "linux-image-6.12.", "-cloud-amd64")
     },
     Kernel {
-        impossible: NO_WRITERS,
+        impossible: UP_TO_6_12_RT,
         exceptions: &[NO_WRITER, NO_WRITER_EITHER, NO_SYNCFS, NO_SYNCFS_EITHER],
         required: false,
         ..kernel("6.12-rt", "linux-image-6.12.", "-rt-amd64")
@@ -100,7 +106,10 @@ pub(crate) const KERNELS: [Kernel; 9] = [
         ..kernel("7.2", "linux-binary-7.2.", "-cloud-amd64")
     },
     kernel("7.3", "linux-binary-7.3.", "-cloud-amd64"),
-    kernel("7.3-rt", "linux-binary-7.3.", "-rt-amd64"),
+    Kernel {
+        impossible: RT,
+        ..kernel("7.3-rt", "linux-binary-7.3.", "-rt-amd64")
+    },
 ];
 
 /// That stall stands for 0.7 s at most; a survey takes longer in an emulated machine.

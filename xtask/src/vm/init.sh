@@ -55,7 +55,7 @@ failed=0
 while read -r program test limit; do
     printf '\n@@vm test %s %s\n' "$program" "$test"
     begun=$(now)
-    timeout -s KILL "$limit" "/bin/$program" --exact "$test" --include-ignored --test-threads=1
+    timeout -s KILL "$limit" "/bin/$program" --exact "$test" --include-ignored --show-output --test-threads=1
     code=$?
     [ $code = 0 ] || failed=1
     printf '\n@@vm end %s %s\n' $code $(($(now) - begun))

@@ -15,7 +15,7 @@ use crate::workspace::Workspace;
 /// The first process.
 const INIT: &str = include_str!("init.sh");
 /// Tools of the live tests that busybox has not, or not with all options.
-const TOOLS: [Program; 4] = [
+const TOOLS: [Program; 3] = [
     Program {
         name: "strace",
         package: "strace",
@@ -30,11 +30,6 @@ const TOOLS: [Program; 4] = [
         name: "unshare",
         package: "util-linux",
         purpose: "puts lockwatch into a container",
-    },
-    Program {
-        name: "mkfs.ext4",
-        package: "e2fsprogs",
-        purpose: "makes the file system that a scenario freezes",
     },
 ];
 
