@@ -9,6 +9,9 @@ use nix::libc;
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 
+/// `CAP_SYS_ADMIN`, from `include/uapi/linux/capability.h`.
+const SYS_ADMIN: u32 = 21;
+
 /// Why live tests cannot run here; `None`: they can.
 pub(crate) fn refusal() -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
@@ -17,8 +20,20 @@ pub(crate) fn refusal() -> Option<String> {
     if let Err(error) = create_map() {
         return Some(format!("the kernel refuses bpf(2): {error}"));
     }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    if !may_mount(&status) {
+        return Some("no CAP_SYS_ADMIN, as in most containers: the lab mounts FUSE".to_owned());
+    }
     let btf = "/sys/kernel/btf/vmlinux";
     (!std::path::Path::new(btf).exists()).then(|| format!("the kernel has no {btf}"))
+}
+
+fn may_mount(status: &str) -> bool {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
+        .is_some_and(|set| set >> SYS_ADMIN & 1 == 1)
 }
 
 /// Creates and drops the smallest array there is.
@@ -43,4 +58,18 @@ fn create_map() -> io::Result<()> {
     // SAFETY: the call above has just returned this descriptor, and nobody else has it.
     drop(unsafe { OwnedFd::from_raw_fd(fd) });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_effective_set_decides() {
+        assert!(may_mount("CapPrm:\t0\nCapEff:\t000001ffffffffff\n"));
+        assert!(!may_mount(
+            "CapPrm:\t000001ffffffffff\nCapEff:\t00000000a80425fb\n"
+        ));
+        assert!(!may_mount(""));
+    }
 }

@@ -5,11 +5,13 @@ mod cache;
 mod deb;
 mod demo;
 mod ebpf;
+mod kernels;
 mod mutation;
 mod packages;
 mod process;
 mod test;
 mod truth;
+mod verified;
 mod vm;
 mod workspace;
 
@@ -36,6 +38,12 @@ enum Verb {
     Demo(demo::Args),
     Mutation(mutation::Args),
     Vm(vm::Args),
+    Verified(verified::Args),
+    Kernels(kernels::Args),
+    #[command(hide = true)]
+    VmVerified(verified::WitnessArgs),
+    #[command(hide = true)]
+    VmDemo(demo::StallArgs),
     #[command(hide = true)]
     VmOff(vm::SwitchArgs),
 }
@@ -47,6 +55,10 @@ fn main() -> ExitCode {
         Verb::Demo(args) => demo::run(&args),
         Verb::Mutation(args) => mutation::run(&args),
         Verb::Vm(args) => vm::run(&args),
+        Verb::Kernels(args) => kernels::run(&args),
+        Verb::Verified(args) => verified::run(&args),
+        Verb::VmVerified(args) => verified::witness(&args).map(|()| ExitCode::SUCCESS),
+        Verb::VmDemo(args) => demo::run_in_machine(&args),
         Verb::VmOff(args) => vm::switch_off(&args).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {

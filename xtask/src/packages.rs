@@ -1,6 +1,6 @@
 //! Programs of Debian that a verb needs on the machine.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
@@ -58,14 +58,20 @@ pub(crate) fn ensure(programs: &[Program]) -> Result<()> {
     Ok(())
 }
 
-fn is_on_path(program: &str) -> bool {
-    std::env::var_os("PATH").is_some_and(|path| {
-        std::env::split_paths(&path).any(|directory| is_file(&directory.join(program)))
-    })
+/// Where a program of the machine at hand is.
+pub(crate) fn path(program: &str) -> Result<PathBuf> {
+    find(program).with_context(|| format!("no {program} on the PATH"))
 }
 
-fn is_file(path: &Path) -> bool {
-    path.metadata().is_ok_and(|metadata| metadata.is_file())
+fn is_on_path(program: &str) -> bool {
+    find(program).is_some()
+}
+
+fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(program))
+        .find(|path| path.is_file())
 }
 
 #[cfg(test)]

@@ -169,8 +169,23 @@ fn build_stripped(workspace: &Workspace, toolchain: &Toolchain) -> Result<Vec<Ve
         .collect()
 }
 
+/// Names of the programs in an object.
+pub(crate) fn program_names(object: &[u8]) -> Result<Vec<String>> {
+    let object = elf::Object::parse(object)?;
+    let is_program = |symbol: &&elf::Symbol| {
+        // Functions that programs call are in .text.
+        symbol.section != ".text" && object.programs.contains_key(&symbol.section)
+    };
+    Ok(object
+        .symbols
+        .iter()
+        .filter(is_program)
+        .map(|symbol| symbol.name.clone())
+        .collect())
+}
+
 /// Where the objects and their manifest are kept.
-fn object_directory(root: &Path) -> PathBuf {
+pub(crate) fn object_directory(root: &Path) -> PathBuf {
     root.join("lockwatch/src/probes/object")
 }
 

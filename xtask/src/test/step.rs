@@ -1,19 +1,30 @@
 //! The steps, in order: cheap ones first, those that need a machine last.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
 use crate::workspace::{self, Workspace};
-use crate::{bpf, demo};
+use crate::{bpf, demo, vm};
 
 /// What the caller wants of the steps.
 #[derive(Debug)]
 pub(crate) struct Plan<'a> {
     pub(crate) long: bool,
-    pub(crate) vm: bool,
+    pub(crate) vm: Machines,
+    /// By name.
+    pub(crate) asked_for_vm: bool,
     pub(crate) filter: Option<&'a str>,
+}
+
+/// Whether the live tests are also run in virtual machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Machines {
+    Wanted,
+    /// The caller has said so; it is counted as skipped.
+    LeftOut,
 }
 
 /// One step.
@@ -83,22 +94,24 @@ pub(crate) fn steps(workspace: &Workspace, plan: &Plan<'_>) -> Result<Vec<Step>>
                 .unwrap_or_else(|| Action::Fail(format!("tests/tests/ has no {LIVE}_*.rs"))),
         ),
     ];
-    if plan.vm {
-        let mut command = verb(&["vm"]);
-        if let Some(filter) = plan.filter {
-            command.args(["--filter", filter]);
-        }
-        steps.push(step("vm", 30, Action::Tests(command)));
-    }
+    steps.push(step("vm", 30, in_machines(&xtask, plan)));
+    steps.push(match plan.vm {
+        Machines::Wanted => check("kernels", 1, verb(&["kernels", "--check"])),
+        Machines::LeftOut => step("kernels", 1, Action::Skip(LEFT_OUT.to_owned())),
+    });
     let live_verb = |name| match bpf::refusal() {
         Some(reason) => Action::Skip(reason),
         None => Action::Check(verb(&[name])),
     };
     steps.push(step("mutation", 8, live_verb("mutation")));
-    steps.push(step("demo", 4, live_verb("demo")));
+    // Where BPF is refused, in a virtual machine.
+    steps.push(check("demo", 8, verb(&["demo"])));
     steps.push(check("docs", 8, docs));
     if plan.filter.is_some() {
-        steps.retain(|step| ["tests", "doc-tests", "binaries", "live", "vm"].contains(&step.name));
+        let mut with_tests = vec!["tests", "doc-tests", "binaries", "live"];
+        // They boot for minutes: who looks for one test has to ask for them.
+        with_tests.extend(plan.asked_for_vm.then_some("vm"));
+        steps.retain(|step| with_tests.contains(&step.name));
     }
     Ok(steps)
 }
@@ -106,6 +119,26 @@ pub(crate) fn steps(workspace: &Workspace, plan: &Plan<'_>) -> Result<Vec<Step>>
 /// Test targets with these names need root and BPF, or a virtual machine.
 const LIVE: &str = "live";
 const VM: &str = "vm";
+
+const LEFT_OUT: &str = "left out by --no-vm: nothing is known of other kernels";
+
+/// Whether --no-vm leaves out the step of that name.
+pub(crate) fn needs_machines(name: &str) -> bool {
+    ["vm", "kernels"].contains(&name)
+}
+
+/// The live tests in virtual machines, on the kernels that every run has to try.
+fn in_machines(xtask: &Path, plan: &Plan<'_>) -> Action {
+    if plan.vm == Machines::LeftOut {
+        return Action::Skip(LEFT_OUT.to_owned());
+    }
+    let mut command = Command::new(xtask);
+    command.arg("vm").args(vm::required());
+    if let Some(filter) = plan.filter {
+        command.args(["--filter", filter]);
+    }
+    Action::Tests(command)
+}
 
 /// All tests that anyone can run: every target but those for a machine of its own.
 ///
@@ -197,7 +230,8 @@ mod tests {
 
     const PLAN: Plan<'_> = Plan {
         long: false,
-        vm: false,
+        vm: Machines::Wanted,
+        asked_for_vm: false,
         filter: None,
     };
 
@@ -216,15 +250,27 @@ mod tests {
         let steps = steps(&workspace(&["cli"]), &PLAN).unwrap();
         let live = steps.iter().find(|step| step.name == "live").unwrap();
         assert!(matches!(&live.action, Action::Fail(why) if why.contains("no live_*.rs")));
-        assert!(!steps.iter().any(|step| step.name == "vm"));
     }
 
     #[test]
-    fn virtual_machines_are_for_who_asks() {
-        let plan = Plan { vm: true, ..PLAN };
-        let steps = steps(&workspace(&["live_mmap"]), &plan).unwrap();
-        let vm = steps.iter().find(|step| step.name == "vm").unwrap();
-        assert!(matches!(&vm.action, Action::Tests(_)));
+    fn virtual_machines_are_a_step_unless_left_out() {
+        let vm = |vm| {
+            let plan = Plan { vm, ..PLAN };
+            let mut steps = steps(&workspace(&["live_mmap"]), &plan).unwrap();
+            let place = steps.iter().position(|step| step.name == "vm").unwrap();
+            steps.remove(place).action
+        };
+        match vm(Machines::Wanted) {
+            Action::Tests(command) => {
+                let line = process::name(&command);
+                assert!(
+                    line.contains(" vm 5.10 6.1 6.1-rt 6.12 6.18 7.3 7.3-rt"),
+                    "{line}"
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(vm(Machines::LeftOut), Action::Skip(why) if why.contains("--no-vm")));
     }
 
     #[test]
@@ -239,5 +285,11 @@ mod tests {
             .map(|step| step.name)
             .collect();
         assert_eq!(names, ["tests", "doc-tests", "binaries", "live"]);
+        let plan = Plan {
+            asked_for_vm: true,
+            ..plan
+        };
+        let steps = steps(&workspace(&["live_mmap"]), &plan).unwrap();
+        assert!(steps.iter().any(|step| step.name == "vm"));
     }
 }

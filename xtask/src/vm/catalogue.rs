@@ -9,13 +9,15 @@ pub(crate) struct Kernel {
     pub(crate) prefix: &'static str,
     /// Behind that part; the smallest flavour that will do.
     pub(crate) suffix: &'static str,
-    /// Modules that FUSE comes in, if it is not built in.
-    pub(crate) modules: &'static [&'static str],
-    /// Tests that make no sense on it.
+    /// Every `cargo xtask test` boots it.
+    pub(crate) required: bool,
+    /// Scenarios that the stall lab cannot make on it; their tests may leave themselves out.
+    pub(crate) impossible: &'static [&'static str],
+    /// Tests that cannot pass on it.
     pub(crate) exceptions: &'static [Exception],
 }
 
-/// Tests that are skipped on a kernel, and why.
+/// Tests that are run on a kernel and expected to fail, and why: that counts as skipped.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Exception {
     /// Part of `target::test`.
@@ -40,49 +42,74 @@ const NO_WRITER_EITHER: Exception = Exception {
     ..NO_WRITER
 };
 
-/// The guests have FUSE alone of the modules that Debian ships.
-const NO_OVERLAY: Exception = Exception {
-    tests: "waited_for_through_an_overlay",
-    reason: "the guest has no overlayfs module",
-};
-const NO_LOOP: Exception = Exception {
+/// A sync does not wait for FUSE before 6.18; a write fault keeps mmap_lock itself before 6.7;
+/// PREEMPT_RT hands a lock to nobody before it runs.
+const UP_TO_6_12: &[&str] = &["super-read-held-sync"];
+const UP_TO_6_12_RT: &[&str] = &["super-read-held-sync", "granted"];
+const UP_TO_6_1: &[&str] = &["super-read-held-sync", "vma-read-held"];
+const UP_TO_6_1_RT: &[&str] = &["super-read-held-sync", "vma-read-held", "granted"];
+const RT: &[&str] = &["granted"];
+
+/// A sync is passed on to the lab by fuseblk's SYNCFS (fs/fuse/inode.c, fuse_sync_fs).
+const NO_SYNCFS: Exception = Exception {
     tests: "a_file_system_that_a_sync_has_passed",
-    reason: "the guest has no loop module, and fuseblk gets no SYNCFS before Linux 6.18",
+    reason: "fuseblk gets no SYNCFS before Linux 6.18",
 };
-const NO_LOOP_EITHER: Exception = Exception {
+const NO_SYNCFS_EITHER: Exception = Exception {
     tests: "a_sync_that_has_passed_is_no_suspect",
-    ..NO_LOOP
+    ..NO_SYNCFS
 };
 
-/// All kernels, oldest first. From 7.2 on, packages are split: the bootable file is in linux-binary-.
+/// What the stall lab's scenarios need, with all they depend on, where it is not built in.
+pub(crate) const MODULES: [&str; 4] = ["fuse", "loop", "overlay", "ext4"];
+/// ext4 asks the kernel's crypto for crc32c when it mounts, and depends on no module of that
+/// name (fs/ext4/super.c up to 6.12; later ones call lib/crc).
+pub(crate) const MODULES_IF_SHIPPED: [&str; 1] = ["crc32c_generic"];
+
+/// All kernels, oldest first.
 pub(crate) const KERNELS: [Kernel; 9] = [
     Kernel {
-        modules: &["fuse"],
-        exceptions: &[NO_CONTENTION, NO_WRITER, NO_WRITER_EITHER],
+        impossible: UP_TO_6_1,
+        exceptions: &[
+            NO_CONTENTION,
+            NO_WRITER,
+            NO_WRITER_EITHER,
+            NO_SYNCFS,
+            NO_SYNCFS_EITHER,
+        ],
         ..kernel("5.10", "linux-image-5.10.0-", "-cloud-amd64")
     },
     Kernel {
-        modules: &["fuse"],
-        exceptions: &[NO_WRITER, NO_WRITER_EITHER],
+        impossible: UP_TO_6_1,
+        exceptions: &[NO_WRITER, NO_WRITER_EITHER, NO_SYNCFS, NO_SYNCFS_EITHER],
         ..kernel("6.1", "linux-image-6.1.0-", "-cloud-amd64")
     },
     Kernel {
-        modules: &["fuse"],
-        exceptions: &[NO_WRITER, NO_WRITER_EITHER],
+        impossible: UP_TO_6_1_RT,
+        exceptions: &[NO_WRITER, NO_WRITER_EITHER, NO_SYNCFS, NO_SYNCFS_EITHER],
         ..kernel("6.1-rt", "linux-image-6.1.0-", "-rt-amd64")
     },
     Kernel {
-        exceptions: &[NO_WRITER, NO_WRITER_EITHER],
+        impossible: UP_TO_6_12,
+        exceptions: &[NO_WRITER, NO_WRITER_EITHER, NO_SYNCFS, NO_SYNCFS_EITHER],
         ..kernel("6.12", "linux-image-6.12.", "-cloud-amd64")
     },
     Kernel {
-        exceptions: &[NO_WRITER, NO_WRITER_EITHER],
+        impossible: UP_TO_6_12_RT,
+        exceptions: &[NO_WRITER, NO_WRITER_EITHER, NO_SYNCFS, NO_SYNCFS_EITHER],
+        required: false,
         ..kernel("6.12-rt", "linux-image-6.12.", "-rt-amd64")
     },
     kernel("6.18", "linux-image-6.18.", "-cloud-amd64"),
-    kernel("7.2", "linux-binary-7.2.", "-cloud-amd64"),
+    Kernel {
+        required: false,
+        ..kernel("7.2", "linux-binary-7.2.", "-cloud-amd64")
+    },
     kernel("7.3", "linux-binary-7.3.", "-cloud-amd64"),
-    kernel("7.3-rt", "linux-binary-7.3.", "-rt-amd64"),
+    Kernel {
+        impossible: RT,
+        ..kernel("7.3-rt", "linux-binary-7.3.", "-rt-amd64")
+    },
 ];
 
 /// That stall stands for 0.7 s at most; a survey takes longer in an emulated machine.
@@ -92,15 +119,27 @@ const TOO_SHORT: Exception = Exception {
 };
 
 /// What no guest can run.
-const EVERYWHERE: &[Exception] = &[TOO_SHORT, NO_OVERLAY, NO_LOOP, NO_LOOP_EITHER];
+const EVERYWHERE: &[Exception] = &[TOO_SHORT];
 
 const fn kernel(name: &'static str, prefix: &'static str, suffix: &'static str) -> Kernel {
     Kernel {
         name,
         prefix,
         suffix,
-        modules: &[],
+        required: true,
+        impossible: &[],
         exceptions: &[],
+    }
+}
+
+/// All packages of a kernel by the one that has the bootable file. From 7.2 on they are
+/// split: that one, the modules, and the list of what is built in.
+pub(crate) fn parts(package: &str) -> Vec<String> {
+    match package.strip_prefix("linux-binary-") {
+        None => vec![package.to_owned()],
+        Some(release) => ["binary", "modules", "base"]
+            .map(|part| format!("linux-{part}-{release}"))
+            .to_vec(),
     }
 }
 
@@ -136,7 +175,7 @@ impl Kernel {
             .collect()
     }
 
-    /// Why a test, `target::name`, is not for this kernel.
+    /// Why a test, `target::name`, is expected to fail on this kernel.
     pub(crate) fn exception(&self, test: &str) -> Option<&'static str> {
         self.exceptions
             .iter()
@@ -177,6 +216,17 @@ mod tests {
         assert_eq!(found("6.12-rt"), ["linux-image-6.12.117+deb13-rt-amd64"]);
         assert_eq!(found("6.1"), ["linux-image-6.1.0-56-cloud-amd64"]);
         assert!(found("5.10").is_empty());
+    }
+
+    #[test]
+    fn split_packages_belong_together() {
+        let image = "linux-image-6.12.117+deb13-rt-amd64";
+        assert_eq!(parts(image), [image]);
+        assert_eq!(
+            parts("linux-binary-7.3.4+deb13-cloud-amd64"),
+            ["binary", "modules", "base"]
+                .map(|part| format!("linux-{part}-7.3.4+deb13-cloud-amd64"))
+        );
     }
 
     #[test]

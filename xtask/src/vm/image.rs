@@ -7,23 +7,23 @@ use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::archive::Archive;
-use super::catalogue::Kernel;
+use super::catalogue::{self, Kernel, MODULES, MODULES_IF_SHIPPED};
 use super::module;
 use crate::process::{say, timed};
 use crate::{cache, deb};
 
-/// Raised when the layout below changes, so that an older cache is made anew.
-const LAYOUT: u32 = 1;
+/// The folder below the cache, raised when the layout of what is in it changes: trees of
+/// different age can share a cache.
+pub(crate) const LAYOUT: &str = "2";
 /// The archive's index may name a package that is gone; then an older one is tried.
 const ATTEMPTS: usize = 3;
 
-/// Written last: a folder without it, or with another one, is not used.
+/// Written last: a folder without it is not used.
 #[derive(Debug, Serialize, Deserialize)]
 struct Stamp {
-    layout: u32,
     /// What `uname -r` will say.
     release: String,
-    /// Size of the package, bytes.
+    /// Size of the packages, bytes.
     download: u64,
     /// File names, in the order in which they are loaded.
     modules: Vec<String>,
@@ -36,7 +36,7 @@ pub(crate) struct Image {
     pub(crate) package: String,
     /// What `uname -r` will say.
     pub(crate) release: String,
-    /// Size of the package, bytes.
+    /// Size of the packages, bytes.
     pub(crate) download: u64,
     /// The bootable file.
     pub(crate) vmlinuz: PathBuf,
@@ -70,7 +70,7 @@ pub(crate) fn newest(
         if let Ok(image) = check(package, &home) {
             return Ok(image);
         }
-        match make(kernel, archive, package, cache) {
+        match make(archive, package, cache) {
             Ok(()) => {
                 prune(kernel, package, cache)?;
                 return check(package, &home);
@@ -120,9 +120,6 @@ fn check(package: &str, home: &Path) -> Result<Image> {
     let text = fs::read(&path).with_context(|| format!("no {}", path.display()))?;
     let stamp: Stamp =
         serde_json::from_slice(&text).with_context(|| format!("bad {}", path.display()))?;
-    if stamp.layout != LAYOUT {
-        bail!("layout {} instead of {LAYOUT}", stamp.layout);
-    }
     let image = Image {
         package: package.to_owned(),
         release: stamp.release,
@@ -137,11 +134,11 @@ fn check(package: &str, home: &Path) -> Result<Image> {
 }
 
 /// Builds beside the final place and renames, so that a broken run leaves nothing usable.
-fn make(kernel: &Kernel, archive: &Archive, package: &str, cache: &Path) -> Result<()> {
+fn make(archive: &Archive, package: &str, cache: &Path) -> Result<()> {
     let work = cache.join("making");
     // The lock on the cache is ours: what lies here is left from a run that was killed.
     cache::remove(&work)?;
-    let made = make_in(kernel, archive, package, &work).and_then(|new| {
+    let made = make_in(archive, package, &work).and_then(|new| {
         let home = cache.join(package);
         cache::remove(&home)?;
         fs::rename(&new, &home).with_context(|| format!("cannot make {}", home.display()))
@@ -149,13 +146,17 @@ fn make(kernel: &Kernel, archive: &Archive, package: &str, cache: &Path) -> Resu
     made.and(cache::remove(&work))
 }
 
-fn make_in(kernel: &Kernel, archive: &Archive, package: &str, work: &Path) -> Result<PathBuf> {
+fn make_in(archive: &Archive, package: &str, work: &Path) -> Result<PathBuf> {
     let (debs, unpacked, new) = (work.join("debs"), work.join("unpacked"), work.join("new"));
     for folder in [&debs, &unpacked, &new] {
         fs::create_dir_all(folder)?;
     }
-    let (deb, download) = archive.download(package, &debs)?;
-    timed("unpacking it", || deb::unpack(&deb, &[], &unpacked))?;
+    let mut download = 0;
+    for part in catalogue::parts(package) {
+        let (deb, size) = archive.download(&part, &debs)?;
+        download += size;
+        timed("unpacking it", || deb::unpack(&deb, &[], &unpacked))?;
+    }
     let vmlinuz = bootable(&unpacked).with_context(|| format!("{package} has no vmlinuz"))?;
     fs::rename(vmlinuz, new.join("vmlinuz"))?;
     let release = package
@@ -163,9 +164,8 @@ fn make_in(kernel: &Kernel, archive: &Archive, package: &str, work: &Path) -> Re
         .and_then(|(_, rest)| rest.split_once('-'))
         .map(|(_, release)| release.to_owned())
         .with_context(|| format!("{package} is no name of a kernel package"))?;
-    let modules = module::gather(kernel.modules, &unpacked, &new)?;
+    let modules = module::gather(&MODULES, &MODULES_IF_SHIPPED, &unpacked, &new)?;
     let stamp = Stamp {
-        layout: LAYOUT,
         release,
         download,
         modules,

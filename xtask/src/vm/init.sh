@@ -44,11 +44,18 @@ if [ -f /script ]; then
     off 0
 fi
 
+while read -r fact command; do
+    printf '\n@@vm fact %s\n' "$fact"
+    # shellcheck disable=SC2086 # a command and its arguments
+    timeout -s KILL 180 $command </dev/null
+    printf '\n@@vm told %s\n' $?
+done </facts
+
 failed=0
 while read -r program test limit; do
     printf '\n@@vm test %s %s\n' "$program" "$test"
     begun=$(now)
-    timeout -s KILL "$limit" "/bin/$program" --exact "$test" --include-ignored --test-threads=1
+    timeout -s KILL "$limit" "/bin/$program" --exact "$test" --include-ignored --show-output --test-threads=1
     code=$?
     [ $code = 0 ] || failed=1
     printf '\n@@vm end %s %s\n' $code $(($(now) - begun))

@@ -15,16 +15,44 @@ use crate::workspace::Workspace;
 /// The first process.
 const INIT: &str = include_str!("init.sh");
 /// Tools of the live tests that busybox has not, or not with all options.
-const TOOLS: [&str; 3] = ["strace", "setpriv", "unshare"];
+const TOOLS: [Program; 3] = [
+    Program {
+        name: "strace",
+        package: "strace",
+        purpose: "tells the live tests which files lockwatch touches",
+    },
+    Program {
+        name: "setpriv",
+        package: "util-linux",
+        purpose: "takes privileges away from lockwatch",
+    },
+    Program {
+        name: "unshare",
+        package: "util-linux",
+        purpose: "puts lockwatch into a container",
+    },
+];
 
 /// What a machine does once it has booted.
 #[derive(Debug)]
-pub(crate) enum Work {
-    /// Runs these tests, each no longer than that many seconds.
-    Tests(Vec<PlannedTest>),
+pub(crate) enum Work<'w> {
+    /// Runs these tests, each no longer than that many seconds; before them, if it shall,
+    /// it tells [`FACTS`].
+    Tests {
+        tests: &'w [PlannedTest],
+        facts: bool,
+    },
     /// Runs a shell script instead, to look around.
-    Script(String),
+    Script(&'w str),
 }
+
+/// Subjects of what a machine tells of its kernel, and the commands that do.
+pub(crate) const VERIFIED: &str = "verified";
+pub(crate) const CHECK: &str = "check";
+const FACTS: [(&str, &str); 2] = [
+    (VERIFIED, "xtask vm-verified"),
+    (CHECK, "lockwatch check --format json"),
+];
 
 /// One test that is to be run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,19 +72,15 @@ pub(crate) struct Base {
 impl Base {
     /// Gathers programs and libraries; `work` is for files in between.
     pub(crate) fn gather(workspace: &Workspace, targets: &[Target], work: &Path) -> Result<Self> {
-        packages::ensure(&[
-            Program {
-                name: "busybox",
-                package: "busybox-static",
-                purpose: "is the userland of the test machines",
-            },
-            Program {
-                name: "strace",
-                package: "strace",
-                purpose: "tells the live tests which files lockwatch touches",
-            },
-        ])?;
-        let busybox = programs::tool("busybox")?;
+        let busybox = Program {
+            name: "busybox",
+            package: "busybox-static",
+            purpose: "is the userland of the test machines",
+        };
+        // Only tests need more.
+        let tools: &[Program] = if targets.is_empty() { &[] } else { &TOOLS };
+        packages::ensure(&[&[busybox], tools].concat())?;
+        let busybox = packages::path(busybox.name)?;
         let own = ["lockwatch", "stall-lab"].map(|name| (name, workspace.release_binary(name)));
         let xtask = std::env::current_exe().context("cannot find our own program")?;
         let tests = targets
@@ -69,8 +93,8 @@ impl Base {
             binaries.push(binary);
         }
         files.push(("/bin/busybox".to_owned(), read(&busybox)?));
-        for name in TOOLS {
-            let tool = programs::tool(name)?;
+        for Program { name, .. } in tools {
+            let tool = packages::path(name)?;
             files.push((format!("/bin/{name}"), read(&tool)?));
             binaries.push(tool);
         }
@@ -81,7 +105,12 @@ impl Base {
     }
 
     /// The archive for one kernel.
-    pub(crate) fn pack(&self, image: &Image, work: &Work, environment: &str) -> Result<Vec<u8>> {
+    pub(crate) fn pack(
+        &self,
+        image: &Image,
+        work: &Work<'_>,
+        environment: &str,
+    ) -> Result<Vec<u8>> {
         let mut archive = Archive::default();
         archive.folder("dev");
         // The first process' own output, until it has mounted /dev.
@@ -101,7 +130,14 @@ impl Base {
         archive.file("modules/order", order.as_bytes());
         archive.file("environment", environment.as_bytes());
         match work {
-            Work::Tests(tests) => archive.file("plan", plan(tests).as_bytes()),
+            Work::Tests { tests, facts } => {
+                archive.file("plan", plan(tests).as_bytes());
+                let facts = if *facts { &FACTS[..] } else { &[] };
+                let lines = facts
+                    .iter()
+                    .map(|(subject, command)| format!("{subject} {command}\n"));
+                archive.file("facts", lines.collect::<String>().as_bytes());
+            }
             Work::Script(script) => archive.file("script", script.as_bytes()),
         }
         Ok(archive.finish())

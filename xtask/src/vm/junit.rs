@@ -23,6 +23,7 @@ pub(crate) fn document(outcomes: &[Outcome]) -> String {
                 took: outcome.total,
                 verdict: Verdict::Failed(trouble.clone()),
                 output: String::new(),
+                note: None,
             };
             case(&mut xml, outcome, &machine);
         }
@@ -92,6 +93,7 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::time::Duration;
 
     use super::*;
@@ -111,7 +113,9 @@ mod tests {
                 took: Duration::from_secs(1),
                 verdict: Verdict::Failed("a < \"b\"".to_owned()),
                 output: "\u{1b}[1mred & \n".to_owned(),
+                note: None,
             }],
+            facts: BTreeMap::new(),
             trouble: Some("it broke".to_owned()),
         };
         let xml = document(&[outcome]);

@@ -10,12 +10,14 @@ mod machine;
 mod module;
 mod outcome;
 mod programs;
+pub(crate) mod results;
 mod run;
+mod settings;
 mod switch;
 mod transcript;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -28,10 +30,12 @@ use self::image::Image;
 use self::initramfs::Base;
 use self::outcome::{Count, Outcome, Table};
 use self::run::Runner;
+use self::settings::Settings;
 pub(crate) use self::switch::{Args as SwitchArgs, run as switch_off};
 use crate::cache;
 use crate::packages::{self, Program};
 use crate::process::{say, timed};
+use crate::verified::{Loaded, Programs};
 use crate::workspace::Workspace;
 
 /// Run the live tests on real kernels, each in a virtual machine.
@@ -42,10 +46,11 @@ use crate::workspace::Workspace;
 /// in QEMU, without KVM, with lockwatch, the stall lab and the live tests in its
 /// initramfs; every test runs alone and is killed at its time limit.
 ///
-/// Results: a table; vm/junit.xml in cargo's target directory; and per kernel a folder
-/// beside it with console.log (what the kernel says) and guest.log (what the tests say).
+/// Results: a table; vm/junit.xml and vm/results.json (of a run of all tests; docs/kernels.md
+/// is made of it) in cargo's target directory; and per kernel a folder beside them with console.log (what the kernel says) and guest.log (what the tests say).
 /// The last line is the sum: `N passed, N failed, N skipped`. A kernel that cannot be fetched
-/// or booted is a failure.
+/// or booted is a failure. A test that cannot pass on a kernel is run there all the same: its
+/// failure counts as skipped, with the reason, and its success is pointed out.
 ///
 /// Needs a Debian system; QEMU, busybox and strace are installed if they are missing
 /// and we are root.
@@ -60,73 +65,53 @@ pub(crate) struct Args {
     /// Only tests whose `target::name` contains this; may be given more than once
     #[arg(long, value_name = "TEXT")]
     filter: Vec<String>,
-    /// How often the live tests try each scenario
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    runs: u32,
-    /// Machines at the same time; on two cores, two take half the time of one
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=16))]
-    jobs: u32,
-    /// Processors of a machine
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
-    cpus: u32,
-    /// Memory of a machine, MiB
-    #[arg(long, value_name = "MIB", default_value_t = 1024)]
-    memory: u32,
-    /// A machine is killed after so many seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 1200)]
-    timeout: u64,
-    /// A test is killed after so many seconds, by the guest's clock
-    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
-    test_timeout: u64,
-    /// Keep the initramfs beside the logs
-    #[arg(long)]
-    keep: bool,
-    /// More words for the kernel's command line
-    #[arg(long, value_name = "WORDS", default_value = "")]
-    append: String,
     /// Run this shell command in the machines instead of tests, and show what it says
-    #[arg(long, value_name = "COMMAND")]
+    #[arg(long, value_name = "COMMAND", conflicts_with = "filter")]
     command: Option<String>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// What machines are booted for.
+#[derive(Debug)]
+pub(crate) enum Errand<'e> {
+    /// The live tests whose `target::name` contains one of these; without any, all tests,
+    /// and the facts.
+    Tests { filter: &'e [String] },
+    /// What the machine tells of its kernel.
+    Facts,
+    /// A shell script, whose lines are printed; bare, without the kernel's name before them.
+    Script { text: &'e str, bare: bool },
 }
 
 /// Exit code 0: every machine booted, and no test failed.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let kernels = chosen(&args.kernels)?;
-    let cache = cache::directory()?.join("vm");
-    fs::create_dir_all(&cache)
-        .with_context(|| format!("cannot create the cache {}", cache.display()))?;
     if args.list {
-        list(&kernels, &cache);
+        list(&kernels, &cache()?);
         return Ok(ExitCode::SUCCESS);
     }
-    packages::ensure(&[Program {
-        name: "qemu-system-x86_64",
-        package: "qemu-system-x86",
-        purpose: "runs the test machines",
-    }])?;
     let workspace = Workspace::load()?;
-    let images = fetch(&kernels, &cache)?;
-    let targets = timed(
-        "building lockwatch, the stall lab and the live tests",
-        || programs::build(&workspace),
-    )?;
-    let home = workspace.target.join("vm");
-    fs::create_dir_all(&home).with_context(|| format!("cannot create {}", home.display()))?;
-    let _logs = cache::lock(&home)?;
-    let base = Base::gather(&workspace, &targets, &home)?;
-    let runner = Runner {
-        args,
-        base: &base,
-        targets: &targets,
-        home: &home,
+    let errand = match &args.command {
+        Some(text) => Errand::Script { text, bare: false },
+        None => Errand::Tests {
+            filter: &args.filter,
+        },
     };
-    let outcomes = run_all(&runner, &kernels, images);
+    let outcomes = send(&workspace, &kernels, &args.settings, &errand)?;
 
-    let junit = home.join("junit.xml");
-    fs::write(&junit, junit::document(&outcomes))
-        .with_context(|| format!("cannot write {}", junit.display()))?;
+    let home = home(&workspace);
+    let write = |name: &str, text: String| {
+        let path = home.join(name);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    };
+    write("junit.xml", junit::document(&outcomes))?;
+    // A part of the tests says nothing of a kernel as a whole.
+    if args.command.is_none() && args.filter.is_empty() {
+        write(RESULTS, results::document(&outcomes)?)?;
+    }
     print!("\n{}", Table(&outcomes));
-    println!("logs and junit.xml: {}", home.display());
+    println!("logs, junit.xml and {RESULTS}: {}", home.display());
     let count = Count::of_all(&outcomes);
     if args.command.is_none() && count.passed + count.failed == 0 {
         bail!("no test was run: --filter leaves none");
@@ -137,6 +122,98 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Names of all kernels.
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    KERNELS.iter().map(|kernel| kernel.name)
+}
+
+/// Names of the kernels that every `cargo xtask test` boots.
+pub(crate) fn required() -> impl Iterator<Item = &'static str> {
+    KERNELS
+        .iter()
+        .filter(|kernel| kernel.required)
+        .map(|kernel| kernel.name)
+}
+
+/// What lockwatch loads on each of the named kernels (all, if none), or why that is unknown.
+pub(crate) fn loaded(names: &[String]) -> Result<Vec<(String, Result<Loaded, String>)>> {
+    let workspace = Workspace::load()?;
+    let outcomes = send(
+        &workspace,
+        &chosen(names)?,
+        &Settings::USUAL,
+        &Errand::Facts,
+    )?;
+    Ok(outcomes
+        .iter()
+        .map(|outcome| {
+            let name = outcome.kernel.name.to_owned();
+            (name, outcome.fact(initramfs::VERIFIED))
+        })
+        .collect())
+}
+
+/// Runs a shell script on one kernel, prints what it says, and gives its exit code.
+pub(crate) fn script(workspace: &Workspace, kernel: &str, text: &str) -> Result<bool> {
+    let kernels = chosen(&[kernel.to_owned()])?;
+    let errand = Errand::Script { text, bare: true };
+    let outcomes = send(workspace, &kernels, &Settings::USUAL, &errand)?;
+    Ok(outcomes.iter().all(|outcome| outcome.trouble.is_none()))
+}
+
+/// Boots kernels for an errand; an error: it came to none of them.
+fn send(
+    workspace: &Workspace,
+    kernels: &[&'static Kernel],
+    settings: &Settings,
+    errand: &Errand<'_>,
+) -> Result<Vec<Outcome>> {
+    packages::ensure(&[QEMU])?;
+    let images = fetch(kernels, &cache()?)?;
+    let targets = timed("building what runs in the machines", || match errand {
+        Errand::Script { bare: true, .. } | Errand::Facts => {
+            programs::build(workspace).map(|()| Vec::new())
+        }
+        Errand::Tests { .. } | Errand::Script { .. } => {
+            programs::build(workspace).and_then(|()| programs::build_tests(workspace))
+        }
+    })?;
+    let home = home(workspace);
+    fs::create_dir_all(&home).with_context(|| format!("cannot create {}", home.display()))?;
+    let _logs = cache::lock(&home)?;
+    let base = Base::gather(workspace, &targets, &home)?;
+    let runner = Runner {
+        settings,
+        errand,
+        base: &base,
+        targets: &targets,
+        programs: &Programs::of_objects(&workspace.root)?,
+        home: &home,
+    };
+    Ok(run_all(&runner, kernels, images))
+}
+
+const QEMU: Program = Program {
+    name: "qemu-system-x86_64",
+    package: "qemu-system-x86",
+    purpose: "runs the test machines",
+};
+
+/// The machine-readable results of the last whole run, in [`home`].
+pub(crate) const RESULTS: &str = "results.json";
+
+/// Where logs and results are.
+pub(crate) fn home(workspace: &Workspace) -> PathBuf {
+    workspace.target.join("vm")
+}
+
+fn cache() -> Result<PathBuf> {
+    let cache = cache::directory()?.join("vm").join(image::LAYOUT);
+    fs::create_dir_all(&cache)
+        .with_context(|| format!("cannot create the cache {}", cache.display()))?;
+    Ok(cache)
 }
 
 fn chosen(names: &[String]) -> Result<Vec<&'static Kernel>> {
@@ -202,7 +279,7 @@ fn run_all(
     let waiting = Mutex::new(kernels.iter().zip(images).enumerate());
     let done = Mutex::new(Vec::new());
     thread::scope(|scope| {
-        for _ in 0..runner.args.jobs {
+        for _ in 0..runner.settings.jobs {
             scope.spawn(|| {
                 loop {
                     let next = locked(&waiting).next();

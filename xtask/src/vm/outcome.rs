@@ -1,10 +1,11 @@
 //! How it went on a kernel, and the table of all.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
 use super::catalogue::Kernel;
-use super::transcript::{TestRun, Verdict};
+use super::transcript::{Fact, TestRun, Verdict};
 
 /// One kernel's part of a run.
 #[derive(Debug)]
@@ -17,6 +18,8 @@ pub(crate) struct Outcome {
     /// From the start of QEMU to its end.
     pub(crate) total: Duration,
     pub(crate) runs: Vec<TestRun>,
+    /// What the machine has told of its kernel.
+    pub(crate) facts: BTreeMap<String, Fact>,
     /// What went wrong apart from tests: no kernel, no boot, a crash.
     pub(crate) trouble: Option<String>,
 }
@@ -38,8 +41,21 @@ impl Outcome {
             boot: None,
             total: Duration::ZERO,
             runs: Vec::new(),
+            facts: BTreeMap::new(),
             trouble: Some(why),
         }
+    }
+
+    /// What the machine has told of a subject, or why it has not.
+    pub(crate) fn fact<T: serde::de::DeserializeOwned>(&self, subject: &str) -> Result<T, String> {
+        let Some(fact) = self.facts.get(subject) else {
+            let trouble = self.trouble.as_deref();
+            return Err(trouble.unwrap_or("the machine has told nothing").to_owned());
+        };
+        fact.json().ok_or_else(|| {
+            let last = fact.text.lines().rfind(|line| !line.trim().is_empty());
+            format!("exit code {}: {}", fact.code, last.unwrap_or_default())
+        })
     }
 
     pub(crate) fn count(&self) -> Count {
@@ -55,7 +71,7 @@ impl Outcome {
     }
 
     /// Time that was not boot.
-    fn testing(&self) -> Duration {
+    pub(crate) fn testing(&self) -> Duration {
         self.boot
             .map_or(Duration::ZERO, |boot| self.total.saturating_sub(boot))
     }
@@ -116,7 +132,7 @@ impl Display for Table<'_> {
             }
             for run in &outcome.runs {
                 let (word, why) = match &run.verdict {
-                    Verdict::Passed => ("ok", ""),
+                    Verdict::Passed => ("ok", run.note.as_deref().unwrap_or_default()),
                     Verdict::Failed(why) => ("FAILED", why.as_str()),
                     Verdict::Skipped(why) => ("skipped", why.as_str()),
                 };
@@ -157,6 +173,7 @@ mod tests {
             took: Duration::from_millis(1250),
             verdict,
             output: String::new(),
+            note: None,
         }
     }
 
@@ -175,6 +192,7 @@ mod tests {
                     run("two", Verdict::Failed("it went wrong".to_owned())),
                     run("three", Verdict::Skipped("not here".to_owned())),
                 ],
+                facts: BTreeMap::new(),
                 trouble: None,
             },
         ];

@@ -23,9 +23,13 @@ pub(crate) struct Target {
     pub(crate) tests: Vec<String>,
 }
 
-/// Builds lockwatch and the lab as released, and the test targets.
-pub(crate) fn build(workspace: &Workspace) -> Result<Vec<Target>> {
-    process::run(&mut crate::demo::build_command(workspace))?;
+/// Builds lockwatch and the lab as released.
+pub(crate) fn build(workspace: &Workspace) -> Result<()> {
+    process::run(&mut crate::demo::build_command(workspace))
+}
+
+/// Builds the test targets.
+pub(crate) fn build_tests(workspace: &Workspace) -> Result<Vec<Target>> {
     let wanted = |name: &str| {
         KINDS.iter().any(|kind| {
             name.strip_prefix(kind)
@@ -123,16 +127,6 @@ fn parse_ldd(text: &str) -> Vec<PathBuf> {
         .filter(|path| path.starts_with('/'))
         .map(PathBuf::from)
         .collect()
-}
-
-/// Where a tool of the machine at hand is.
-pub(crate) fn tool(name: &str) -> Result<PathBuf> {
-    std::env::var_os("PATH")
-        .iter()
-        .flat_map(std::env::split_paths)
-        .map(|folder| folder.join(name))
-        .find(|path| path.is_file())
-        .with_context(|| format!("no {name} on the PATH"))
 }
 
 #[cfg(test)]

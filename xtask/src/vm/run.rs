@@ -1,20 +1,23 @@
 //! One kernel from its image to its outcome.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use super::Args;
+use super::Errand;
 use super::catalogue::Kernel;
 use super::image::Image;
-use super::initramfs::{Base, PlannedTest, Work};
+use super::initramfs::{self, Base, PlannedTest, Work};
 use super::machine::{Ending, Machine};
 use super::outcome::Outcome;
 use super::programs::Target;
+use super::settings::Settings;
 use super::transcript::{News, TestRun, Transcript, Verdict};
 use crate::process::say;
+use crate::verified::{Loaded, Programs, Table};
 
 /// How many times longer than on a real machine things may take in a test.
 const SLOWNESS: u32 = 5;
@@ -22,9 +25,12 @@ const SLOWNESS: u32 = 5;
 /// What all machines of a run have in common.
 #[derive(Debug)]
 pub(crate) struct Runner<'r> {
-    pub(crate) args: &'r Args,
+    pub(crate) settings: &'r Settings,
+    pub(crate) errand: &'r Errand<'r>,
     pub(crate) base: &'r Base,
     pub(crate) targets: &'r [Target],
+    /// Those of the objects in the tree.
+    pub(crate) programs: &'r Programs,
     /// A folder per kernel is made in it.
     pub(crate) home: &'r Path,
 }
@@ -39,11 +45,13 @@ impl Runner<'_> {
             boot: None,
             total: Duration::ZERO,
             runs: Vec::new(),
+            facts: BTreeMap::new(),
             trouble: None,
         };
-        let (planned, skipped) = self.plan(kernel);
+        let planned = self.plan();
+        let script = matches!(self.errand, Errand::Script { .. });
         say(format_args!(
-            "{}: booting {} ({:.0} MB package) …",
+            "{}: booting {} ({:.0} MB of packages) …",
             kernel.name,
             image.release,
             image.download as f64 / 1e6
@@ -63,23 +71,58 @@ impl Runner<'_> {
             ending = boot(&mut transcript);
         }
         outcome.total = begun.elapsed();
-        outcome.trouble = trouble(&ending, &transcript, self.args.command.is_some());
+        outcome.trouble = trouble(&ending, &transcript, script);
         let why = outcome.trouble.as_deref().unwrap_or("it was not run");
         transcript.interrupted(why);
         outcome.runs = transcript.runs;
         for test in &planned[outcome.runs.len().min(planned.len())..] {
-            if self.args.command.is_none() {
-                let verdict = Verdict::Failed("not run: the machine ended before".to_owned());
-                outcome.runs.push(without_run(test, verdict));
-            }
+            outcome.runs.push(not_run(test));
         }
-        if self.args.command.is_none() {
-            outcome.runs.extend(skipped);
+        for run in &mut outcome.runs {
+            run.except(kernel);
+        }
+        outcome.facts = transcript.facts;
+        if self.wants_facts() {
+            outcome.runs.push(self.verified(&outcome));
         }
         if let Some(trouble) = &outcome.trouble {
             say(format_args!("{}: {trouble}", kernel.name));
         }
         outcome
+    }
+
+    /// A part of the tests says nothing of a kernel as a whole.
+    fn wants_facts(&self) -> bool {
+        match self.errand {
+            Errand::Facts => true,
+            Errand::Tests { filter } => filter.is_empty(),
+            Errand::Script { .. } => false,
+        }
+    }
+
+    /// What the verifier needed for each program, as a test.
+    fn verified(&self, outcome: &Outcome) -> TestRun {
+        let name = outcome.kernel.name;
+        let (verdict, output) = match outcome.fact::<Loaded>(initramfs::VERIFIED) {
+            Err(why) => (Verdict::Failed(why), String::new()),
+            Ok(loaded) => {
+                let table = Table::new(self.programs, &[(name, &loaded)]);
+                let complaints = table.complaints(false);
+                let verdict = match &complaints[..] {
+                    [] => Verdict::Passed,
+                    some => Verdict::Failed(some.join("; ")),
+                };
+                (verdict, table.to_string())
+            }
+        };
+        TestRun {
+            target: "vm".to_owned(),
+            name: "programs_are_verified_within_the_limit".to_owned(),
+            took: Duration::ZERO,
+            verdict,
+            output,
+            note: None,
+        }
     }
 
     /// Keeps what a kernel said that did not boot: nothing of ours ran yet. Seen:
@@ -93,30 +136,25 @@ impl Runner<'_> {
         );
     }
 
-    /// The tests for a kernel, and those that are not for it.
-    fn plan(&self, kernel: &Kernel) -> (Vec<PlannedTest>, Vec<TestRun>) {
-        let (mut planned, mut skipped) = (Vec::new(), Vec::new());
+    /// The tests that are asked for.
+    fn plan(&self) -> Vec<PlannedTest> {
+        let Errand::Tests { filter } = self.errand else {
+            return Vec::new();
+        };
+        let mut planned = Vec::new();
         for target in self.targets {
             for name in &target.tests {
                 let full = format!("{}::{name}", target.name);
-                let filters = &self.args.filter;
-                if !filters.is_empty() && !filters.iter().any(|filter| full.contains(filter)) {
-                    continue;
-                }
-                let test = PlannedTest {
-                    target: target.name.clone(),
-                    name: name.clone(),
-                    limit_s: self.args.test_timeout,
-                };
-                match kernel.exception(&full) {
-                    None => planned.push(test),
-                    Some(why) => {
-                        skipped.push(without_run(&test, Verdict::Skipped(why.to_owned())));
-                    }
+                if filter.is_empty() || filter.iter().any(|filter| full.contains(filter)) {
+                    planned.push(PlannedTest {
+                        target: target.name.clone(),
+                        name: name.clone(),
+                        limit_s: self.settings.test_timeout,
+                    });
                 }
             }
         }
-        (planned, skipped)
+        planned
     }
 
     fn boot(
@@ -129,30 +167,43 @@ impl Runner<'_> {
     ) -> Result<Ending> {
         let logs = self.home.join(kernel.name);
         fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
-        let work = match &self.args.command {
-            Some(script) => Work::Script(script.clone()),
-            None => Work::Tests(planned.to_vec()),
+        let (work, prefix) = match self.errand {
+            Errand::Script { text, bare } => {
+                let prefix = if *bare {
+                    String::new()
+                } else {
+                    format!("{}: ", kernel.name)
+                };
+                (Work::Script(text), Some(prefix))
+            }
+            Errand::Tests { .. } | Errand::Facts => {
+                let facts = self.wants_facts();
+                let tests = planned;
+                (Work::Tests { tests, facts }, None)
+            }
         };
         let initramfs = logs.join("initramfs.cpio");
         let environment = format!(
             "export LOCKWATCH_BIN=/bin/lockwatch STALL_LAB_BIN=/bin/stall-lab\n\
-             export LOCKWATCH_RUNS={} LOCKWATCH_SLOWNESS={SLOWNESS}\n",
-            self.args.runs
+             export LOCKWATCH_RUNS={} LOCKWATCH_SLOWNESS={SLOWNESS}\n\
+             export LOCKWATCH_MAY_SKIP={}\n",
+            self.settings.runs,
+            kernel.impossible.join(",")
         );
         fs::write(&initramfs, self.base.pack(image, &work, &environment)?)
             .with_context(|| format!("cannot write {}", initramfs.display()))?;
         let machine = Machine {
             vmlinuz: &image.vmlinuz,
             initramfs: &initramfs,
-            append: &self.args.append,
-            memory_mib: self.args.memory,
-            cpus: self.args.cpus,
+            append: &self.settings.append,
+            memory_mib: self.settings.memory,
+            cpus: self.settings.cpus,
             logs: &logs,
         };
         let start = Instant::now();
         let name = kernel.name;
         let ending = machine.run(
-            Duration::from_secs(self.args.timeout),
+            Duration::from_secs(self.settings.timeout),
             |line| match transcript.add(line) {
                 News::Booted => {
                     let took = *boot.insert(start.elapsed());
@@ -163,6 +214,7 @@ impl Runner<'_> {
                         let word = match run.verdict {
                             Verdict::Passed => "ok",
                             Verdict::Failed(_) => "FAILED",
+                            // Whether it may is told in the table.
                             Verdict::Skipped(_) => "skipped",
                         };
                         let took = run.took.as_secs_f64();
@@ -172,13 +224,15 @@ impl Runner<'_> {
                         ));
                     }
                 }
-                News::Said(line) if self.args.command.is_some() && !line.is_empty() => {
-                    println!("{name}: {line}");
+                News::Said(line) => {
+                    if let Some(prefix) = prefix.as_ref().filter(|_| !line.is_empty()) {
+                        println!("{prefix}{line}");
+                    }
                 }
-                News::Said(_) | News::Nothing => {}
+                News::Nothing => {}
             },
         );
-        if !self.args.keep {
+        if !self.settings.keep {
             fs::remove_file(&initramfs).context("cannot remove the initramfs")?;
         }
         ending
@@ -206,13 +260,14 @@ fn trouble(ending: &Result<Ending>, transcript: &Transcript, script: bool) -> Op
     }
 }
 
-fn without_run(test: &PlannedTest, verdict: Verdict) -> TestRun {
+fn not_run(test: &PlannedTest) -> TestRun {
     TestRun {
         target: test.target.clone(),
         name: test.name.clone(),
         took: Duration::ZERO,
-        verdict,
+        verdict: Verdict::Failed("not run: the machine ended before".to_owned()),
         output: String::new(),
+        note: None,
     }
 }
 

@@ -1,6 +1,9 @@
 //! What a guest says on its serial port, line by line (init.sh), as results.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
+
+use super::catalogue::Kernel;
 
 /// How one test went.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +24,44 @@ pub(crate) struct TestRun {
     pub(crate) verdict: Verdict,
     /// All that it has said.
     pub(crate) output: String,
+    /// What a reader should know besides.
+    pub(crate) note: Option<String>,
+}
+
+/// Before the reason, in what a test says that leaves itself out (`LOCKWATCH_MAY_SKIP`).
+const SKIPPED: &str = "skipped: ";
+
+impl TestRun {
+    /// Weighs the verdict against what is known of the kernel: a failure that is expected is
+    /// a skipped test, and a test that passes against expectation is worth a word.
+    pub(crate) fn except(&mut self, kernel: &Kernel) {
+        let Some(reason) = kernel.exception(&format!("{}::{}", self.target, self.name)) else {
+            return;
+        };
+        match &self.verdict {
+            Verdict::Failed(_) => self.verdict = Verdict::Skipped(reason.to_owned()),
+            Verdict::Passed => {
+                self.note = Some(format!("passes, although it was not expected to: {reason}"));
+            }
+            Verdict::Skipped(_) => {}
+        }
+    }
+}
+
+/// What a command in a guest has said of its kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Fact {
+    /// Of the command.
+    pub(crate) code: i32,
+    pub(crate) text: String,
+}
+
+impl Fact {
+    /// The JSON object in it: what a kernel logs may stand beside it.
+    pub(crate) fn json<T: serde::de::DeserializeOwned>(&self) -> Option<T> {
+        let (begin, end) = (self.text.find('{')?, self.text.rfind('}')?);
+        serde_json::from_str(self.text.get(begin..=end)?).ok()
+    }
 }
 
 /// Everything a guest has said so far.
@@ -32,6 +73,10 @@ pub(crate) struct Transcript {
     pub(crate) runs: Vec<TestRun>,
     /// Exit code of a script.
     pub(crate) script: Option<i32>,
+    /// What the guest has told of its kernel, by subject.
+    pub(crate) facts: BTreeMap<String, Fact>,
+    /// The fact that is being told.
+    telling: Option<(String, String)>,
     /// The test that runs.
     open: Option<TestRun>,
 }
@@ -51,9 +96,14 @@ impl Transcript {
     pub(crate) fn add<'l>(&mut self, line: &'l str) -> News<'l> {
         let line = line.trim_end_matches('\r');
         let Some(words) = line.strip_prefix("@@vm ") else {
-            if let Some(open) = &mut self.open {
-                open.output.push_str(line);
-                open.output.push('\n');
+            let text = match (&mut self.open, &mut self.telling) {
+                (Some(open), _) => Some(&mut open.output),
+                (None, Some((_, text))) => Some(text),
+                (None, None) => None,
+            };
+            if let Some(text) = text {
+                text.push_str(line);
+                text.push('\n');
             }
             return News::Said(line);
         };
@@ -71,6 +121,7 @@ impl Transcript {
                     took: Duration::ZERO,
                     verdict: Verdict::Passed,
                     output: String::new(),
+                    note: None,
                 });
                 News::Nothing
             }
@@ -81,6 +132,17 @@ impl Transcript {
                     self.runs.push(run);
                 }
                 News::Tested
+            }
+            ["fact", subject] => {
+                self.telling = Some((subject.to_owned(), String::new()));
+                News::Nothing
+            }
+            ["told", code] => {
+                if let Some((subject, text)) = self.telling.take() {
+                    let code = code.parse().unwrap_or(-1);
+                    self.facts.insert(subject, Fact { code, text });
+                }
+                News::Nothing
             }
             ["script", code] => {
                 self.script = code.parse().ok();
@@ -105,7 +167,10 @@ fn judge(code: &str, output: &str) -> Verdict {
         .lines()
         .any(|line| line.starts_with("test result: ok. 1 passed"));
     match code {
-        "0" if passed => Verdict::Passed,
+        "0" if passed => {
+            let skipped = output.lines().find_map(|line| line.strip_prefix(SKIPPED));
+            skipped.map_or(Verdict::Passed, |why| Verdict::Skipped(why.to_owned()))
+        }
         "0" => Verdict::Failed("the test was not run".to_owned()),
         "137" => Verdict::Failed("killed at its time limit".to_owned()),
         _ => Verdict::Failed(reason(output, code)),
@@ -162,6 +227,10 @@ mod tests {
             "@@vm end 0 1",
             "@@vm test live_diagnose four",
             "@@vm end 137 6000",
+            "@@vm test live_diagnose five",
+            "skipped: this kernel has no such lock",
+            "test result: ok. 1 passed; 0 failed; 0 ignored",
+            "@@vm end 0 10",
         ]);
         let (boot, release) = found.boot.unwrap();
         assert_eq!((boot.as_millis(), &*release), (3120, "6.12.1-cloud"));
@@ -174,10 +243,56 @@ mod tests {
                 failed("it went wrong"),
                 failed("the test was not run"),
                 failed("killed at its time limit"),
+                Verdict::Skipped("this kernel has no such lock".to_owned()),
             ]
         );
         assert_eq!(found.runs[0].took, Duration::from_millis(1500));
         assert!(found.runs[1].output.contains("it went wrong"));
+    }
+
+    #[test]
+    fn an_exception_excuses_a_failure_and_notes_a_success() {
+        let kernel = Kernel::by_name("6.12").unwrap();
+        let judged = |name: &str, verdict: Verdict| {
+            let mut run = TestRun {
+                target: "live_diagnose".to_owned(),
+                name: name.to_owned(),
+                took: Duration::ZERO,
+                verdict,
+                output: String::new(),
+                note: None,
+            };
+            run.except(kernel);
+            run
+        };
+        let failed = Verdict::Failed("it went wrong".to_owned());
+        let (excepted, other) = ("an_address_space_held_by_a_writer", "another");
+        assert!(matches!(
+            judged(excepted, failed.clone()).verdict,
+            Verdict::Skipped(_)
+        ));
+        assert_eq!(judged(other, failed.clone()).verdict, failed);
+        assert!(judged(excepted, Verdict::Passed).note.is_some());
+        assert_eq!(judged(other, Verdict::Passed).note, None);
+    }
+
+    #[test]
+    fn facts_are_told_between_tests() {
+        let found = transcript(&[
+            "@@vm fact check",
+            "a word on stderr",
+            "{\"mode\":",
+            " 3}",
+            "@@vm told 1",
+            "@@vm test live one",
+            "{}",
+            "@@vm end 1 2",
+        ]);
+        let fact = &found.facts["check"];
+        assert_eq!(fact.code, 1);
+        let json: serde_json::Value = fact.json().unwrap();
+        assert_eq!(json["mode"], 3);
+        assert_eq!(found.runs[0].output, "{}\n");
     }
 
     #[test]

@@ -1,0 +1,135 @@
+//! `cargo xtask kernels`: docs/kernels.md, as the machines found it.
+
+mod grid;
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+
+use self::grid::Grid;
+use crate::process::say;
+use crate::verified::Programs;
+use crate::vm;
+use crate::vm::results::Results;
+use crate::workspace::Workspace;
+
+/// Write the tables of docs/kernels.md from the results of `cargo xtask vm`.
+///
+/// Needs the results of a run on all kernels: `cargo xtask vm` without names. The text
+/// around the tables is written by hand and stays.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Write nothing; fail if a feature is not as the last run found it, on the kernels of
+    /// that run. Times, versions and instruction counts may differ
+    #[arg(long)]
+    check: bool,
+}
+
+const DOCUMENT: &str = "docs/kernels.md";
+
+/// Exit code 0: the document says what was found.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let workspace = Workspace::load()?;
+    let results = read(&vm::home(&workspace).join(vm::RESULTS))?;
+    let path = workspace.root.join(DOCUMENT);
+    let text =
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    if args.check {
+        return check(&text, &results);
+    }
+    for name in vm::names() {
+        if !results.kernels.iter().any(|kernel| kernel.kernel == name) {
+            bail!("the last run of `cargo xtask vm` had no {name}: run it on all kernels");
+        }
+    }
+    let programs = Programs::of_objects(&workspace.root)?;
+    let figures = support::figures(&results, &programs);
+    let figures: Vec<String> = figures.iter().map(ToString::to_string).collect();
+    let mut text = text;
+    for (name, contents) in [
+        ("features", support::features(&results).to_string()),
+        ("mechanisms", support::mechanisms(&results).to_string()),
+        ("limits", support::limits(&results)),
+        ("figures", figures.join("\n")),
+    ] {
+        text = replaced(&text, name, &contents)?;
+    }
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    say(format_args!("{} is up to date", workspace.display(&path)));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check(text: &str, results: &Results) -> Result<ExitCode> {
+    let mut found = Vec::new();
+    for (name, now) in [
+        ("features", support::features(results)),
+        ("mechanisms", support::mechanisms(results)),
+    ] {
+        let part = &text[place(text, name)?];
+        match Grid::read_all(part).first() {
+            Some(written) => found.extend(now.differences(written)),
+            None => found.push(format!("there is no table of {name}")),
+        }
+    }
+    for line in &found {
+        println!("{DOCUMENT}: {line}");
+    }
+    if found.is_empty() {
+        let kernels: Vec<&str> = results
+            .kernels
+            .iter()
+            .map(|kernel| kernel.kernel.as_str())
+            .collect();
+        println!("{DOCUMENT} says what was found on {}", kernels.join(", "));
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("`cargo xtask vm && cargo xtask kernels` writes it anew");
+    Ok(ExitCode::FAILURE)
+}
+
+fn read(path: &Path) -> Result<Results> {
+    let text = fs::read(path)
+        .with_context(|| format!("no {}: run `cargo xtask vm` first", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("{} is not ours", path.display()))
+}
+
+/// Where the generated part of that name is, without its marks.
+fn place(text: &str, name: &str) -> Result<std::ops::Range<usize>> {
+    let (begin, end) = (
+        format!("<!-- begin {name}: made by cargo xtask kernels -->\n"),
+        format!("<!-- end {name} -->"),
+    );
+    let found = text.find(&begin).and_then(|at| {
+        let from = at + begin.len();
+        let to = from + text[from..].find(&end)?;
+        Some(from..to)
+    });
+    found.with_context(|| {
+        format!(
+            "{DOCUMENT} has no part between `{}` and `{end}`",
+            begin.trim()
+        )
+    })
+}
+
+fn replaced(text: &str, name: &str, contents: &str) -> Result<String> {
+    let mut text = text.to_owned();
+    text.replace_range(place(&text, name)?, &format!("\n{contents}\n"));
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_part_between_the_marks_is_replaced() {
+        let text = "one\n<!-- begin x: made by cargo xtask kernels -->\nold\n<!-- end x -->\ntwo\n";
+        let new = replaced(text, "x", "| new |\n").unwrap();
+        assert_eq!(new, text.replace("old", "\n| new |\n"));
+        assert!(replaced(&new, "y", "").is_err());
+    }
+}
