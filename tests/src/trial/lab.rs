@@ -56,6 +56,15 @@ impl Lab {
         Self::raise_with(scenario, waiters, &["--until-eof"])
     }
 
+    /// Makes a stall that stands until [`Lab::finish`], or for this long.
+    ///
+    /// # Errors
+    /// When the stall cannot be made.
+    pub fn raise_at_most(scenario: Scenario, waiters: u32, most: Duration) -> Result<Self> {
+        let hold = format!("{}ms", most.as_millis());
+        Self::raise_with(scenario, waiters, &["--until-eof", "--hold", &hold])
+    }
+
     /// Makes a stall that stands for this long, whoever looks.
     ///
     /// # Errors
