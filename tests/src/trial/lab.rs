@@ -56,6 +56,15 @@ impl Lab {
         Self::raise_with(scenario, waiters, &["--until-eof"])
     }
 
+    /// Makes a stall that stands until [`Lab::finish`], or for this long.
+    ///
+    /// # Errors
+    /// When the stall cannot be made.
+    pub fn raise_at_most(scenario: Scenario, waiters: u32, most: Duration) -> Result<Self> {
+        let hold = format!("{}ms", most.as_millis());
+        Self::raise_with(scenario, waiters, &["--until-eof", "--hold", &hold])
+    }
+
     /// Makes a stall that stands for this long, whoever looks.
     ///
     /// # Errors
@@ -168,7 +177,7 @@ fn or_skip(scenario: Scenario, raised: Result<Lab>) -> Result<Option<Lab>> {
         return Err(error);
     }
     let expected = env::var(MAY_SKIP).unwrap_or_default();
-    if !expected.split(',').any(|name| name == scenario.name()) {
+    if !lists(&expected, scenario) {
         return Err(error.context(format!(
             "{MAY_SKIP} is `{expected}`, without {}",
             scenario.name()
@@ -176,6 +185,13 @@ fn or_skip(scenario: Scenario, raised: Result<Lab>) -> Result<Option<Lab>> {
     }
     eprintln!("skipped: {}: {error:#}", scenario.name());
     Ok(None)
+}
+
+/// Whether the list has the scenario.
+fn lists(expected: &str, scenario: Scenario) -> bool {
+    expected
+        .split(',')
+        .any(|name| name.trim() == scenario.name())
 }
 
 /// A lab that has not said anything yet.
@@ -203,5 +219,21 @@ fn end(program: &mut Program) {
     if !ended(program) {
         program.signal(Signal::SIGTERM);
         let _ = ended(program);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_listed_may_be_missing() {
+        let list = "granted, vma-read-held";
+        assert!(lists(list, Scenario::Granted));
+        assert!(lists(list, Scenario::VmaReadHeld));
+        assert!(!lists(list, Scenario::MmapReadHeld));
+        assert!(!lists("", Scenario::Granted));
+        let raised = || Err(NotHere("no loop device".into()).into());
+        assert!(or_skip(Scenario::MmapReadHeld, raised()).is_err());
     }
 }

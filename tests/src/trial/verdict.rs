@@ -370,8 +370,9 @@ impl Verdict {
 fn is_the_lock(lock: &Lock, truth: &Ready) -> bool {
     let wanted = &truth.lock;
     let Some(class) = wanted.class else {
-        let first = truth.waiters.first().map(|waiter| waiter.tid);
-        return lock.waiters.first().map(|waiter| waiter.tid) == first;
+        // A task waits for one lock at a time.
+        let is_in_truth = |tid| truth.waiters.iter().any(|waiter| waiter.tid == tid);
+        return lock.waiters.iter().any(|waiter| is_in_truth(waiter.tid));
     };
     let class = match class {
         LockClass::MmapLock => "mmap_lock",
