@@ -94,11 +94,13 @@ pub(crate) fn steps(workspace: &Workspace, plan: &Plan<'_>) -> Result<Vec<Step>>
                 .unwrap_or_else(|| Action::Fail(format!("tests/tests/ has no {LIVE}_*.rs"))),
         ),
     ];
-    steps.push(step("vm", 30, in_machines(&xtask, plan)));
-    steps.push(match plan.vm {
-        Machines::Wanted => check("kernels", 1, verb(&["kernels", "--check"])),
-        Machines::LeftOut => step("kernels", 1, Action::Skip(LEFT_OUT.to_owned())),
-    });
+    let vm = in_machines(&xtask, plan);
+    let kernels = match &vm {
+        Action::Skip(why) => Action::Skip(why.clone()),
+        _ => Action::Check(verb(&["kernels", "--check"])),
+    };
+    steps.push(step(VM, 30, vm));
+    steps.push(step("kernels", 1, kernels));
     let live_verb = |name| match bpf::refusal() {
         Some(reason) => Action::Skip(reason),
         None => Action::Check(verb(&[name])),
@@ -110,27 +112,29 @@ pub(crate) fn steps(workspace: &Workspace, plan: &Plan<'_>) -> Result<Vec<Step>>
     if plan.filter.is_some() {
         let mut with_tests = vec!["tests", "doc-tests", "binaries", "live"];
         // They boot for minutes: who looks for one test has to ask for them.
-        with_tests.extend(plan.asked_for_vm.then_some("vm"));
+        with_tests.extend(plan.asked_for_vm.then_some(VM));
         steps.retain(|step| with_tests.contains(&step.name));
     }
     Ok(steps)
 }
 
-/// Test targets with these names need root and BPF, or a virtual machine.
+/// Test targets with these names need root and BPF, or a virtual machine; the latter is also
+/// the name of a step.
 const LIVE: &str = "live";
-const VM: &str = "vm";
+pub(crate) const VM: &str = "vm";
 
-const LEFT_OUT: &str = "left out by --no-vm: nothing is known of other kernels";
-
-/// Whether --no-vm leaves out the step of that name.
+/// Whether a step needs virtual machines, or their results.
 pub(crate) fn needs_machines(name: &str) -> bool {
-    ["vm", "kernels"].contains(&name)
+    [VM, "kernels"].contains(&name)
 }
 
 /// The live tests in virtual machines, on the kernels that every run has to try.
 fn in_machines(xtask: &Path, plan: &Plan<'_>) -> Action {
     if plan.vm == Machines::LeftOut {
-        return Action::Skip(LEFT_OUT.to_owned());
+        return Action::Skip("left out by --no-vm: nothing is known of other kernels".to_owned());
+    }
+    if let Some(reason) = vm::refusal() {
+        return Action::Skip(reason);
     }
     let mut command = Command::new(xtask);
     command.arg("vm").args(vm::required());

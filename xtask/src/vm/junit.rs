@@ -115,6 +115,7 @@ mod tests {
                 output: "\u{1b}[1mred & \n".to_owned(),
                 note: None,
             }],
+            is_whole: true,
             facts: BTreeMap::new(),
             trouble: Some("it broke".to_owned()),
         };

@@ -3,6 +3,7 @@
 //! The processor is emulated (TCG): it needs no /dev/kvm, and stock kernels do
 //! not boot everywhere with it.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
@@ -20,6 +21,8 @@ const TESTS_FAILED: i32 = 35;
 
 /// A kernel that has said this does nothing sensible any more.
 const LAST_WORDS: [&str; 3] = ["Kernel panic", "BUG: soft lockup", "Attempted to kill init"];
+/// Longer than any boot on a busy machine (60 s were seen with five times too much to do).
+const BOOT_LIMIT: Duration = Duration::from_secs(300);
 /// From last words to the end: the rest of the stack trace is worth having.
 const MOURNING: Duration = Duration::from_secs(5);
 
@@ -58,15 +61,18 @@ impl Machine<'_> {
         let mut command = self.command();
         command.stderr(log("qemu.log")?);
         let mut console = Console::new(self.logs.join("console.log"));
+        let begun = Instant::now();
+        let has_spoken = Cell::new(false);
         let end = process::supervise_while(
             &mut command,
             limit,
             |line| {
                 // A full disk must not end the machine; the lines are handed over anyhow.
                 let _ = writeln!(guest_log, "{line}");
+                has_spoken.set(true);
                 on_line(line);
             },
-            || console.is_alive(),
+            || console.is_alive() && (has_spoken.get() || begun.elapsed() < BOOT_LIMIT),
         )?;
         console.read();
         let broken = |why: String| Ending::Broken(why);
@@ -77,6 +83,10 @@ impl Machine<'_> {
                 Ending::Off { well: false }
             }
             _ if last_words.is_some() => broken(last_words.unwrap_or_default()),
+            End::TimedOut if !has_spoken.get() => broken(format!(
+                "no word from it in {} s",
+                begun.elapsed().as_secs()
+            )),
             End::TimedOut => broken(format!("killed after {} s", limit.as_secs())),
             End::Exited(status) => broken(format!(
                 "qemu ended with {status}{}",

@@ -124,9 +124,17 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     })
 }
 
-/// Names of all kernels.
-pub(crate) fn names() -> impl Iterator<Item = &'static str> {
-    KERNELS.iter().map(|kernel| kernel.name)
+/// Why no machine can be run here; `None`: it can be tried.
+pub(crate) fn refusal() -> Option<String> {
+    if cfg!(not(target_arch = "x86_64")) {
+        return Some("the machines run programs of this one, which is no x86-64".to_owned());
+    }
+    let lacks = |program: &str| packages::path(program).is_err();
+    if lacks("apt-get") {
+        return Some("there is no apt-get: the kernels are Debian's".to_owned());
+    }
+    let missing = lacks(QEMU.name) && !nix::unistd::geteuid().is_root();
+    missing.then(|| format!("{} is not installed", QEMU.package))
 }
 
 /// Names of the kernels that every `cargo xtask test` boots.

@@ -18,6 +18,8 @@ pub(crate) struct Outcome {
     /// From the start of QEMU to its end.
     pub(crate) total: Duration,
     pub(crate) runs: Vec<TestRun>,
+    /// All tests were asked for.
+    pub(crate) is_whole: bool,
     /// What the machine has told of its kernel.
     pub(crate) facts: BTreeMap<String, Fact>,
     /// What went wrong apart from tests: no kernel, no boot, a crash.
@@ -41,6 +43,7 @@ impl Outcome {
             boot: None,
             total: Duration::ZERO,
             runs: Vec::new(),
+            is_whole: false,
             facts: BTreeMap::new(),
             trouble: Some(why),
         }
@@ -68,6 +71,20 @@ impl Outcome {
                 + usize::from(self.trouble.is_some()),
             skipped: of(|verdict| matches!(verdict, Verdict::Skipped(_))),
         }
+    }
+
+    /// Scenarios that the catalogue calls impossible here, and that no test has left out.
+    fn possible_after_all(&self) -> impl Iterator<Item = &'static str> {
+        let is_left_out = |scenario: &str| {
+            self.runs.iter().any(|run| match &run.verdict {
+                Verdict::Skipped(why) => why.split_once(": ").is_some_and(|(of, _)| of == scenario),
+                Verdict::Passed | Verdict::Failed(_) => false,
+            })
+        };
+        let impossible = self.kernel.impossible.iter().copied();
+        // Single tests, and machines that ended early, say nothing.
+        let whole = self.is_whole && self.trouble.is_none();
+        impossible.filter(move |scenario| whole && !is_left_out(scenario))
     }
 
     /// Time that was not boot.
@@ -129,6 +146,12 @@ impl Display for Table<'_> {
             )?;
             if let Some(trouble) = &outcome.trouble {
                 writeln!(f, "  FAILED   {trouble}")?;
+            }
+            for scenario in outcome.possible_after_all() {
+                writeln!(
+                    f,
+                    "  note: {scenario} is called impossible on this kernel, and no test left it out"
+                )?;
             }
             for run in &outcome.runs {
                 let (word, why) = match &run.verdict {
@@ -192,6 +215,7 @@ mod tests {
                     run("two", Verdict::Failed("it went wrong".to_owned())),
                     run("three", Verdict::Skipped("not here".to_owned())),
                 ],
+                is_whole: false,
                 facts: BTreeMap::new(),
                 trouble: None,
             },
@@ -209,6 +233,19 @@ mod tests {
         );
         assert_eq!(lines[4], "  ok          1.2 s  live::one");
         assert_eq!(lines[5], "  FAILED      1.2 s  live::two  (it went wrong)");
+    }
+
+    #[test]
+    fn a_scenario_that_was_possible_is_noted() {
+        let kernel = Kernel::by_name("6.12-rt").unwrap();
+        let mut outcome = Outcome::unavailable(kernel, String::new());
+        outcome.trouble = None;
+        let why = format!("{}: the kernel has none", kernel.impossible[0]);
+        outcome.runs = vec![run("one", Verdict::Skipped(why))];
+        assert_eq!(outcome.possible_after_all().count(), 0);
+        outcome.is_whole = true;
+        let noted: Vec<&str> = outcome.possible_after_all().collect();
+        assert_eq!(noted, kernel.impossible[1..]);
     }
 
     #[test]

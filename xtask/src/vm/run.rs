@@ -45,6 +45,7 @@ impl Runner<'_> {
             boot: None,
             total: Duration::ZERO,
             runs: Vec::new(),
+            is_whole: matches!(self.errand, Errand::Tests { filter } if filter.is_empty()),
             facts: BTreeMap::new(),
             trouble: None,
         };
