@@ -8,7 +8,7 @@ pub mod capabilities;
 pub mod fault;
 pub mod hold_frames;
 pub mod layout;
-pub mod lock_word;
+pub mod locks;
 pub mod memory;
 pub mod sleep_frames;
 pub mod symbols;

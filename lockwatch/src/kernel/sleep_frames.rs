@@ -26,9 +26,6 @@ pub const LOCK_SLOW_PATHS: &[&str] = &[
     "__vma_enter_locked",
 ];
 
-/// The slow paths of rwsems.
-pub const RWSEM_SLOW_PATHS: &[&str] = &["rwsem_down_read_slowpath", "rwsem_down_write_slowpath"];
-
 /// How a stem is matched.
 enum Match {
     /// The whole stem.

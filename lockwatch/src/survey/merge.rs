@@ -5,9 +5,10 @@ use std::cmp::Reverse;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
+    kernel::locks::OwnerIs,
     lock::{
-        Confidence, EvidenceKind, Holder, Lock, LockKind, LockMode, LockState, StackId, Stacks,
-        WaitSource, Waiter,
+        Confidence, EvidenceKind, Holder, Lock, LockMode, LockState, StackId, Stacks, WaitSource,
+        Waiter,
     },
     survey::{
         clock::Clocks,
@@ -15,7 +16,7 @@ use crate::{
         functions::Functions,
         holders::Suspect,
         look::{Look, TaskLook},
-        names::Identity,
+        names::{Identity, is_caller},
         queue::{Entry, Queue},
         stuck,
     },
@@ -30,6 +31,26 @@ pub(super) struct Seen<'a> {
     pub(super) queue: &'a Queue,
     /// The tasks there is a reason to name.
     pub(super) suspects: &'a [Suspect],
+}
+
+impl Seen<'_> {
+    /// Holds of suspects whose best reason is at least this strong.
+    fn found(&self, least: Strength) -> u32 {
+        self.suspects
+            .iter()
+            .filter(|suspect| suspect.strongest() >= least)
+            .map(|suspect| suspect.holds)
+            .fold(0, u32::saturating_add)
+    }
+
+    /// Holds by the lock's own word.
+    fn counted(&self) -> Option<u32> {
+        match self.queue.word.state {
+            LockState::ReadHeld => self.queue.word.readers,
+            LockState::WriteHeld => Some(1),
+            LockState::Free | LockState::Inconsistent => Some(0),
+        }
+    }
 }
 
 /// Turns what was seen into a report's facts.
@@ -67,7 +88,7 @@ impl Merger<'_, '_> {
         for entry in &queue.entries {
             let stands = |earlier: &FxHashSet<Wait>| earlier.contains(&wait(last.look, entry));
             if earlier.as_ref().is_none_or(stands) {
-                waiters.push(self.waiter(last.look, entry));
+                waiters.push(self.waiter(last, entry));
             }
         }
         if waiters.is_empty() {
@@ -76,26 +97,34 @@ impl Merger<'_, '_> {
         let holders = self.holders(first, last);
         Some(Lock {
             address: queue.lock,
-            kind: LockKind::Rwsem,
+            kind: queue.kind,
             class: identity.class,
             name: identity.name,
             object: identity.object,
             state: queue.word.state,
-            reader_count: (queue.word.state == LockState::ReadHeld).then_some(queue.word.readers),
-            count: queue.count,
-            owner: queue.owner,
-            holders,
+            reader_count: queue
+                .word
+                .readers
+                .filter(|_| queue.word.state == LockState::ReadHeld),
+            count: queue.word.count,
+            owner: queue.word.owner,
             waiters,
+            note: identity
+                .note
+                .filter(|_| is_holder_unknown(queue.word.state, &holders)),
             spinners: queue
                 .spinners
                 .iter()
                 .map(|&task| last.look.tasks[task].name.key.tid)
                 .collect(),
+            holders,
         })
     }
 
-    fn waiter(&mut self, look: &Look, entry: &Entry) -> Waiter {
+    fn waiter(&mut self, seen: &Seen<'_>, entry: &Entry) -> Waiter {
+        let look = seen.look;
         let task = &look.tasks[entry.task];
+        let word = &seen.queue.word;
         let off_cpu = self.off_cpu(task);
         let (wait, wait_source) = self
             .clocks
@@ -108,7 +137,8 @@ impl Merger<'_, '_> {
             wait,
             wait_source,
             killable: task.state == TaskState::Killable,
-            granted: false,
+            // A mutex can be handed to a task that is still in its queue.
+            granted: word.owner_is == OwnerIs::Next && word.owner_task == task.record.task,
             state: task.state,
             caller: self.caller(task),
             stack: self.stack(look, task),
@@ -124,12 +154,12 @@ impl Merger<'_, '_> {
             .flatten()
     }
 
-    /// First function outside of lock code: the unwinder starts there.
+    /// First function outside of lock code.
     fn caller(&mut self, task: &TaskLook) -> Option<String> {
         let stems = self.functions.stems(task);
         stems
             .into_iter()
-            .find(|stem| !stem.is_empty())
+            .find(|stem| is_caller(stem))
             .map(ToOwned::to_owned)
     }
 
@@ -145,21 +175,18 @@ impl Merger<'_, '_> {
     }
 
     fn holders(&mut self, first: Option<&Seen<'_>>, last: &Seen<'_>) -> Vec<Holder> {
-        let found = |seen: &Seen<'_>| {
-            let known = seen
-                .suspects
-                .iter()
-                .filter(|suspect| suspect.strongest() > Strength::Hint)
-                .count();
-            u32::try_from(known).unwrap_or(u32::MAX)
-        };
         let before = first.unwrap_or(last);
+        let counted = [before.counted(), last.counted()];
+        // Where as many are known by the kernel's own words, or were seen, as the lock
+        // counts, what we know of its code must be wrong about everybody else.
+        let least = [Strength::Word, Strength::Knowledge]
+            .into_iter()
+            .find(|&least| [before, last].map(|seen| Some(seen.found(least))) == counted);
         let circumstances = Circumstances {
             in_both_looks: false,
-            found: [found(before), found(last)],
-            readers: [before.queue.word.readers, last.queue.word.readers],
+            found: [before, last].map(|seen| seen.found(least.unwrap_or(Strength::Knowledge))),
+            counted,
         };
-        let closed = circumstances.found == circumstances.readers;
         let earlier: FxHashMap<_, _> = first
             .map(|first| {
                 first
@@ -173,7 +200,7 @@ impl Merger<'_, '_> {
             .suspects
             .iter()
             // Where the known holders are as many as the lock counts, nobody else can be one.
-            .filter(|suspect| !closed || suspect.strongest() > Strength::Hint)
+            .filter(|suspect| least.is_none_or(|least| suspect.strongest() >= least))
             .map(|suspect| {
                 let task = &last.look.tasks[suspect.task];
                 let in_both_looks = earlier.get(&task.name.key).is_some_and(|then| {
@@ -209,28 +236,41 @@ impl Merger<'_, '_> {
             evidence,
             state: task.state,
             stuck: stuck::of_task(self.functions, seen.look, task, off_cpu),
-            // It took the lock before it went to sleep in it.
-            held: off_cpu.filter(|_| task.state.is_asleep()),
-            held_is_lower_bound: true,
+            // Not traced: it took the lock before it went to sleep in it.
+            held: match suspect.since_ns {
+                Some(since_ns) => Some(Nanos::between(since_ns, seen.look.at_ns)),
+                None => off_cpu.filter(|_| task.state.is_asleep()),
+            },
+            held_is_lower_bound: suspect.since_ns.is_none(),
             stack: self.stack(seen.look, task),
         }
     }
 }
 
-/// The same entry, of the same task, queued at the same tick: the same wait.
+/// Whether somebody has the lock for write who is not named.
+fn is_holder_unknown(state: LockState, holders: &[Holder]) -> bool {
+    let named = |holder: &Holder| holder.confidence > Confidence::Possible;
+    state == LockState::WriteHeld && !holders.iter().any(named)
+}
+
+/// The same entry, of the same task, queued at the same tick or, where entries do not tell
+/// that, with no run in between: the same wait.
 type Wait = (u64, u64, LockMode, TaskKey);
 
 fn wait(look: &Look, entry: &Entry) -> Wait {
+    let task = &look.tasks[entry.task];
+    let switches = task.record.nvcsw.wrapping_add(task.record.nivcsw);
     (
         entry.address,
-        entry.timeout,
+        entry.timeout.unwrap_or(switches),
         entry.mode,
-        look.tasks[entry.task].name.key,
+        task.name.key,
     )
 }
 
 /// Whether a suspect is one in both looks for the same reason, and has not run in
-/// between. The owner of a write-held lock may run: the lock itself names it.
+/// between. The owner of a write-held lock may run: the lock itself names it. So may one
+/// whose acquisition was traced, if it is the same one.
 fn stands(then: &TaskLook, now: &TaskLook, earlier: &Suspect, later: &Suspect) -> bool {
     let kinds = |suspect: &Suspect| {
         suspect
@@ -247,5 +287,7 @@ fn stands(then: &TaskLook, now: &TaskLook, earlier: &Suspect, later: &Suspect) -
     };
     kinds(earlier) == kinds(later)
         && earlier.mode == later.mode
-        && ((owner(earlier) && owner(later)) || now.stood_still_since(then))
+        && ((owner(earlier) && owner(later))
+            || (earlier.since_ns.is_some() && earlier.since_ns == later.since_ns)
+            || now.stood_still_since(then))
 }

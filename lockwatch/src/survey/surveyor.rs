@@ -1,7 +1,6 @@
 //! Takes surveys of the running kernel.
 
 use std::{
-    ops::Range,
     thread,
     time::{Duration, Instant},
 };
@@ -12,21 +11,22 @@ use crate::{
         btf::{Btf, BtfError},
         capabilities::{self, Missing},
         layout::Layout,
+        locks::RWSEM_SLOW_PATHS,
         memory::MemoryError,
-        sleep_frames::RWSEM_SLOW_PATHS,
         symbols::{Symbols, SymbolsError},
     },
-    lock::Stacks,
+    lock::{LockClass, LockKind, Stacks},
     probes::{LoadError, survey::SurveyProbes},
     survey::{
         Survey, SurveyOptions,
         clock::{Clocks, tick_rate},
         functions::Functions,
         holders::{self, Scene, Suspect},
+        holds::{self, HoldSource},
         look::Look,
         merge::{Merger, Seen},
         names::{self, Identity},
-        queue::{self, Queue},
+        queue::{self, Queue, Row},
     },
     task::Nanos,
 };
@@ -75,8 +75,9 @@ pub enum SurveyError {
 pub struct Surveyor {
     layout: Layout,
     symbols: Symbols,
-    slow_paths: Vec<Range<u64>>,
+    rows: Vec<Row>,
     probes: SurveyProbes,
+    holds: Option<Box<dyn HoldSource>>,
 }
 
 impl Surveyor {
@@ -98,17 +99,34 @@ impl Surveyor {
             let symbols = symbols
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            let slow_paths = symbols.ranges_of(RWSEM_SLOW_PATHS);
-            if slow_paths.is_empty() {
+            let rows: Vec<Row> = layout
+                .locks
+                .queued
+                .iter()
+                .map(|layout| Row {
+                    layout: *layout,
+                    slow_paths: symbols.ranges_of(layout.slow_paths),
+                })
+                .collect();
+            let blind = |row: &Row| row.layout.kind == LockKind::Rwsem && row.slow_paths.is_empty();
+            if rows.iter().any(blind) {
                 return Err(OpenError::SlowPaths);
             }
             Ok(Self {
                 layout,
                 symbols,
-                slow_paths,
+                rows,
                 probes,
+                holds: None,
             })
         })
+    }
+
+    /// Asks this tracer for the holds it knows, right after each look at the tasks.
+    #[must_use]
+    pub fn with_holds(mut self, source: Box<dyn HoldSource>) -> Self {
+        self.holds = Some(source);
+        self
     }
 
     /// Takes one survey: two looks, and what both agree on.
@@ -151,22 +169,42 @@ impl Surveyor {
     fn look(&mut self) -> Result<Sight, SurveyError> {
         let woke_ns = own_wake_up();
         let look = Look::decode(self.probes.read_tasks()?, self.layout.task.thread_size);
-        let found = queue::find(
-            &look,
-            &self.layout.rwsem,
-            &self.slow_paths,
-            &mut self.probes,
-        )?;
+        let (holds, holds_error) = match self.holds.as_mut().map(|source| source.holds()) {
+            Some(Ok(holds)) => (holds, None),
+            Some(Err(error)) => (Vec::new(), Some(error.to_string())),
+            None => (Vec::new(), None),
+        };
         let mut functions = Functions::new(&self.symbols);
+        let mut found = queue::find(&look, &self.rows, &mut self.probes)?;
+        let pi = queue::find_pi(&look, &self.layout.locks, &mut functions, &mut self.probes)?;
+        found.queues.extend(pi.queues);
+        found.unsettled += pi.unsettled;
+        queue::find_drained(
+            &look,
+            &self.rows,
+            &self.layout,
+            &mut functions,
+            &mut self.probes,
+            &mut found.queues,
+        )?;
         let mut queues = Vec::with_capacity(found.queues.len());
-        for queue in found.queues {
+        for mut queue in found.queues {
+            let caller = queue.entries.first().and_then(|entry| {
+                let stems = functions.stems(&look.tasks[entry.task]);
+                stems.into_iter().find(|stem| names::is_caller(stem))
+            });
             let identity = names::identify(
-                queue.lock,
+                &queue,
+                caller,
                 &look,
                 &self.layout,
                 &self.symbols,
                 &mut self.probes,
             )?;
+            // Some kernels make it of an rwsem.
+            if identity.class == LockClass::VmaLock {
+                queue.kind = LockKind::VmaLock;
+            }
             let mut scene = Scene {
                 look: &look,
                 layout: &self.layout,
@@ -174,11 +212,13 @@ impl Surveyor {
                 memory: &mut self.probes,
                 own_tgid: std::process::id(),
             };
-            let suspects = holders::suspects(&mut scene, &queue, &identity)?;
+            let testimony = holds::testimony(&look, &queue, &holds);
+            let suspects = holders::suspects(&mut scene, &queue, &identity, &testimony.heard)?;
             queues.push(SeenQueue {
                 queue,
                 identity,
                 suspects,
+                contradiction: testimony.contradiction,
             });
         }
         Ok(Sight {
@@ -186,10 +226,12 @@ impl Surveyor {
             look,
             queues,
             unsettled: found.unsettled,
+            holds_error,
         })
     }
 
     fn conclude(&self, looks: &[Sight], began: Instant, mut degraded: Vec<String>) -> Survey {
+        degraded.extend(self.layout.locks.degraded.iter().cloned());
         let (first, last) = match looks {
             [only] => (None, only),
             [first, .., last] => (Some(first), last),
@@ -226,6 +268,19 @@ impl Surveyor {
                 None => None,
             };
             let lock = merger.lock(before.as_ref(), &seen, now.identity.clone());
+            if let (Some(lock), Some(first)) = (&lock, first) {
+                let contradicted = first
+                    .queues
+                    .iter()
+                    .any(|then| then.queue.lock == lock.address && then.contradiction.is_some());
+                // Once is a race between the tracer and the look.
+                if let (true, Some(contradiction)) = (contradicted, &now.contradiction) {
+                    degraded.push(format!(
+                        "{}: {contradiction}; its word is followed",
+                        lock.name
+                    ));
+                }
+            }
             half_seen |= before.is_none() && lock.is_some();
             locks.extend(lock);
         }
@@ -241,6 +296,11 @@ impl Surveyor {
                 half_seen |= lock.is_some();
                 locks.extend(lock);
             }
+        }
+        if let Some(error) = looks.iter().find_map(|sight| sight.holds_error.as_ref()) {
+            degraded.push(format!(
+                "the traced holds could not be read ({error}): holders come from the survey alone"
+            ));
         }
         if last.unsettled > 0 {
             degraded.push(format!(
@@ -275,12 +335,16 @@ struct Sight {
     look: Look,
     queues: Vec<SeenQueue>,
     unsettled: u32,
+    /// Why the tracer could not tell its holds.
+    holds_error: Option<String>,
 }
 
 struct SeenQueue {
     queue: Queue,
     identity: Identity,
     suspects: Vec<Suspect>,
+    /// Where the tracer and the lock's word disagree.
+    contradiction: Option<String>,
 }
 
 impl SeenQueue {
