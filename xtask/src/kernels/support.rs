@@ -35,8 +35,8 @@ pub(crate) fn features(results: &Results) -> Grid {
     for (number, kernel) in results.kernels.iter().enumerate() {
         for test in &kernel.tests {
             let words = rows.entry(row(test)).or_insert_with(|| vec![None; count]);
-            let worst = words[number].map_or(test.verdict, |word| word.max(test.verdict));
-            words[number] = Some(worst);
+            let sum = words[number].map_or(test.verdict, |word| together(word, test.verdict));
+            words[number] = Some(sum);
         }
     }
     let cell = |word: Option<Word>| match word {
@@ -54,6 +54,15 @@ pub(crate) fn features(results: &Results) -> Grid {
             })
             .collect(),
     )
+}
+
+/// A failure is one of the whole group; what was left out of it is told among the limits.
+fn together(one: Word, other: Word) -> Word {
+    match (one, other) {
+        (Word::Failed, _) | (_, Word::Failed) => Word::Failed,
+        (Word::Passed, _) | (_, Word::Passed) => Word::Passed,
+        (Word::Skipped, Word::Skipped) => Word::Skipped,
+    }
 }
 
 /// Where a test belongs in the table.
@@ -232,6 +241,8 @@ mod tests {
                     {"name": "live_new::one", "verdict": "passed", "why": null, "took_s": 1.0},
                     {"name": "live_refusals::one", "verdict": "passed", "why": null, "took_s": 1.0},
                     {"name": "live_refusals::two", "verdict": "failed", "why": "no", "took_s": 1.0},
+                    {"name": "live_hang_safe::one", "verdict": "passed", "why": null, "took_s": 1.0},
+                    {"name": "live_hang_safe::two", "verdict": "skipped", "why": "no", "took_s": 1.0},
                 ],
                 "loaded": null,
                 "check": {"plan": {
@@ -249,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn tests_are_rows_and_the_worst_of_a_group_counts() {
+    fn tests_are_rows_and_a_group_fails_with_one_of_its_tests() {
         let grid = features(&results());
         assert_eq!(grid.columns, ["5.10", "6.1"]);
         let rows: Vec<(&str, String)> = grid
@@ -262,6 +273,7 @@ mod tests {
             [
                 ("`diagnose`: a lock", "–✓".to_owned()),
                 ("live_new: one", "✓✓".to_owned()),
+                ("nothing that can hang is touched", "✓✓".to_owned()),
                 ("refusals and errors say what is wrong", "✗✗".to_owned()),
             ]
         );
@@ -279,7 +291,7 @@ mod tests {
     fn limits_name_their_kernels() {
         assert_eq!(
             limits(&results()),
-            "- 5.10: `diagnose`: a lock: it has none\n- 5.10, 6.1: no exact holders: none is allowed\n"
+            "- 5.10: `diagnose`: a lock: it has none\n- 5.10, 6.1: no exact holders: none is allowed\n- 5.10, 6.1: nothing that can hang is touched: no\n"
         );
     }
 }

@@ -45,7 +45,7 @@ const STRACE: Program = Program {
 /// unless --allow-skip names it.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// More runs of each live test: 200 instead of 30
+    /// More runs of each live test: 200 instead of 30, and 5 instead of 2 in a virtual machine
     #[arg(long)]
     long: bool,
     /// Only tests whose name contains this; other steps are left out, and vm if no --step

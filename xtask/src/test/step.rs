@@ -138,6 +138,8 @@ fn in_machines(xtask: &Path, plan: &Plan<'_>) -> Action {
     }
     let mut command = Command::new(xtask);
     command.arg("vm").args(vm::required());
+    // What comes out differently now and then is found by `live`, in more runs.
+    command.args(["--runs", if plan.long { "5" } else { "2" }]);
     if let Some(filter) = plan.filter {
         command.args(["--filter", filter]);
     }

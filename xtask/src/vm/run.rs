@@ -79,8 +79,11 @@ impl Runner<'_> {
         for test in &planned[outcome.runs.len().min(planned.len())..] {
             outcome.runs.push(not_run(test));
         }
-        for run in &mut outcome.runs {
-            run.except(kernel);
+        // A test whose machine was lost has not failed as expected.
+        if outcome.trouble.is_none() {
+            for run in &mut outcome.runs {
+                run.except(kernel);
+            }
         }
         outcome.facts = transcript.facts;
         if self.wants_facts() {
