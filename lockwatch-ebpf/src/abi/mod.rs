@@ -1,4 +1,5 @@
 //! The shared types, one file per object.
 
+pub mod edge;
 pub mod stream;
 pub mod survey;
