@@ -1,5 +1,6 @@
 //! The stream object: what changes, as it changes.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![cfg_attr(
     target_arch = "bpf",
     expect(
@@ -11,10 +12,13 @@
 
 #[cfg(target_arch = "bpf")]
 mod probes {
+    mod argument;
     mod contention;
     mod member;
     mod sched;
+    mod slow_path;
     mod task;
+    mod waits;
 }
 
 #[cfg(target_arch = "bpf")]

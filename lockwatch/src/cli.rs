@@ -29,6 +29,7 @@ Examples:
   lockwatch diagnose --format json       the same for a program (contract lockwatch.report/1)
   lockwatch diagnose --threshold 100ms   shorter waits count, too
   lockwatch watch --for 1h               report stalls as they stand and as they end
+  lockwatch check                        what works on this host, and what is missing
 
 Exit status: 0 nothing found, 1 stall found, 2 error.
 Results go to standard output, everything else to standard error."
@@ -81,6 +82,38 @@ Examples:
 Several filters of one kind: one must match. Filters of different kinds: all must match.
 Exit status: 0 no stall seen, 1 stall seen, 2 error.")]
     Watch(WatchArgs),
+    /// Say what this kernel and these privileges allow
+    ///
+    /// Asks the kernel what lockwatch could hook, by loading programs that do nothing
+    /// (none is attached), and prints the plan that `watch` follows: each hook with its
+    /// mechanism, why not a better one, and what is missing with its cost and remedy.
+    /// Without privileges it says what can be known without them.
+    #[command(after_long_help = "\
+Examples:
+  lockwatch check
+  lockwatch check --format json | jq -r '.plan.gaps[].missing'
+  lockwatch check > /dev/null && echo complete
+
+How to read it:
+  hooks      what watch attaches, in this order: mechanism, place, what it is for
+             tp_btf (tracepoint) is cheaper than fentry and fexit (functions), these are
+             cheaper than kprobe, which sees the entry of a function alone
+  because    why this way and not a better one
+  missing    what this host does not give, why, what that costs you, and the remedy
+
+Exit status: 0 all that lockwatch wants is there, 1 something is missing, 2 nothing works.")]
+    Check(CheckArgs),
+}
+
+/// Options of `check`.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct CheckArgs {
+    /// How to write it; json is the contract lockwatch.check/1
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// How text looks.
+    #[command(flatten)]
+    pub look: Look,
 }
 
 /// Options of `diagnose`.
@@ -112,6 +145,14 @@ pub struct WatchArgs {
     /// Stop after this long; without it, when interrupted
     #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
     pub duration: Option<Duration>,
+    /// Know the holders of rwsems exactly, with their hold times, from their acquiring
+    ///
+    /// Without it, a survey of the stalled host finds holders by what they leave on their
+    /// stacks, which names most and can leave some unnamed. With it, every acquiring and
+    /// releasing of an rwsem on this host, contended or not, runs a program in the kernel
+    /// that notes it: about 0.1 µs more for each pair.
+    #[arg(long)]
+    pub track_holds: bool,
     /// How to write events; json is one line per event
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,

@@ -13,6 +13,7 @@ pub mod figures;
 pub mod graph;
 pub mod kernel;
 pub mod lock;
+pub mod plan;
 pub mod probes;
 pub mod report;
 pub mod stream;

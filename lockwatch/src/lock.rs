@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::task::{Nanos, Stuck, TaskName, TaskState, Tgid, Tid};
 
@@ -17,7 +17,7 @@ impl fmt::Display for LockAddr {
 }
 
 /// The primitive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, schemars::JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LockKind {
     /// `struct rw_semaphore`
@@ -35,7 +35,7 @@ pub enum LockKind {
 }
 
 /// How a task has or wants a lock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, schemars::JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LockMode {
     /// Shared.
@@ -165,6 +165,8 @@ pub enum EvidenceKind {
     ReaderOwner,
     /// It was granted the lock in the queue and has not run yet.
     Granted,
+    /// It was seen taking the lock, and not seen releasing it.
+    TracedAcquire,
     /// Its page fault holds the lock, by the flags of its `vm_fault`.
     FaultFlags,
     /// It is inside a function that holds this class of lock at that point.

@@ -43,6 +43,39 @@ pub struct StreamConfig {
     pub own_tgid: u32,
 }
 
+/// A function in which the kernel makes tasks wait, as the programs at its begin and end
+/// need to know it; the read-only global `WAIT_SITES` has one for each pair of programs.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct WaitSite {
+    /// [`flags`] of its waits; [`flags::READ`] and [`flags::WRITE`] together: for read
+    /// if the second argument is not 0, else for write.
+    pub flags: u32,
+    /// Its parameters, 1 to 4: where the value it returns follows.
+    pub parameters: u32,
+    /// How that value is read: one of [`outcome`].
+    pub outcome: u32,
+    /// Explicit padding, 0.
+    pub _pad: u32,
+}
+
+/// Pairs of programs there are for such functions.
+pub const WAIT_SITES: usize = 12;
+
+/// How a returned value tells whether the lock was acquired.
+pub mod outcome {
+    /// It always was.
+    pub const ALWAYS: u32 = 0;
+    /// An `int`: 0 if it was.
+    pub const ZERO: u32 = 1;
+    /// A pointer; an error pointer if it was not.
+    pub const POINTER: u32 = 2;
+    /// An `int` or `bool`: 0 if it was not.
+    pub const TRUE: u32 = 3;
+}
+
 /// Key of the map `WAITS`. A task can wait for a second lock inside a wait: its
 /// block requests are flushed on the way into the scheduler. So a task may have
 /// more than one open wait, though only one on each lock.
@@ -129,6 +162,34 @@ pub mod phase {
     pub const COUNT: usize = 4;
 }
 
+/// Frames that are kept of a sleep's stack, innermost first.
+pub const SLEEP_FRAMES: usize = 32;
+
+/// Different stacks that are kept of one watched task.
+pub const SLEEPS: usize = 4;
+
+/// The sleeps of a watched task with one and the same stack.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Sleep {
+    /// Time spent in it, up to [`Watched::changed_at_ns`], in ns.
+    pub ns: u64,
+    /// What tells the stack from others: a digest of its frames; 0 = a free slot.
+    pub digest: u64,
+    /// Kernel addresses, the rest 0.
+    pub frames: [u64; SLEEP_FRAMES],
+}
+
+/// Values of [`Watched::sleep`] that are no index into [`Watched::sleeps`].
+pub mod sleep {
+    /// It has slept since before it was watched.
+    pub const FOUND: u32 = super::SLEEPS as u32;
+    /// It sleeps with a stack for which there was no room.
+    pub const OTHER: u32 = FOUND + 1;
+}
+
 /// How a task spends its time, the value of the map `WATCHED` by tid. User space
 /// puts entries in and takes them out; the programs only change what is there.
 #[repr(C)]
@@ -142,13 +203,23 @@ pub struct Watched {
     pub changed_at_ns: u64,
     /// Time spent in each [`phase`] up to `changed_at_ns`, in ns.
     pub ns: [u64; phase::COUNT],
+    /// Of the time asleep: in the sleep in which it was found, in ns.
+    pub found_ns: u64,
     /// One of [`phase`], since `changed_at_ns`.
     pub phase: u32,
     /// Times it left the CPU.
     pub switches: u32,
+    /// Which of `sleeps` it is in while it is asleep, or one of [`sleep`].
+    pub sleep: u32,
+    /// Explicit padding, 0.
+    pub _pad: u32,
+    /// Where it slept.
+    pub sleeps: [Sleep; SLEEPS],
 }
 
-const _: () = assert!(size_of::<Watched>() == 2 * 8 + 8 * phase::COUNT + 2 * 4);
+const _: () = assert!(size_of::<Sleep>() == 2 * 8 + 8 * SLEEP_FRAMES);
+const _: () =
+    assert!(size_of::<Watched>() == 3 * 8 + 8 * phase::COUNT + 4 * 4 + SLEEPS * size_of::<Sleep>());
 
 /// Most tasks that are watched at once.
 pub const WATCHED_MAX: u32 = 256;

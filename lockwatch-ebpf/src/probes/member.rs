@@ -5,8 +5,8 @@ use lockwatch_ebpf::Member;
 /// Reads one field of a read-only global, so that the compiler cannot fold the
 /// value it has at build time.
 macro_rules! global {
-    ($static:ident . $field:ident) => {
-        $crate::probes::member::read_global(&$static.$field)
+    ($static:ident $([$index:literal])? $(. $field:ident)?) => {
+        $crate::probes::member::read_global(&$static $([$index])? $(.$field)?)
     };
 }
 pub(crate) use global;

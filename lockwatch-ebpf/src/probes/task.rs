@@ -6,7 +6,7 @@ use super::member::{global, load};
 
 #[unsafe(no_mangle)]
 // SAFETY: plain integers, for which zero means "absent".
-static TASK_LAYOUT: TaskLayout = unsafe { core::mem::zeroed() };
+pub(super) static TASK_LAYOUT: TaskLayout = unsafe { core::mem::zeroed() };
 
 macro_rules! reader {
     ($(#[$doc:meta])* $name:ident -> $type:ty, $member:ident) => {

@@ -1,5 +1,6 @@
 //! The commands of the command line.
 
+pub mod check;
 pub mod diagnose;
 mod output;
 pub mod watch;
@@ -14,17 +15,22 @@ use crate::{cli::Command, kernel::capabilities};
 /// How a command ended, if not with an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// No stall was found: exit code 0.
+    /// No stall was found, or nothing is missing: exit code 0.
     Clear,
     /// A stall was found: exit code 1.
     Stall,
+    /// Something that lockwatch wants is missing: exit code 1.
+    Gaps,
+    /// Nothing of lockwatch works on this host: exit code 2.
+    Unusable,
 }
 
 impl From<Outcome> for ExitCode {
     fn from(outcome: Outcome) -> Self {
         match outcome {
             Outcome::Clear => Self::SUCCESS,
-            Outcome::Stall => Self::from(1),
+            Outcome::Stall | Outcome::Gaps => Self::from(1),
+            Outcome::Unusable => Self::from(2),
         }
     }
 }
@@ -35,6 +41,7 @@ impl From<Outcome> for ExitCode {
 /// When it cannot do what it was asked to; the chain of causes is fit to be printed.
 pub fn run(command: &Command) -> anyhow::Result<Outcome> {
     match command {
+        Command::Check(args) => check::run(args),
         Command::Diagnose(args) => diagnose::run(args),
         Command::Watch(args) => watch::run(args),
     }

@@ -5,6 +5,7 @@ mod filter;
 mod output;
 mod progress;
 mod session;
+mod sources;
 mod surveys;
 
 use std::{
@@ -19,13 +20,11 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 
-use self::{filter::Filter, output::Output, session::Session, surveys::Surveys};
+use self::{filter::Filter, output::Output, session::Session, sources::Sources};
 use super::{Outcome, allow_closed_pipe, lock_memory};
 use crate::{
     cli::WatchArgs,
     figures::Span,
-    stream::{Stream, StreamOptions},
-    survey::Surveyor,
     task::Nanos,
 };
 
@@ -52,23 +51,27 @@ async fn watch(args: &WatchArgs) -> anyhow::Result<Outcome> {
     let threshold = Nanos::from_duration(args.threshold);
     // Everything is loaded and attached before the first wait is looked at: later,
     // on a host that hangs, it might not be possible.
-    let Sources {
-        stream,
-        surveys,
-        said,
-    } = Sources::open(threshold)?;
+    let sources = Sources::open(threshold, args.track_holds)?;
     let tick = (args.threshold / TICKS_PER_THRESHOLD).clamp(TICK_MIN, TICK_MAX);
     let stdout = Box::new(io::BufWriter::new(io::stdout()));
     let mut output = Output::new(stdout, args.format, args.look.for_stdout(), threshold);
-    output.watching(&said).context("write to standard output")?;
+    output
+        .watching(&sources.said, &sources.gaps)
+        .context("write to standard output")?;
     say(&format!(
         "watching: waits of {} and longer; {}",
         Span(threshold),
-        said.join("; ")
+        sources.said.join("; ")
     ));
+    for gap in &sources.gaps {
+        say(&format!(
+            "not here: {}: {}; {}",
+            gap.missing, gap.why, gap.cost
+        ));
+    }
 
     lock_memory();
-    let mut session = Session::new(threshold, Filter::from(args), output, stream, surveys);
+    let mut session = Session::new(threshold, Filter::from(args), output, sources);
     let followed = follow(&mut session, tick, args.duration).await;
     allow_closed_pipe(followed).context("watch")?;
     allow_closed_pipe(session.report_rest()).context("write to standard output")?;
@@ -86,64 +89,6 @@ fn say(line: &str) {
     if tracing::enabled!(tracing::Level::WARN) {
         // Nobody is left to be told if this fails.
         let _ = writeln!(io::stderr(), "{line}");
-    }
-}
-
-/// Where the knowledge comes from.
-struct Sources {
-    stream: Option<Stream>,
-    surveys: Option<Surveys>,
-    /// In words.
-    said: Vec<String>,
-}
-
-impl Sources {
-    /// Opens what this host allows; what is missing is said, with its cost.
-    fn open(threshold: Nanos) -> anyhow::Result<Self> {
-        let options = StreamOptions {
-            ends_from: threshold,
-            begins: false,
-        };
-        let stream = Stream::attach(&options).map_err(anyhow::Error::new);
-        let surveyor = Surveyor::open().map_err(anyhow::Error::new);
-        let mut said = Vec::new();
-        let (stream, surveyor) = match (stream, surveyor) {
-            (Err(stream), Err(surveyor)) => {
-                tracing::debug!("no stream: {stream:#}");
-                return Err(surveyor.context("nothing can be watched on this host"));
-            }
-            sources => sources,
-        };
-        match &stream {
-            Ok(stream) => {
-                said.push("lock waits from contention_begin, contention_end".to_owned());
-                match stream.times_error() {
-                    None => said.push("holders from sched_switch, sched_wakeup".to_owned()),
-                    Some(error) => {
-                        tracing::warn!("how holders spend their time is not known: {error}");
-                    }
-                }
-            }
-            Err(error) => {
-                said.push("lock waits from a survey a second".to_owned());
-                tracing::warn!("short stalls are missed, and all times are rough: {error:#}");
-            }
-        }
-        let surveys = match surveyor {
-            Ok(surveyor) => {
-                said.push("surveys".to_owned());
-                Some(Surveys::start(surveyor).context("cannot start a thread")?)
-            }
-            Err(error) => {
-                tracing::warn!("holders and names of locks are not known: {error:#}");
-                None
-            }
-        };
-        Ok(Self {
-            stream: stream.ok(),
-            surveys,
-            said,
-        })
     }
 }
 

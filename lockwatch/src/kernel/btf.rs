@@ -64,6 +64,10 @@ const KIND_DECL_TAG: u32 = 17;
 const KIND_TYPE_TAG: u32 = 18;
 const KIND_ENUM64: u32 = 19;
 
+/// What the kernel puts before a tracepoint's name in the typedef of its prototype
+/// (`__DEFINE_EVENT`, include/trace/bpf_probe.h, 5.5+).
+const TRACEPOINT_PREFIX: &[u8] = b"btf_trace_";
+
 /// Nesting of anonymous members and typedefs that is followed; real kernels need 6.
 const DEPTH_MAX: u32 = 16;
 
@@ -77,6 +81,8 @@ pub struct Btf {
     /// Structures, unions and enums by name; the first of each name.
     by_name: FxHashMap<Box<[u8]>, u32>,
     functions: Vec<u32>,
+    /// Typedefs of the prototypes of tracepoints.
+    tracepoints: Vec<u32>,
 }
 
 #[derive(Clone, Copy)]
@@ -142,6 +148,7 @@ impl Btf {
             types: vec![0],
             by_name: FxHashMap::default(),
             functions: Vec::new(),
+            tracepoints: Vec::new(),
         };
         let mut offset = type_start;
         while offset < type_end {
@@ -166,7 +173,10 @@ impl Btf {
                         btf.by_name.entry(name).or_insert(id);
                     }
                 }
-                KIND_FUNC => btf.functions.push(ty.name),
+                KIND_FUNC => btf.functions.push(id),
+                KIND_TYPEDEF if btf.string(ty.name).starts_with(TRACEPOINT_PREFIX) => {
+                    btf.tracepoints.push(id);
+                }
                 _ => {}
             }
         }
@@ -209,7 +219,69 @@ impl Btf {
     pub fn has_function(&self, name: &str) -> bool {
         self.functions
             .iter()
-            .any(|&function| self.string(function) == name.as_bytes())
+            .any(|&id| self.name_of(id) == name.as_bytes())
+    }
+
+    /// Every function: its type's ID, its name, and how many parameters it has.
+    pub fn functions(&self) -> impl Iterator<Item = (u32, &str, u8)> {
+        self.functions.iter().filter_map(|&id| {
+            let function = self.get(id)?;
+            let prototype = self.get(function.size_or_type)?;
+            let name = str::from_utf8(self.string(function.name)).ok()?;
+            let count = u8::try_from(prototype.count).ok()?;
+            (prototype.kind == KIND_FUNC_PROTO).then_some((id, name, count))
+        })
+    }
+
+    /// Every tracepoint: its type's ID, its name, and the types of its arguments as C
+    /// writes them: `struct task_struct *`.
+    pub fn tracepoints(&self) -> impl Iterator<Item = (u32, &str, Vec<String>)> {
+        self.tracepoints.iter().filter_map(|&id| {
+            let typedef = self.get(id)?;
+            let name = self
+                .string(typedef.name)
+                .strip_prefix(TRACEPOINT_PREFIX)
+                .and_then(|name| str::from_utf8(name).ok())?;
+            let pointer = self.get(typedef.size_or_type)?;
+            let prototype = self.get(pointer.size_or_type)?;
+            if (pointer.kind, prototype.kind) != (KIND_PTR, KIND_FUNC_PROTO) {
+                return None;
+            }
+            // The first is the tracepoint's own `void *__data`.
+            let arguments = (1..prototype.count)
+                .map(|index| {
+                    let id = read_u32(&self.bytes, prototype.body + index * 8 + 4)?;
+                    Some(self.spelling(id, 0))
+                })
+                .collect::<Option<_>>()?;
+            Some((id, name, arguments))
+        })
+    }
+
+    /// A type as C writes it, as far as arguments of tracepoints need it.
+    fn spelling(&self, id: u32, depth: u32) -> String {
+        let Some(ty) = self.get(id).filter(|_| depth < DEPTH_MAX) else {
+            return "void".to_owned();
+        };
+        let name = String::from_utf8_lossy(self.string(ty.name));
+        let inner = || self.spelling(ty.size_or_type, depth + 1);
+        match ty.kind {
+            KIND_PTR => {
+                let inner = inner();
+                let gap = if inner.ends_with('*') { "" } else { " " };
+                format!("{inner}{gap}*")
+            }
+            KIND_CONST => format!("const {}", inner()),
+            KIND_VOLATILE | KIND_RESTRICT | KIND_TYPE_TAG => inner(),
+            KIND_STRUCT => format!("struct {name}"),
+            KIND_UNION => format!("union {name}"),
+            KIND_ENUM | KIND_ENUM64 => format!("enum {name}"),
+            _ => name.into_owned(),
+        }
+    }
+
+    fn name_of(&self, id: u32) -> &[u8] {
+        self.get(id).map_or(&[], |ty| self.string(ty.name))
     }
 
     /// Value of an enumerator of a named `enum`.
@@ -317,7 +389,7 @@ mod tests {
     /// A BTF blob with `struct outer { int a; union { int b; struct inner in; }; }`,
     /// `struct inner { int c; }` and `enum colour { RED = 1, BLUE = 7 }`.
     fn sample() -> Vec<u8> {
-        let strings = b"\0int\0outer\0a\0b\0in\0inner\0c\0colour\0RED\0BLUE\0go\0";
+        let strings = b"\0int\0outer\0a\0b\0in\0inner\0c\0colour\0RED\0BLUE\0go\0btf_trace_tick\0";
         let at = |name: &str| {
             let needle = [b"\0", name.as_bytes(), b"\0"].concat();
             u32::try_from(
@@ -356,6 +428,10 @@ mod tests {
         ]); // 5
         types.extend([0, info(KIND_FUNC_PROTO, 0), 0]); // 6
         types.extend([at("go"), info(KIND_FUNC, 0), 6]); // 7
+        types.extend([0, info(KIND_PTR, 0), 2]); // 8
+        types.extend([0, info(KIND_FUNC_PROTO, 3), 0, 0, 8, 0, 8, 0, 1]); // 9
+        types.extend([0, info(KIND_PTR, 0), 9]); // 10
+        types.extend([at("btf_trace_tick"), info(KIND_TYPEDEF, 0), 10]); // 11
         let type_bytes: Vec<u8> = types.iter().flat_map(|word| word.to_le_bytes()).collect();
         let mut blob = vec![0x9f, 0xeb, 1, 0];
         let lens = [24, 0, type_bytes.len(), type_bytes.len(), strings.len()];
@@ -381,6 +457,17 @@ mod tests {
         assert_eq!(btf.size_of("outer"), Some(8));
         assert_eq!(btf.enumerator("colour", "BLUE"), Some(7));
         assert!(btf.has_function("go") && !btf.has_function("stop"));
+    }
+
+    #[test]
+    fn places_for_programs_are_listed_with_their_arguments() {
+        let btf = Btf::parse(sample()).unwrap();
+        assert_eq!(btf.functions().collect::<Vec<_>>(), [(7, "go", 0)]);
+        let arguments = ["struct inner *", "int"].map(str::to_owned).to_vec();
+        assert_eq!(
+            btf.tracepoints().collect::<Vec<_>>(),
+            [(11, "tick", arguments)]
+        );
     }
 
     #[test]

@@ -39,15 +39,27 @@ const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 /// # Errors
 /// Names the first thing that is missing.
 pub fn check() -> Result<(), Missing> {
+    missing().into_iter().next().map_or(Ok(()), Err)
+}
+
+/// Everything that is missing of privileges and namespaces.
+pub fn missing() -> Vec<Missing> {
     let effective = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
-    check_capabilities(effective)?;
-    if !in_namespace("user", INITIAL_USER_NAMESPACE)? {
-        return Err(Missing::UserNamespace);
-    }
-    if !in_namespace("pid", INITIAL_PID_NAMESPACE)? {
-        return Err(Missing::PidNamespace);
-    }
-    Ok(())
+    let in_initial = |kind, initial, missing| match in_namespace(kind, initial) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(missing),
+        Err(error) => Err(error),
+    };
+    let mut all: Vec<Missing> = [
+        check_capabilities(effective),
+        in_initial("user", INITIAL_USER_NAMESPACE, Missing::UserNamespace),
+        in_initial("pid", INITIAL_PID_NAMESPACE, Missing::PidNamespace),
+    ]
+    .into_iter()
+    .filter_map(Result::err)
+    .collect();
+    all.dedup();
+    all
 }
 
 fn in_namespace(kind: &str, initial: &str) -> Result<bool, Missing> {

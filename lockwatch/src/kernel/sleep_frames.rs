@@ -130,6 +130,29 @@ pub fn classify<'a>(functions: &[&'a str]) -> Option<(StuckClass, &'a str)> {
     page_wait.map(|function| (StuckClass::BlockIo, function))
 }
 
+/// As [`classify`], for the functions on the stack of a task that is switched out, from
+/// the tracepoint outwards. That stack shows the scheduler and lock functions, too, and
+/// in front of them how the tracer came to be called. Where no function is known: the
+/// one that called the scheduler, and an unknown reason.
+pub fn of_switch<'a>(functions: &[&'a str]) -> Option<(StuckClass, &'a str)> {
+    let is_scheduler = |function: &&str| {
+        ["schedule", "__schedule", "io_schedule", "preempt_schedule"]
+            .iter()
+            .any(|prefix| function.starts_with(prefix))
+    };
+    let inner = functions.iter().rposition(is_scheduler)? + 1;
+    let sleeper = &functions[inner..];
+    for (index, &function) in sleeper.iter().enumerate() {
+        if LOCK_SLOW_PATHS.contains(&function) && classify(&sleeper[..index]).is_none() {
+            return Some((StuckClass::Lock, function));
+        }
+    }
+    classify(sleeper).or_else(|| {
+        let named = sleeper.iter().find(|function| !function.is_empty())?;
+        Some((StuckClass::Unknown, named))
+    })
+}
+
 fn class_of(function: &str) -> Option<StuckClass> {
     SLEEPS
         .iter()
@@ -164,6 +187,28 @@ mod tests {
             Some((StuckClass::Fuse, "request_wait_answer"))
         );
         assert_eq!(classify(&["something_new"]), None);
+    }
+
+    #[test]
+    fn a_switch_is_told_by_who_called_the_scheduler() {
+        let switch = |sleeper: &[&'static str]| {
+            let mut functions = vec!["", "bpf_trace_run4", "__schedule", "schedule"];
+            functions.extend(sleeper);
+            of_switch(&functions)
+        };
+        assert_eq!(
+            switch(&["request_wait_answer", "fuse_mkdir"]),
+            Some((StuckClass::Fuse, "request_wait_answer"))
+        );
+        assert_eq!(
+            switch(&["rwsem_down_write_slowpath", "down_write", "fuse_mkdir"]),
+            Some((StuckClass::Lock, "rwsem_down_write_slowpath"))
+        );
+        assert_eq!(
+            switch(&["", "something_new"]),
+            Some((StuckClass::Unknown, "something_new"))
+        );
+        assert_eq!(of_switch(&["cut", "short"]), None);
     }
 
     #[test]

@@ -3,13 +3,13 @@
 //! Read from /proc/kallsyms by code of our own: the survey asks both ways, names
 //! of addresses and address ranges of names by their stem, and nothing else.
 
-use std::{fs, io, ops::Range, path::Path};
+use std::{collections::BTreeMap, fs, io, ops::Range, path::Path};
 
 /// Where the kernel shows its symbols.
 pub const KALLSYMS: &str = "/proc/kallsyms";
 
 /// Who may see addresses: 2 = nobody (kernel/ksyms_common.c).
-const KPTR_RESTRICT: &str = "/proc/sys/kernel/kptr_restrict";
+pub const KPTR_RESTRICT: &str = "/proc/sys/kernel/kptr_restrict";
 
 /// Why symbols cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -134,6 +134,14 @@ impl Symbols {
         (entry.text && offset < 1 << 20).then(|| (self.name(entry), offset))
     }
 
+    /// The stem of the function that a return address returns into; empty where it is not
+    /// known.
+    pub fn stem_of_return(&self, address: u64) -> &str {
+        // A call may be the last instruction of its function: look one byte back.
+        self.function_at(address.wrapping_sub(1))
+            .map_or("", |(name, _)| stem(name))
+    }
+
     /// The symbol that starts exactly here, of any kind.
     pub fn exact(&self, address: u64) -> Option<&str> {
         let entry = self.entry_at(address)?;
@@ -154,6 +162,26 @@ impl Symbols {
         }
         ranges
     }
+}
+
+/// The names of the functions of the kernel's image that `wanted` takes by their stem,
+/// as they are spelled, in the format of /proc/kallsyms: addresses may be hidden.
+pub fn spellings(kallsyms: &str, wanted: impl Fn(&str) -> bool) -> BTreeMap<String, Vec<String>> {
+    let mut found = BTreeMap::<_, Vec<String>>::new();
+    for line in kallsyms.lines() {
+        let mut fields = line.split_ascii_whitespace();
+        // A fourth field names a module.
+        if let (Some(_), Some("t" | "T" | "w" | "W"), Some(name), None) =
+            (fields.next(), fields.next(), fields.next(), fields.next())
+            && wanted(stem(name))
+            // The rarely run half of a function is entered by a jump from the other.
+            && !name.contains(".cold")
+        {
+            let names = found.entry(stem(name).to_owned()).or_default();
+            names.push(name.to_owned());
+        }
+    }
+    found
 }
 
 /// A function's name without the suffixes that compilers add and that differ per
@@ -207,6 +235,17 @@ mod tests {
                 0xffff_ffff_8100_0300..0xffff_ffff_8100_0400
             ]
         );
+    }
+
+    #[test]
+    fn names_are_found_without_addresses() {
+        let text = "0000000000000000 t __down.isra.0\n\
+            0000000000000000 t __down.isra.0.cold\n\
+            0000000000000000 t __down\t[module]\n\
+            0000000000000000 D up_read\n";
+        let found = spellings(text, |stem| ["__down", "up_read"].contains(&stem));
+        let expected = ("__down".to_owned(), vec!["__down.isra.0".to_owned()]);
+        assert_eq!(found, BTreeMap::from([expected]));
     }
 
     #[test]

@@ -1,12 +1,16 @@
 //! Loading programs into the kernel and attaching them: the only user of aya.
 
+pub mod holds;
+pub mod hook;
+mod iterator;
 mod log;
+pub mod offer;
 pub mod stream;
 pub mod survey;
 
 use std::{fs, io};
 
-use aya::{EbpfError, programs::ProgramError};
+use aya::{Ebpf, EbpfError, maps::Map, programs::ProgramError};
 
 /// Gives aya the types shared with the programs as it wants them: under a name of this
 /// crate.
@@ -39,6 +43,9 @@ pub enum LoadError {
     /// The embedded object is not the one this binary was written for.
     #[error("the embedded kernel object has no {0}: rebuild it with `cargo xtask ebpf`")]
     Missing(&'static str),
+    /// The plan has a hook for which the embedded object has no program.
+    #[error("lockwatch has no program {0} for it: please report the kernel version")]
+    NoProgram(String),
     /// Pages shared with a program cannot be mapped.
     #[error("cannot map the pages shared with the kernel")]
     Map(#[source] io::Error),
@@ -65,6 +72,11 @@ impl LoadError {
             error => Self::Program(Box::new(error)),
         }
     }
+}
+
+/// Takes a map out of an object.
+fn map(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
+    ebpf.take_map(name).ok_or(LoadError::Missing(name))
 }
 
 /// The errors a verifier gives; others come before or after it.

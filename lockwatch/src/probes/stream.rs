@@ -1,4 +1,4 @@
-//! The stream's programs: attached to tracepoints, reading nothing but what they
+//! The stream's programs: attached where the plan says, reading nothing but what they
 //! are handed.
 
 use std::{
@@ -7,38 +7,43 @@ use std::{
 };
 
 use aya::{
-    Btf, BtfError, Ebpf, EbpfLoader,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
-    programs::{BtfTracePoint, ProgramError},
+    Btf, Ebpf, EbpfLoader,
+    maps::{Array, HashMap, MapData, PerCpuArray, RingBuf},
 };
 use lockwatch_ebpf::{
-    stream::{Event, OpenWait, StreamConfig, WAITS_MAX, WaitKey, Watched, counter},
+    stream::{
+        Event, OpenWait, StreamConfig, WAIT_SITES, WAITS_MAX, WaitKey, WaitSite, Watched, counter,
+        flags, outcome,
+    },
     survey::TaskLayout,
 };
 use zerocopy::FromBytes as _;
 
-use crate::probes::{LoadError, log, pod};
+use crate::{
+    lock::{LockKind, LockMode},
+    plan::{Awaited, Hook, Mechanism, Outcome, Plan, Purpose},
+    probes::{
+        LoadError,
+        hook::{Hooks, Refused},
+        log, map, pod,
+    },
+};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("object/stream.bpf.o");
-
-/// Programs without which there is no stream, in the order of attaching: an end
-/// without its begin is ignored, a begin without its end would stay open.
-const CONTENTION: [&str; 2] = ["contention_end", "contention_begin"];
-/// Programs that tell how holders spend their time.
-const SCHED: [&str; 2] = ["sched_wakeup", "sched_switch"];
 
 /// `BPF_NOEXIST`: insert, never replace.
 const NOEXIST: u64 = 1;
 
 /// Why there is no stream.
 #[derive(Debug, thiserror::Error)]
-pub enum AttachError {
-    /// The kernel has no such tracepoint.
-    #[error(
-        "this kernel has no tracepoint {0}: watching lock waits as they begin and end needs Linux 5.19 or later"
-    )]
-    NoTracepoint(&'static str),
-    /// The kernel refused something.
+pub enum StreamLoadError {
+    /// The plan sees no waits begin.
+    #[error("this kernel shows no waits as they begin")]
+    NoWaits,
+    /// The kernel refused a hook of the plan.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// It refused something else.
     #[error(transparent)]
     Load(#[from] LoadError),
 }
@@ -48,10 +53,11 @@ pod!(
     Config(StreamConfig),
     Key(WaitKey),
     Wait(OpenWait),
-    Times(Watched)
+    Times(Watched),
+    Sites([WaitSite; WAIT_SITES])
 );
 
-/// The loaded and attached programs, and their maps. Dropping it detaches all, as
+/// The loaded programs and their maps. Dropping it detaches all, as
 /// the end of the process does: nothing is pinned.
 pub struct StreamProbes {
     waits: HashMap<MapData, Key, Wait>,
@@ -59,9 +65,9 @@ pub struct StreamProbes {
     counters: PerCpuArray<MapData, u64>,
     watched: HashMap<MapData, u32, Times>,
     watching: Array<MapData, u32>,
-    sched: Result<(), AttachError>,
+    hooks: Hooks,
     log: log::ProgramLog,
-    _ebpf: Ebpf,
+    ebpf: Ebpf,
 }
 
 impl std::fmt::Debug for StreamProbes {
@@ -71,51 +77,54 @@ impl std::fmt::Debug for StreamProbes {
 }
 
 impl StreamProbes {
-    /// Loads the object for this kernel's layout and attaches its programs.
+    /// Loads the programs that the plan asks for.
     ///
     /// # Errors
-    /// When the kernel has no contention tracepoints, or refuses a program or a map.
-    pub fn attach(layout: &TaskLayout, config: &StreamConfig) -> Result<Self, AttachError> {
-        let btf =
-            Btf::from_sys_fs().map_err(|error| LoadError::program(ProgramError::Btf(error)))?;
-        let layout = Layout(*layout);
-        let config = Config(*config);
+    /// When the plan has no hook for waits, or the kernel refuses a program or a map.
+    pub fn load(
+        plan: &Plan,
+        layout: &TaskLayout,
+        config: &StreamConfig,
+        btf: &Btf,
+    ) -> Result<Self, StreamLoadError> {
+        let (hooks, sites) = programs(&plan.hooks);
+        let begins = |(_, hook): &(String, Hook)| matches!(hook.purpose, Purpose::WaitBegin { .. });
+        if !hooks.iter().any(begins) {
+            return Err(StreamLoadError::NoWaits);
+        }
+        let (layout, config, sites) = (Layout(*layout), Config(*config), Sites(sites));
         let log_level = log::level();
         let mut loader = EbpfLoader::new();
         loader
-            .btf(Some(&btf))
+            .btf(Some(btf))
             .override_global("TASK_LAYOUT", &layout, true)
-            .override_global("STREAM_CONFIG", &config, true);
+            .override_global("STREAM_CONFIG", &config, true)
+            .override_global("WAIT_SITES", &sites, true);
         log::configure(&mut loader, &log_level);
         let mut ebpf = loader.load(OBJECT).map_err(LoadError::object)?;
+        let hooks = Hooks::new(hooks);
+        hooks.load(&mut ebpf, btf)?;
 
         let log = log::ProgramLog::open(&mut ebpf);
-        let maps = (
-            map(&mut ebpf, "WAITS")?,
-            map(&mut ebpf, "EVENTS")?,
-            map(&mut ebpf, "COUNTERS")?,
-            map(&mut ebpf, "WATCHED")?,
-            map(&mut ebpf, "WATCHING")?,
-        );
         let typed = |error| LoadError::Map(io::Error::other(error));
-        let mut probes = Self {
-            waits: HashMap::try_from(maps.0).map_err(typed)?,
-            events: RingBuf::try_from(maps.1).map_err(typed)?,
-            counters: PerCpuArray::try_from(maps.2).map_err(typed)?,
-            watched: HashMap::try_from(maps.3).map_err(typed)?,
-            watching: Array::try_from(maps.4).map_err(typed)?,
-            sched: Ok(()),
+        Ok(Self {
+            waits: HashMap::try_from(map(&mut ebpf, "WAITS")?).map_err(typed)?,
+            events: RingBuf::try_from(map(&mut ebpf, "EVENTS")?).map_err(typed)?,
+            counters: PerCpuArray::try_from(map(&mut ebpf, "COUNTERS")?).map_err(typed)?,
+            watched: HashMap::try_from(map(&mut ebpf, "WATCHED")?).map_err(typed)?,
+            watching: Array::try_from(map(&mut ebpf, "WATCHING")?).map_err(typed)?,
+            hooks,
             log,
-            _ebpf: ebpf,
-        };
-        attach_all(&mut probes._ebpf, &btf, CONTENTION)?;
-        probes.sched = attach_all(&mut probes._ebpf, &btf, SCHED);
-        Ok(probes)
+            ebpf,
+        })
     }
 
-    /// Why the times of holders are not known, if they are not.
-    pub fn sched_error(&self) -> Option<&AttachError> {
-        self.sched.as_ref().err()
+    /// Attaches them.
+    ///
+    /// # Errors
+    /// When the kernel refuses one.
+    pub fn attach(&mut self) -> Result<(), Refused> {
+        self.hooks.attach(&mut self.ebpf)
     }
 
     /// What becomes readable when the kernel wants its events read.
@@ -203,33 +212,86 @@ impl StreamProbes {
     }
 }
 
-fn map(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
-    ebpf.take_map(name).ok_or(LoadError::Missing(name))
-}
-
-fn attach_all<const N: usize>(
-    ebpf: &mut Ebpf,
-    btf: &Btf,
-    names: [&'static str; N],
-) -> Result<(), AttachError> {
-    // All loaded before the first is attached: a refusal leaves nothing behind.
-    for name in names {
-        let program = program(ebpf, name)?;
-        program.load(name, btf).map_err(|error| match error {
-            ProgramError::Btf(BtfError::UnknownBtfTypeName { .. }) => {
-                AttachError::NoTracepoint(name)
+/// The programs that serve the hooks of this object, in the plan's order, and what those
+/// at functions need to know.
+fn programs(hooks: &[Hook]) -> (Vec<(String, Hook)>, [WaitSite; WAIT_SITES]) {
+    let mut sites = [WaitSite::default(); WAIT_SITES];
+    let mut targets: Vec<&str> = Vec::new();
+    let mut served = Vec::new();
+    for hook in hooks {
+        let name = match (hook.purpose, hook.mechanism) {
+            (
+                Purpose::WaitBegin { awaited: None, .. }
+                | Purpose::WaitEnd { awaited: None, .. }
+                | Purpose::HolderSwitch { .. }
+                | Purpose::HolderWakeup,
+                Mechanism::TpBtf,
+            ) => hook.target.clone(),
+            (
+                Purpose::WaitBegin {
+                    awaited: Some(awaited),
+                    ..
+                }
+                | Purpose::WaitEnd {
+                    awaited: Some(awaited),
+                    ..
+                },
+                mechanism,
+            ) => {
+                let known = targets.iter().position(|target| *target == hook.target);
+                let index = known.unwrap_or(targets.len());
+                let (Some(site), Some(kind)) = (sites.get_mut(index), wait_program(mechanism))
+                else {
+                    // More places than programs: the rarest kinds come last in a plan.
+                    continue;
+                };
+                if known.is_none() {
+                    targets.push(&hook.target);
+                }
+                site.flags = wait_flags(awaited);
+                site.parameters = hook.parameters.into();
+                if let Purpose::WaitEnd { outcome, .. } = hook.purpose {
+                    site.outcome = outcome_code(outcome);
+                }
+                format!("{kind}_{index}")
             }
-            error => LoadError::program(error).into(),
-        })?;
+            _ => continue,
+        };
+        served.push((name, hook.clone()));
     }
-    for name in names {
-        program(ebpf, name)?.attach().map_err(LoadError::program)?;
-    }
-    Ok(())
+    (served, sites)
 }
 
-fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut BtfTracePoint, LoadError> {
-    ebpf.program_mut(name)
-        .and_then(|program| program.try_into().ok())
-        .ok_or(LoadError::Missing(name))
+fn wait_program(mechanism: Mechanism) -> Option<&'static str> {
+    match mechanism {
+        Mechanism::Fentry => Some("wait_begin"),
+        Mechanism::Fexit => Some("wait_end"),
+        Mechanism::Kprobe => Some("wait_kprobe"),
+        Mechanism::TpBtf | Mechanism::RawTp => None,
+    }
+}
+
+/// What `contention_begin` would say of such a wait.
+fn wait_flags(awaited: Awaited) -> u32 {
+    let mode = match awaited.mode {
+        Some(LockMode::Read) => flags::READ,
+        Some(LockMode::Write) => flags::WRITE,
+        None => flags::READ | flags::WRITE,
+    };
+    match awaited.kind {
+        LockKind::Mutex => flags::MUTEX,
+        LockKind::RtMutex => flags::RT,
+        LockKind::PercpuRwsem => flags::PERCPU | mode,
+        LockKind::Semaphore => 0,
+        _ => mode,
+    }
+}
+
+fn outcome_code(outcome: Outcome) -> u32 {
+    match outcome {
+        Outcome::Always => outcome::ALWAYS,
+        Outcome::ZeroIsSuccess => outcome::ZERO,
+        Outcome::PointerIsSuccess => outcome::POINTER,
+        Outcome::OneIsSuccess => outcome::TRUE,
+    }
 }

@@ -1,7 +1,6 @@
 //! The survey's programs: loaded, and attached to nothing the kernel runs.
 
 use std::{
-    io::{self, Read as _},
     os::fd::AsFd,
     ptr::{self, NonNull},
 };
@@ -9,17 +8,16 @@ use std::{
 use aya::{
     Btf, Ebpf, EbpfLoader, RawTracePointRunOptions, TestRun as _,
     maps::Map,
-    programs::{Iter, ProgramError, RawTracePoint},
+    programs::{Iter, RawTracePoint},
 };
 use lockwatch_ebpf::survey::{
     OUTPUT_LEN, OUTPUT_MAP_LEN, READ_LEN_MAX, READS_MAX, ReadPage, ReadRequest, TaskLayout,
 };
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use zerocopy::IntoBytes as _;
 
 use crate::{
     kernel::memory::{KernelMemory, MemoryError},
-    probes::{LoadError, log, pod},
+    probes::{LoadError, iterator, log, pod},
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("object/survey.bpf.o");
@@ -58,9 +56,9 @@ impl SurveyProbes {
         log::configure(&mut loader, &log_level);
         let mut ebpf = loader.load(OBJECT).map_err(LoadError::object)?;
 
-        let tasks: &mut Iter = program(&mut ebpf, TASKS)?;
+        let tasks: &mut Iter = iterator::program(&mut ebpf, TASKS)?;
         tasks.load("task", btf).map_err(LoadError::program)?;
-        let reader: &mut RawTracePoint = program(&mut ebpf, READ_MEMORY)?;
+        let reader: &mut RawTracePoint = iterator::program(&mut ebpf, READ_MEMORY)?;
         reader.load().map_err(LoadError::program)?;
 
         let page = SharedMap::new(&ebpf, "READ_PAGE")?;
@@ -80,28 +78,7 @@ impl SurveyProbes {
     /// # Errors
     /// When the kernel refuses the iterator or a read fails.
     pub fn read_tasks(&mut self) -> Result<Vec<u64>, LoadError> {
-        let tasks: &mut Iter = program(&mut self.ebpf, TASKS)?;
-        let id = tasks.attach().map_err(LoadError::program)?;
-        let link = tasks.take_link(id).map_err(LoadError::program)?;
-        let mut file = link.into_file().map_err(|source| {
-            LoadError::program(ProgramError::IOError(io::Error::other(source)))
-        })?;
-        // The kernel fills its own buffer of 32 KiB per read: whole records only.
-        let mut buffer = vec![0u64; 32 * 1024 / 8];
-        let mut words = Vec::new();
-        loop {
-            match file.read(buffer.as_mut_bytes()) {
-                Ok(0) => break,
-                Ok(len) => words.extend_from_slice(&buffer[..len / 8]),
-                // The iterator gives up after a second's worth of tasks: ask again.
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
-                    ) => {}
-                Err(source) => return Err(LoadError::Iterate(source)),
-            }
-        }
+        let words = iterator::read(&mut self.ebpf, TASKS)?;
         self.log.flush();
         Ok(words)
     }
@@ -160,15 +137,6 @@ impl KernelMemory for SurveyProbes {
         self.log.flush();
         Ok(results)
     }
-}
-
-fn program<'a, T>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut T, LoadError>
-where
-    &'a mut T: TryFrom<&'a mut aya::programs::Program>,
-{
-    ebpf.program_mut(name)
-        .and_then(|program| program.try_into().ok())
-        .ok_or(LoadError::Missing(name))
 }
 
 /// The single value of an mmapable array, mapped into this process.

@@ -1,11 +1,11 @@
-//! The report as JSON: the contract `lockwatch.report/1`.
+//! Reports as JSON: the contracts `lockwatch.report/1` and `lockwatch.check/1`.
 
 use std::io::{self, Write};
 
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
-use super::{Report, text::is_unprintable};
+use super::{Report, check::Check, text::is_unprintable};
 
 /// Writes the report, indented, with a line feed at the end.
 ///
@@ -13,6 +13,14 @@ use super::{Report, text::is_unprintable};
 /// When `out` does.
 pub fn write_report(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     write_pretty(out, report)
+}
+
+/// Writes what `check` found, as [`write_report`] does.
+///
+/// # Errors
+/// When `out` does.
+pub fn write_check(out: &mut dyn Write, check: &Check) -> io::Result<()> {
+    write_pretty(out, check)
 }
 
 /// Writes any value the way reports are written.

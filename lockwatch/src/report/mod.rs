@@ -3,6 +3,7 @@
 //! Every output format is made from these types. docs/report.md explains the contract,
 //! docs/schema/ holds its JSON Schema, generated from here.
 
+pub mod check;
 mod from_survey;
 mod host;
 pub mod json;

@@ -1,8 +1,8 @@
-//! The JSON Schema of the contract, generated from the types.
+//! The JSON Schemas of the contracts, generated from the types.
 
 use std::io::{self, Write};
 
-use super::{Report, json};
+use super::{Report, check::Check, json};
 
 /// Writes the schema as it is kept in docs/schema/.
 ///
@@ -11,6 +11,16 @@ use super::{Report, json};
 pub fn write(out: &mut dyn Write) -> io::Result<()> {
     let mut schema = schemars::schema_for!(Report);
     schema.insert("title".to_owned(), super::CONTRACT.into());
+    json::write_pretty(out, &schema)
+}
+
+/// As [`write`], for the contract of `check`.
+///
+/// # Errors
+/// When `out` does.
+pub fn write_check(out: &mut dyn Write) -> io::Result<()> {
+    let mut schema = schemars::schema_for!(Check);
+    schema.insert("title".to_owned(), super::check::CONTRACT.into());
     json::write_pretty(out, &schema)
 }
 
@@ -80,12 +90,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_committed_schema_and_page_are_those_of_the_types() {
+    fn the_committed_schemas_and_pages_are_those_of_the_types() {
         let mut out = Vec::new();
         write(&mut out).unwrap();
         committed::check(
             crate::report::CONTRACT,
             &["report.md"],
+            &String::from_utf8(out).unwrap(),
+        );
+        let mut out = Vec::new();
+        write_check(&mut out).unwrap();
+        committed::check(
+            crate::report::check::CONTRACT,
+            &["check.md"],
             &String::from_utf8(out).unwrap(),
         );
     }

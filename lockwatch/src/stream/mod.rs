@@ -5,24 +5,29 @@
 //! only add the exact ends. So a lost event blurs a time and never the picture.
 
 mod event;
+mod holds;
 mod polled;
+mod sleeps;
 mod watched;
 
 use std::{io, os::fd::OwnedFd};
 
 pub use event::{Event, Scan, Wait, WaitId};
+pub use holds::TracedHolds;
 use lockwatch_ebpf::stream::{OpenWait, StreamConfig, counter};
 pub use polled::PolledWaits;
+pub use sleeps::{AsleepIn, asleep_in};
 use tokio::io::unix::AsyncFd;
-pub use watched::Times;
 use watched::Watching;
+pub use watched::{Slept, Times};
 
 use crate::{
-    kernel::{
-        btf::{Btf, BtfError},
-        layout::Layout,
+    kernel::layout::Layout,
+    plan::{Plan, Purpose, WaitEnds},
+    probes::{
+        hook::Refused,
+        stream::{StreamLoadError, StreamProbes},
     },
-    probes::stream::{AttachError, StreamProbes},
     task::{Nanos, TaskKey, TaskState},
 };
 
@@ -38,12 +43,9 @@ pub struct StreamOptions {
 /// Why there is no stream, with the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
-    /// The kernel's types cannot be read.
-    #[error("cannot tell where the kernel keeps what lockwatch reads")]
-    Layout(#[from] BtfError),
-    /// The programs cannot be attached.
+    /// The programs cannot be loaded.
     #[error("cannot watch lock waits")]
-    Attach(#[from] AttachError),
+    Load(#[from] StreamLoadError),
     /// The ring buffer cannot be waited for.
     #[error("cannot wait for the kernel's events")]
     Wait(#[source] io::Error),
@@ -80,6 +82,34 @@ impl Lost {
     }
 }
 
+/// Waits whose ends no program sees, so that a survey has to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnseenEnds {
+    /// None: tracepoints see every end.
+    None,
+    /// Those of waits that stood before the programs were attached: a task leaves a
+    /// function by way of a program only if it entered it that way.
+    OfSeeds,
+    /// All.
+    OfAll,
+}
+
+impl UnseenEnds {
+    fn of(plan: &Plan) -> Self {
+        let at_functions = plan.hooks.iter().filter_map(|hook| match hook.purpose {
+            Purpose::WaitBegin {
+                awaited: Some(_),
+                end,
+            } => Some(end),
+            _ => None,
+        });
+        at_functions.fold(Self::None, |unseen, end| match (unseen, end) {
+            (Self::OfAll, _) | (_, WaitEnds::Survey) => Self::OfAll,
+            (_, WaitEnds::Hook) => Self::OfSeeds,
+        })
+    }
+}
+
 /// The attached programs, decoded.
 #[derive(Debug)]
 pub struct Stream {
@@ -87,21 +117,26 @@ pub struct Stream {
     ready: AsyncFd<OwnedFd>,
     watching: Watching,
     lost: Lost,
+    unseen_ends: UnseenEnds,
 }
 
 impl Stream {
-    /// Loads and attaches everything. Must be called inside a tokio runtime.
+    /// Loads what the plan asks for. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// When the kernel lacks the tracepoints or refuses the programs.
-    pub fn attach(options: &StreamOptions) -> Result<Self, StreamError> {
-        let layout = Layout::from_btf(&Btf::from_sys()?)?.task;
+    /// When the plan sees no waits or the kernel refuses the programs.
+    pub fn load(
+        plan: &Plan,
+        layout: &Layout,
+        btf: &aya::Btf,
+        options: &StreamOptions,
+    ) -> Result<Self, StreamError> {
         let config = StreamConfig {
             ends_from_ns: options.ends_from.0,
             begins: options.begins.into(),
             own_tgid: std::process::id(),
         };
-        let probes = StreamProbes::attach(&layout, &config)?;
+        let probes = StreamProbes::load(plan, &layout.task, &config, btf)?;
         let events = probes.events_fd().try_clone_to_owned();
         // SAFETY: an `OwnedFd` keeps its number open and the same for its life.
         let ready = events
@@ -112,12 +147,21 @@ impl Stream {
             ready,
             watching: Watching::default(),
             lost: Lost::default(),
+            unseen_ends: UnseenEnds::of(plan),
         })
     }
 
-    /// Why the times of holders are not known, if they are not.
-    pub fn times_error(&self) -> Option<&AttachError> {
-        self.probes.sched_error()
+    /// Attaches it.
+    ///
+    /// # Errors
+    /// When the kernel refuses a program.
+    pub fn attach(&mut self) -> Result<(), Refused> {
+        self.probes.attach()
+    }
+
+    /// Waits whose ends no program sees.
+    pub fn unseen_ends(&self) -> UnseenEnds {
+        self.unseen_ends
     }
 
     /// Waits until the kernel wants its events read. It wakes only for a ring buffer
@@ -165,18 +209,17 @@ impl Stream {
     }
 
     /// Enters a wait that began before the programs were attached, so that its end
-    /// is seen; false if the task has an open wait on this lock already.
+    /// is seen where [`Self::unseen_ends`] allows it; false if the task has an open wait on this lock already.
     pub fn seed(&mut self, wait: &Wait) -> bool {
         let (key, open) = wait.encode();
         self.probes.insert_wait(key, open)
     }
 
-    /// Takes a seeded wait out again, which was over before it was entered; false if
-    /// it is not there any more.
-    pub fn unseed(&mut self, wait: &Wait) -> bool {
-        let (key, seeded) = wait.encode();
-        let is_seeded = |open: OpenWait| open.since_ns == seeded.since_ns;
-        let stands = self.probes.wait(key).is_some_and(is_seeded);
+    /// Takes a wait out whose end no program has seen; false if it is not there any more.
+    pub fn take_out(&mut self, wait: &Wait) -> bool {
+        let (key, entered) = wait.encode();
+        let is_same = |open: OpenWait| open.since_ns == entered.since_ns;
+        let stands = self.probes.wait(key).is_some_and(is_same);
         if stands {
             self.probes.remove_wait(key);
         }

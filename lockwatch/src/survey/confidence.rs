@@ -9,8 +9,8 @@ pub enum Strength {
     Hint,
     /// What we know of the kernel's code.
     Knowledge,
-    /// The lock's owner field, on a kernel whose readers clear it: false only after
-    /// `up_read_non_owner`.
+    /// The lock's owner field, on a kernel whose readers clear it, or an acquisition that
+    /// was traced: false only after a release by another task.
     Word,
     /// The kernel's own state.
     Proof,
@@ -22,17 +22,17 @@ pub struct Circumstances {
     /// Found in both looks, on a task that did not run in between (a writer that owns
     /// the lock may run).
     pub in_both_looks: bool,
-    /// Tasks with more than a hint, in each look.
+    /// Holds that there is more than a hint of, in each look.
     pub found: [u32; 2],
-    /// Readers that hold the lock by its own count, in each look; 0 if write-held.
-    pub readers: [u32; 2],
+    /// Holds by the lock's own count, in each look: its readers, or 1 if write-held.
+    pub counted: [u32; 2],
 }
 
 /// The strength of a kind of evidence.
 pub const fn strength(kind: EvidenceKind) -> Strength {
     match kind {
         EvidenceKind::WriterOwner | EvidenceKind::Granted => Strength::Proof,
-        EvidenceKind::ReaderOwner => Strength::Word,
+        EvidenceKind::ReaderOwner | EvidenceKind::TracedAcquire => Strength::Word,
         EvidenceKind::FaultFlags | EvidenceKind::HoldFrame => Strength::Knowledge,
         EvidenceKind::LockWord | EvidenceKind::ObjectWord => Strength::Hint,
     }
@@ -50,12 +50,12 @@ pub const fn strength(kind: EvidenceKind) -> Strength {
 /// More found than the lock counts means that some evidence is wrong: then
 /// knowledge makes nobody more than possible, and the lock's word stands.
 pub fn confidence(strongest: Strength, seen: Circumstances) -> Confidence {
-    let closed = seen.found == seen.readers;
+    let closed = seen.found == seen.counted;
     let too_many = seen
         .found
         .iter()
-        .zip(seen.readers)
-        .any(|(&found, readers)| found > readers);
+        .zip(seen.counted)
+        .any(|(&found, counted)| found > counted);
     match (strongest, seen.in_both_looks) {
         (Strength::Proof, true) => Confidence::Certain,
         (Strength::Proof, false) => Confidence::Likely,
@@ -72,11 +72,11 @@ mod tests {
 
     use super::*;
 
-    fn seen(in_both_looks: bool, found: [u32; 2], readers: [u32; 2]) -> Circumstances {
+    fn seen(in_both_looks: bool, found: [u32; 2], counted: [u32; 2]) -> Circumstances {
         Circumstances {
             in_both_looks,
             found,
-            readers,
+            counted,
         }
     }
 

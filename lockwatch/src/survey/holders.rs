@@ -14,6 +14,7 @@ use crate::{
     survey::{
         confidence::{Strength, strength},
         functions::Functions,
+        holds::TracedHold,
         link,
         look::{Look, TaskLook},
         names::Identity,
@@ -31,6 +32,12 @@ pub(super) struct Suspect {
     pub(super) mode: LockMode,
     /// The reasons, at least one.
     pub(super) evidence: Vec<Evidence>,
+    /// `CLOCK_MONOTONIC` ns at which it was seen to take the lock, the earliest if it did
+    /// so more than once.
+    pub(super) since_ns: Option<u64>,
+    /// How many of the lock's readers it is: more than one if it was seen to take the lock
+    /// more than once.
+    pub(super) holds: u32,
 }
 
 impl Suspect {
@@ -66,11 +73,51 @@ pub(super) fn suspects(
     scene: &mut Scene<'_, '_>,
     queue: &Queue,
     lock: &Identity,
+    holds: &[TracedHold],
 ) -> Result<Vec<Suspect>, MemoryError> {
-    match queue.word.state {
-        LockState::WriteHeld => Ok(writer(scene.look, queue).into_iter().collect()),
-        LockState::ReadHeld => readers(scene, queue, lock),
-        LockState::Free | LockState::Inconsistent => Ok(Vec::new()),
+    let mut suspects: Vec<Suspect> = match queue.word.state {
+        LockState::WriteHeld => writer(scene.look, queue).into_iter().collect(),
+        LockState::ReadHeld => readers(scene, queue, lock)?,
+        LockState::Free | LockState::Inconsistent => Vec::new(),
+    };
+    add_traced(scene.look, &mut suspects, holds);
+    Ok(suspects)
+}
+
+/// What was seen being taken. Whoever exits releases first: an unknown task is none.
+fn add_traced(look: &Look, suspects: &mut Vec<Suspect>, holds: &[TracedHold]) {
+    for hold in holds {
+        let Some(task) = look
+            .tasks
+            .iter()
+            .position(|task| task.name.key == hold.task)
+        else {
+            continue;
+        };
+        let traced = reason(EvidenceKind::TracedAcquire, None, None);
+        let Some(known) = suspects.iter_mut().find(|suspect| suspect.task == task) else {
+            suspects.push(Suspect {
+                task,
+                mode: hold.mode,
+                evidence: vec![traced],
+                since_ns: Some(hold.since_ns),
+                holds: 1,
+            });
+            continue;
+        };
+        match known.since_ns {
+            Some(since_ns) => {
+                known.since_ns = Some(since_ns.min(hold.since_ns));
+                known.holds = known.holds.saturating_add(1);
+            }
+            None => {
+                known.since_ns = Some(hold.since_ns);
+                known
+                    .evidence
+                    .retain(|evidence| strength(evidence.kind) > Strength::Hint);
+                known.evidence.push(traced);
+            }
+        }
     }
 }
 
@@ -85,6 +132,8 @@ fn writer(look: &Look, queue: &Queue) -> Option<Suspect> {
         task,
         mode: LockMode::Write,
         evidence: vec![reason(EvidenceKind::WriterOwner, None, Some(value))],
+        since_ns: None,
+        holds: 1,
     })
 }
 
@@ -126,6 +175,8 @@ fn readers(
                 task: index,
                 mode: LockMode::Read,
                 evidence,
+                since_ns: None,
+                holds: 1,
             });
         }
     }

@@ -32,6 +32,26 @@ pub(super) struct Seen<'a> {
     pub(super) suspects: &'a [Suspect],
 }
 
+impl Seen<'_> {
+    /// Holds of suspects whose best reason is at least this strong.
+    fn found(&self, least: Strength) -> u32 {
+        self.suspects
+            .iter()
+            .filter(|suspect| suspect.strongest() >= least)
+            .map(|suspect| suspect.holds)
+            .fold(0, u32::saturating_add)
+    }
+
+    /// Holds by the lock's own word.
+    fn counted(&self) -> u32 {
+        match self.queue.word.state {
+            LockState::ReadHeld => self.queue.word.readers,
+            LockState::WriteHeld => 1,
+            LockState::Free | LockState::Inconsistent => 0,
+        }
+    }
+}
+
 /// Turns what was seen into a report's facts.
 pub(super) struct Merger<'a, 'k> {
     /// Names of functions.
@@ -145,21 +165,21 @@ impl Merger<'_, '_> {
     }
 
     fn holders(&mut self, first: Option<&Seen<'_>>, last: &Seen<'_>) -> Vec<Holder> {
-        let found = |seen: &Seen<'_>| {
-            let known = seen
-                .suspects
-                .iter()
-                .filter(|suspect| suspect.strongest() > Strength::Hint)
-                .count();
-            u32::try_from(known).unwrap_or(u32::MAX)
-        };
         let before = first.unwrap_or(last);
+        let counted = [before.counted(), last.counted()];
+        // Where as many are known by the kernel's own words, or were seen, as the lock
+        // counts, what we know of its code must be wrong about everybody else.
+        let least = [Strength::Word, Strength::Knowledge]
+            .into_iter()
+            .find(|&least| [before.found(least), last.found(least)] == counted);
         let circumstances = Circumstances {
             in_both_looks: false,
-            found: [found(before), found(last)],
-            readers: [before.queue.word.readers, last.queue.word.readers],
+            found: match least {
+                Some(_) => counted,
+                None => [before, last].map(|seen| seen.found(Strength::Knowledge)),
+            },
+            counted,
         };
-        let closed = circumstances.found == circumstances.readers;
         let earlier: FxHashMap<_, _> = first
             .map(|first| {
                 first
@@ -173,7 +193,7 @@ impl Merger<'_, '_> {
             .suspects
             .iter()
             // Where the known holders are as many as the lock counts, nobody else can be one.
-            .filter(|suspect| !closed || suspect.strongest() > Strength::Hint)
+            .filter(|suspect| least.is_none_or(|least| suspect.strongest() >= least))
             .map(|suspect| {
                 let task = &last.look.tasks[suspect.task];
                 let in_both_looks = earlier.get(&task.name.key).is_some_and(|then| {
@@ -209,9 +229,12 @@ impl Merger<'_, '_> {
             evidence,
             state: task.state,
             stuck: stuck::of_task(self.functions, seen.look, task, off_cpu),
-            // It took the lock before it went to sleep in it.
-            held: off_cpu.filter(|_| task.state.is_asleep()),
-            held_is_lower_bound: true,
+            // Not traced: it took the lock before it went to sleep in it.
+            held: match suspect.since_ns {
+                Some(since_ns) => Some(Nanos::between(since_ns, seen.look.at_ns)),
+                None => off_cpu.filter(|_| task.state.is_asleep()),
+            },
+            held_is_lower_bound: suspect.since_ns.is_none(),
             stack: self.stack(seen.look, task),
         }
     }
@@ -230,7 +253,8 @@ fn wait(look: &Look, entry: &Entry) -> Wait {
 }
 
 /// Whether a suspect is one in both looks for the same reason, and has not run in
-/// between. The owner of a write-held lock may run: the lock itself names it.
+/// between. The owner of a write-held lock may run: the lock itself names it. So may one
+/// whose acquisition was traced, if it is the same one.
 fn stands(then: &TaskLook, now: &TaskLook, earlier: &Suspect, later: &Suspect) -> bool {
     let kinds = |suspect: &Suspect| {
         suspect
@@ -247,5 +271,7 @@ fn stands(then: &TaskLook, now: &TaskLook, earlier: &Suspect, later: &Suspect) -
     };
     kinds(earlier) == kinds(later)
         && earlier.mode == later.mode
-        && ((owner(earlier) && owner(later)) || now.stood_still_since(then))
+        && ((owner(earlier) && owner(later))
+            || (earlier.since_ns.is_some() && earlier.since_ns == later.since_ns)
+            || now.stood_still_since(then))
 }

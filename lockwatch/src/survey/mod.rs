@@ -5,6 +5,7 @@ mod clock;
 pub mod confidence;
 mod functions;
 mod holders;
+mod holds;
 #[cfg(test)]
 mod image;
 mod link;
@@ -19,6 +20,7 @@ mod surveyor;
 
 use std::time::Duration;
 
+pub use holds::{HoldSource, TracedHold};
 pub use surveyor::{OpenError, SurveyError, Surveyor};
 
 use crate::{

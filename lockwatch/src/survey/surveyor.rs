@@ -2,6 +2,7 @@
 
 use std::{
     ops::Range,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -23,6 +24,7 @@ use crate::{
         clock::{Clocks, tick_rate},
         functions::Functions,
         holders::{self, Scene, Suspect},
+        holds::{self, HoldSource},
         look::Look,
         merge::{Merger, Seen},
         names::{self, Identity},
@@ -74,9 +76,10 @@ pub enum SurveyError {
 #[derive(Debug)]
 pub struct Surveyor {
     layout: Layout,
-    symbols: Symbols,
+    symbols: Arc<Symbols>,
     slow_paths: Vec<Range<u64>>,
     probes: SurveyProbes,
+    holds: Option<Box<dyn HoldSource>>,
 }
 
 impl Surveyor {
@@ -104,11 +107,24 @@ impl Surveyor {
             }
             Ok(Self {
                 layout,
-                symbols,
+                symbols: Arc::new(symbols),
                 slow_paths,
                 probes,
+                holds: None,
             })
         })
+    }
+
+    /// Asks this tracer for the holds it knows, right after each look at the tasks.
+    #[must_use]
+    pub fn with_holds(mut self, source: Box<dyn HoldSource>) -> Self {
+        self.holds = Some(source);
+        self
+    }
+
+    /// The kernel's symbols, as read when it was opened.
+    pub fn symbols(&self) -> Arc<Symbols> {
+        Arc::clone(&self.symbols)
     }
 
     /// Takes one survey: two looks, and what both agree on.
@@ -151,6 +167,11 @@ impl Surveyor {
     fn look(&mut self) -> Result<Sight, SurveyError> {
         let woke_ns = own_wake_up();
         let look = Look::decode(self.probes.read_tasks()?, self.layout.task.thread_size);
+        let (holds, holds_error) = match self.holds.as_mut().map(|source| source.holds()) {
+            Some(Ok(holds)) => (holds, None),
+            Some(Err(error)) => (Vec::new(), Some(error.to_string())),
+            None => (Vec::new(), None),
+        };
         let found = queue::find(
             &look,
             &self.layout.rwsem,
@@ -174,11 +195,13 @@ impl Surveyor {
                 memory: &mut self.probes,
                 own_tgid: std::process::id(),
             };
-            let suspects = holders::suspects(&mut scene, &queue, &identity)?;
+            let testimony = holds::testimony(&look, &queue, &holds);
+            let suspects = holders::suspects(&mut scene, &queue, &identity, &testimony.heard)?;
             queues.push(SeenQueue {
                 queue,
                 identity,
                 suspects,
+                contradiction: testimony.contradiction,
             });
         }
         Ok(Sight {
@@ -186,6 +209,7 @@ impl Surveyor {
             look,
             queues,
             unsettled: found.unsettled,
+            holds_error,
         })
     }
 
@@ -226,6 +250,19 @@ impl Surveyor {
                 None => None,
             };
             let lock = merger.lock(before.as_ref(), &seen, now.identity.clone());
+            if let (Some(lock), Some(first)) = (&lock, first) {
+                let contradicted = first
+                    .queues
+                    .iter()
+                    .any(|then| then.queue.lock == lock.address && then.contradiction.is_some());
+                // Once is a race between the tracer and the look.
+                if let (true, Some(contradiction)) = (contradicted, &now.contradiction) {
+                    degraded.push(format!(
+                        "{}: {contradiction}; its word is followed",
+                        lock.name
+                    ));
+                }
+            }
             half_seen |= before.is_none() && lock.is_some();
             locks.extend(lock);
         }
@@ -241,6 +278,11 @@ impl Surveyor {
                 half_seen |= lock.is_some();
                 locks.extend(lock);
             }
+        }
+        if let Some(error) = looks.iter().find_map(|sight| sight.holds_error.as_ref()) {
+            degraded.push(format!(
+                "the traced holds could not be read ({error}): holders come from the survey alone"
+            ));
         }
         if last.unsettled > 0 {
             degraded.push(format!(
@@ -275,12 +317,16 @@ struct Sight {
     look: Look,
     queues: Vec<SeenQueue>,
     unsettled: u32,
+    /// Why the tracer could not tell its holds.
+    holds_error: Option<String>,
 }
 
 struct SeenQueue {
     queue: Queue,
     identity: Identity,
     suspects: Vec<Suspect>,
+    /// Where the tracer and the lock's word disagree.
+    contradiction: Option<String>,
 }
 
 impl SeenQueue {

@@ -4,6 +4,7 @@
 //! allocate nothing.
 
 use std::{
+    ffi::CStr,
     fs,
     num::NonZeroUsize,
     os::fd::AsRawFd,
@@ -36,6 +37,9 @@ const FILLED: usize = 64 << 20;
 
 const PAGE: usize = 4096;
 
+/// Comm of a task that shares an actor's address space.
+pub const BESIDE: &CStr = c"edge-kid";
+
 /// What an actor does until it is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
@@ -66,7 +70,7 @@ impl Actor {
     ///
     /// # Errors
     /// When there is no process or no memory to be had.
-    pub fn start(name: &std::ffi::CStr, part: Part) -> Result<Self> {
+    pub fn start(name: &CStr, part: Part) -> Result<Self> {
         let board = Board::new()?;
         let zero = fs::File::open("/dev/zero").context("cannot open /dev/zero")?;
         let test = nix::unistd::getpid();
@@ -249,8 +253,9 @@ fn work() {
 /// Starts a task that shares the address space, does the work, and ends. One at a time.
 fn share(work: fn()) -> nix::Result<Pid> {
     extern "C" fn begin(work: *mut libc::c_void) -> libc::c_int {
-        // The parent may be gone already; then this is orphaned memory that ends with us.
+        // Neither fails with such arguments.
         let _ = prctl::set_pdeathsig(Signal::SIGKILL);
+        let _ = prctl::set_name(BESIDE);
         // SAFETY: the pointer that `share` made of a function.
         let work: fn() = unsafe { std::mem::transmute(work) };
         work();

@@ -4,3 +4,5 @@
 
 pub mod actor;
 pub mod agitator;
+pub mod killed;
+pub mod reborn;

@@ -20,7 +20,7 @@ use crate::process::say;
 use crate::workspace::Workspace;
 
 /// The bins of lockwatch-ebpf; each one becomes an object.
-const OBJECTS: [&str; 3] = ["survey", "stream", "edge"];
+const OBJECTS: [&str; 5] = ["survey", "stream", "holds", "holds_by_tid", "edge"];
 
 /// Those that only the live tests load.
 const TEST_OBJECTS: [&str; 1] = ["edge"];
@@ -30,9 +30,9 @@ const DIFFERENCES_SHOWN: usize = 20;
 
 /// Build the kernel objects that lockwatch embeds, or check the committed ones.
 ///
-/// Compiles lockwatch-ebpf/ for the BPF target and writes survey.bpf.o,
-/// stream.bpf.o and manifest.json to lockwatch/src/probes/object/. Commit all
-/// three together with the change of the source.
+/// Compiles lockwatch-ebpf/ for the BPF target and writes one .bpf.o for each of its
+/// bins and manifest.json to lockwatch/src/probes/object/. Commit them together with
+/// the change of the source.
 ///
 /// The compiler: a rustup nightly with rust-src and a bpf-linker on PATH, where
 /// both are there; else a private one, made on first use from Debian's packages

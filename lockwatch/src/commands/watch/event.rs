@@ -6,8 +6,9 @@ use serde::Serialize;
 use crate::{
     commands::watch::progress::Reason,
     lock::{LockKind, LockMode},
+    plan::Gap,
     report::{Chain, Lock},
-    task::{Nanos, Tgid, Tid},
+    task::{Nanos, StuckClass, Tgid, Tid},
 };
 
 /// Name and version of the contract of these lines.
@@ -40,6 +41,8 @@ pub(super) struct Watching<'a> {
     pub(super) threshold_ns: Nanos,
     /// Where the knowledge comes from.
     pub(super) sources: &'a [String],
+    /// What this kernel, or a policy on it, does not allow to be known.
+    pub(super) gaps: &'a [Gap],
 }
 
 /// A stall that stands.
@@ -69,6 +72,9 @@ pub(super) struct Standing<'a> {
     /// Equal stacks, once; `lock` refers to them by index. Absent with `lock`.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     pub(super) stacks: &'a [Vec<String>],
+    /// How its holders have spent the time since a survey found them. Absent at first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) holders: Vec<HolderSpent<'a>>,
     /// What is known without a survey. Absent with one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) unsurveyed: Option<Unsurveyed<'a>>,
@@ -126,7 +132,7 @@ pub(super) struct Ended<'a> {
     pub(super) holders: Vec<HolderSpent<'a>>,
 }
 
-/// A holder, and how it spent the time from the survey that found it to the end.
+/// A holder, and how it spent the time since the survey that found it.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct HolderSpent<'a> {
     /// Thread id.
@@ -143,6 +149,21 @@ pub(super) struct HolderSpent<'a> {
     pub(super) runnable_ns: Nanos,
     /// Times it left the CPU.
     pub(super) switches: u32,
+    /// What it slept in, the longest first; no more than a few stacks are told apart, so
+    /// that the sum may be less than `asleep_ns`.
+    pub(super) sleeps: Vec<SleptIn<'a>>,
+}
+
+/// Time that a holder spent asleep for one reason.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct SleptIn<'a> {
+    /// What for.
+    pub(super) class: StuckClass,
+    /// The function that says so. Absent where no stack was to be had.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) function: Option<&'a str>,
+    /// How long, in ns.
+    pub(super) ns: Nanos,
 }
 
 /// The counts of a run.

@@ -9,15 +9,17 @@ use crate::{
     cli::Format,
     commands::watch::{
         event::{
-            CONTRACT, Ended, HolderSpent, Line, Standing, Totals, Unsurveyed, Waiting, Watching,
+            CONTRACT, Ended, HolderSpent, Line, SleptIn, Standing, Totals, Unsurveyed, Waiting,
+            Watching,
         },
         progress::Reason,
     },
     figures::{Count, Span},
     graph::{Facts, Stall},
     lock::{LockClass, LockKind, LockMode},
+    plan::Gap,
     report::{Host, Lock, Report, json, text},
-    stream::{Lost, Times, Wait},
+    stream::{AsleepIn, Lost, Times, Wait},
     survey::Survey,
     task::{Nanos, TaskName},
 };
@@ -30,6 +32,8 @@ const NAMED_MAX: usize = 8;
 pub(super) struct HolderTimes {
     pub(super) task: TaskName,
     pub(super) times: Times,
+    /// What it slept in, the longest first.
+    pub(super) sleeps: Vec<AsleepIn>,
 }
 
 /// One moment on both clocks.
@@ -80,7 +84,7 @@ impl Output {
     }
 
     /// Watching begins. Text says so on standard error alone, which the caller does.
-    pub(super) fn watching(&mut self, sources: &[String]) -> io::Result<()> {
+    pub(super) fn watching(&mut self, sources: &[String], gaps: &[Gap]) -> io::Result<()> {
         if self.format == Format::Text {
             return Ok(());
         }
@@ -90,14 +94,17 @@ impl Output {
             at,
             threshold_ns,
             sources,
+            gaps,
         }))
     }
 
-    /// A stall that stands. `waits`: who waits now, the longest first.
+    /// A stall that stands. `waits`: who waits now, the longest first. `holders`: how they
+    /// have spent their time so far.
     pub(super) fn stall(
         &mut self,
         stall: &Stall,
         waits: &[&Wait],
+        holders: &[HolderTimes],
         reason: Reason,
         now: Now,
     ) -> io::Result<()> {
@@ -112,7 +119,9 @@ impl Output {
             Some((report, lock))
         });
         if format == Format::Json {
-            let line = Line::Stall(Box::new(standing(at, stall, waits, reason, now_ns, found)));
+            let mut standing = standing(at, stall, waits, reason, now_ns, found);
+            standing.holders = holders.iter().map(holder_spent).collect();
+            let line = Line::Stall(Box::new(standing));
             return json::write_line(&mut self.out, &line).and_then(|()| self.out.flush());
         }
         let what = match reason {
@@ -128,6 +137,7 @@ impl Output {
                 .out
                 .write_all(unsurveyed(stall, waits, now_ns).as_bytes())?,
         }
+        self.spent(holders)?;
         writeln!(self.out)?;
         self.out.flush()
     }
@@ -156,16 +166,18 @@ impl Output {
             Span(stall.length()),
             printable(&name(stall)),
         )?;
-        for HolderTimes { task, times } in holders {
-            writeln!(
-                self.out,
-                "  {} {}",
-                printable(&task.to_string()),
-                spent(times)
-            )?;
-        }
+        self.spent(holders)?;
         writeln!(self.out)?;
         self.out.flush()
+    }
+
+    /// How holders spent their time.
+    fn spent(&mut self, holders: &[HolderTimes]) -> io::Result<()> {
+        for holder in holders {
+            let task = printable(&holder.task.to_string());
+            writeln!(self.out, "  {task} {}", spent(holder))?;
+        }
+        Ok(())
     }
 
     /// The end of the run. Text goes to standard error: it is no result.
@@ -254,6 +266,7 @@ fn standing<'a>(
             report.chains.iter().filter(leads_on).collect()
         }),
         stacks: found.map_or(&[], |(report, _)| report.stacks.as_slice()),
+        holders: Vec::new(),
         unsurveyed: found.is_none().then(unsurveyed),
     }
 }
@@ -273,16 +286,30 @@ fn ended<'a>(at: jiff::Timestamp, stall: &Stall, holders: &'a [HolderTimes]) -> 
         length_ns: stall.length(),
         length_is_upper_bound: !stall.is_length_exact(),
         blocked_tasks: stall.blocked.len(),
-        holders: holders
+        holders: holders.iter().map(holder_spent).collect(),
+    }
+}
+
+fn holder_spent(holder: &HolderTimes) -> HolderSpent<'_> {
+    let HolderTimes {
+        task,
+        times,
+        sleeps,
+    } = holder;
+    HolderSpent {
+        tid: task.key.tid,
+        tgid: task.tgid,
+        comm: &task.comm,
+        asleep_ns: times.asleep,
+        running_ns: times.running,
+        runnable_ns: times.runnable,
+        switches: times.switches,
+        sleeps: sleeps
             .iter()
-            .map(|HolderTimes { task, times }| HolderSpent {
-                tid: task.key.tid,
-                tgid: task.tgid,
-                comm: &task.comm,
-                asleep_ns: times.asleep,
-                running_ns: times.running,
-                runnable_ns: times.runnable,
-                switches: times.switches,
+            .map(|sleep| SleptIn {
+                class: sleep.class,
+                function: sleep.function.as_deref(),
+                ns: sleep.time,
             })
             .collect(),
     }
@@ -335,15 +362,25 @@ fn unsurveyed(stall: &Stall, waits: &[&Wait], now_ns: u64) -> String {
     )
 }
 
-/// What a holder did from the survey that found it to the end.
-fn spent(times: &Times) -> String {
+/// What a holder did since the survey that found it.
+fn spent(holder: &HolderTimes) -> String {
+    let HolderTimes { times, sleeps, .. } = holder;
+    let slept = sleeps.first().map_or_else(String::new, |longest| {
+        let function = longest.function.as_deref().unwrap_or("an unknown function");
+        format!(
+            ", {} of it in {} ({})",
+            Span(longest.time),
+            printable(function),
+            text::stuck_words(longest.class)
+        )
+    });
     format!(
-        "held it; in the last {} of it: asleep {}, running {}, ready without a CPU {}; left the CPU {}",
+        "in the last {}: left the CPU {}, asleep {}{slept}, running {}, ready without a CPU {}",
         Span(times.total()),
+        Count::from(times.switches).nouns("time", "times"),
         Span(times.asleep),
         Span(times.running),
         Span(times.runnable),
-        Count::from(times.switches).nouns("time", "times"),
     )
 }
 

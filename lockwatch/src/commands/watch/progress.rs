@@ -7,7 +7,7 @@ use crate::{
     graph::Stall,
     lock::{Confidence, LockKind},
     stream::Times,
-    task::{Nanos, TaskKey, TaskName},
+    task::{Nanos, Stuck, TaskKey, TaskName},
 };
 
 /// First pause between surveys of one stall; doubled while nothing changes.
@@ -36,6 +36,8 @@ pub(super) struct WatchedHolder {
     pub(super) task: TaskName,
     /// Its times when the stall began to keep them.
     pub(super) before: Times,
+    /// What the survey found it stuck in then.
+    pub(super) found: Stuck,
 }
 
 /// The standing stall's own history of reports.

@@ -9,12 +9,14 @@ use crate::{
             filter::Filter,
             output::{HolderTimes, Now, Output, Summary, by_kind},
             progress::{Progress, Reason, WatchedHolder},
+            sources::Sources,
             surveys::{SurveyAnswer, Surveys},
         },
     },
     graph::{Change, Stall, StallId, WaitGraph},
+    kernel::symbols::Symbols,
     lock::LockAddr,
-    stream::{Lost, PolledWaits, Stream, Wait, now_ns},
+    stream::{Lost, PolledWaits, Scan, Stream, UnseenEnds, Wait, asleep_in, now_ns},
     survey::{Survey, SurveyError},
     task::{Nanos, TaskKey},
 };
@@ -32,9 +34,11 @@ pub(super) enum Input {
 #[derive(Debug)]
 pub(super) struct Session {
     graph: WaitGraph,
-    /// `None` on a kernel without the tracepoints: then surveys alone show waits.
+    /// `None` where no program sees waits: then surveys alone show them.
     stream: Option<Stream>,
     surveys: Option<Surveys>,
+    /// Names for the stacks of holders; there with surveys.
+    symbols: Option<Arc<Symbols>>,
     polled: PolledWaits,
     /// Waits that a survey found and the stream had not seen begin.
     seeds: BTreeMap<(TaskKey, LockAddr), Wait>,
@@ -51,13 +55,13 @@ impl Session {
         threshold: Nanos,
         filter: Filter,
         output: Output,
-        stream: Option<Stream>,
-        surveys: Option<Surveys>,
+        sources: Sources,
     ) -> Self {
         Self {
             graph: WaitGraph::new(threshold),
-            stream,
-            surveys,
+            stream: sources.stream,
+            surveys: sources.surveys,
+            symbols: sources.symbols,
             polled: PolledWaits::default(),
             seeds: BTreeMap::new(),
             progress: BTreeMap::new(),
@@ -127,7 +131,7 @@ impl Session {
             .as_ref()
             .is_none_or(|surveys| surveys.is_overdue(now_ns));
         self.report(None, no_survey, now_ns)?;
-        let needs_survey = self.stream.is_none()
+        let needs_survey = self.needs_survey_for_ends()
             || self.progress.iter().any(|(&id, progress)| {
                 let stall = self.graph.stall(id);
                 stall.is_some_and(|stall| progress.needs_survey(stall, now_ns))
@@ -136,6 +140,16 @@ impl Session {
             surveys.request(now_ns);
         }
         Ok(())
+    }
+
+    /// True while there may be waits whose ends only a survey can see.
+    fn needs_survey_for_ends(&self) -> bool {
+        match self.stream.as_ref().map(Stream::unseen_ends) {
+            None => true,
+            Some(UnseenEnds::None) => false,
+            Some(UnseenEnds::OfSeeds) => !self.seeds.is_empty(),
+            Some(UnseenEnds::OfAll) => !self.seeds.is_empty() || !self.progress.is_empty(),
+        }
     }
 
     /// Makes the graph what the kernel's maps say, and reports what has ended.
@@ -164,6 +178,7 @@ impl Session {
         let scan = self.polled.read(&survey);
         if self.stream.is_some() {
             self.check_seeds(&scan.waits);
+            self.take_out_ended(&scan);
             self.seed(&scan.waits);
             self.read_waits()?;
         } else {
@@ -208,7 +223,13 @@ impl Session {
             let waits = self.graph.waits_for(stall.lock);
             let at = jiff::Timestamp::now();
             let now = Now { at, ns: now_ns };
-            self.output.stall(stall, &waits, reason, now)?;
+            let holders = match &self.stream {
+                Some(stream) if reason != Reason::Crossed => {
+                    times_of(stream, self.symbols.as_deref(), progress)
+                }
+                _ => Vec::new(),
+            };
+            self.output.stall(stall, &waits, &holders, reason, now)?;
             progress.reported(stall, reason, now_ns);
         }
         Ok(())
@@ -259,16 +280,9 @@ impl Session {
         let Some(stream) = &mut self.stream else {
             return Vec::new();
         };
-        let mut times = Vec::new();
-        for WatchedHolder { task, before } in progress.watched {
-            if let Some(after) = stream.times(task.key) {
-                let times_in_stall = after.since(&before);
-                stream.release(task.key);
-                times.push(HolderTimes {
-                    task,
-                    times: times_in_stall,
-                });
-            }
+        let times = times_of(stream, self.symbols.as_deref(), &progress);
+        for watched in &progress.watched {
+            stream.release(watched.task.key);
         }
         times
     }
@@ -301,13 +315,34 @@ impl Session {
             return;
         };
         let (graph, polled) = (&mut self.graph, waits);
+        let ends_are_seen = stream.unseen_ends() == UnseenEnds::None;
         self.seeds.retain(|key, seed| {
             let stands = polled.iter().any(|wait| (wait.task.key, wait.lock) == *key);
-            if !stands && stream.unseed(seed) {
+            // Where its end would have been seen, it was over before it was entered.
+            if !stands && stream.take_out(seed) && ends_are_seen {
                 graph.refute(seed);
             }
             stands
         });
+    }
+
+    /// Takes out waits that this survey does not see, where no program sees them end.
+    fn take_out_ended(&mut self, survey: &Scan) {
+        let Some(stream) = &mut self.stream else {
+            return;
+        };
+        if stream.unseen_ends() != UnseenEnds::OfAll {
+            return;
+        }
+        let is_seen = |wait: &Wait| {
+            let same = |seen: &Wait| seen.task.key == wait.task.key && seen.lock == wait.lock;
+            survey.waits.iter().any(same)
+        };
+        for wait in stream.scan().waits {
+            if wait.since_ns < survey.at_ns && !is_seen(&wait) {
+                stream.take_out(&wait);
+            }
+        }
     }
 
     fn say_losses(&mut self) {
@@ -352,6 +387,21 @@ impl Session {
     }
 }
 
+/// How the stall's holders spent their time since it began to keep them.
+fn times_of(stream: &Stream, symbols: Option<&Symbols>, progress: &Progress) -> Vec<HolderTimes> {
+    let times_of = |watched: &WatchedHolder| {
+        let times = stream.times(watched.task.key)?.since(&watched.before);
+        Some(HolderTimes {
+            task: watched.task.clone(),
+            sleeps: symbols.map_or_else(Vec::new, |symbols| {
+                asleep_in(&times, &watched.found, symbols)
+            }),
+            times,
+        })
+    };
+    progress.watched.iter().filter_map(times_of).collect()
+}
+
 fn watch_holders(stream: &mut Stream, stall: &Stall, progress: &mut Progress) {
     for span in &stall.holders {
         let task = &span.holder.task;
@@ -366,6 +416,7 @@ fn watch_holders(stream: &mut Stream, stall: &Stall, progress: &mut Progress) {
             progress.watched.push(WatchedHolder {
                 task: task.clone(),
                 before,
+                found: span.holder.stuck.clone(),
             });
         }
     }

@@ -104,6 +104,7 @@ fn reason(evidence: &Evidence) -> String {
             "the lock's owner field names it, and readers of this kernel clear it".to_owned()
         }
         (EvidenceKind::Granted, _) => "granted the lock in the queue, has not run yet".to_owned(),
+        (EvidenceKind::TracedAcquire, _) => "it was seen taking the lock".to_owned(),
         (EvidenceKind::FaultFlags, _) => "its page fault holds the lock".to_owned(),
         (EvidenceKind::HoldFrame, Some(frame)) => format!("{frame} holds this lock there"),
         (EvidenceKind::HoldFrame, None) => "it is in code that holds this lock".to_owned(),

@@ -1,5 +1,6 @@
 //! The report as text: one paragraph for each lock, for someone who is tired.
 
+mod check;
 mod holders;
 mod page;
 mod queue;
@@ -12,6 +13,7 @@ use std::{
     io::{self, Write},
 };
 
+pub use check::write_check;
 use page::{GLUE, Text, Tone, write_field};
 pub use page::{Style, is_unprintable};
 

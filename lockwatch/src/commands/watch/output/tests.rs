@@ -7,6 +7,7 @@ use crate::{
     graph::{Change, WaitGraph},
     report::example,
     stream::Event,
+    task::StuckClass,
 };
 
 const SEC: u64 = 1_000_000_000;
@@ -63,9 +64,32 @@ fn printed(format: Format) -> String {
     };
     let queue = graph.waits_for(lock.address);
     output
-        .stall(graph.stalls()[0], &queue, Reason::Crossed, now)
+        .stall(graph.stalls()[0], &queue, &[], Reason::Crossed, now)
         .unwrap();
 
+    let holder = HolderTimes {
+        task: lock.holders[0].task.clone(),
+        times: Times {
+            from_ns: 2 * SEC,
+            running: Nanos(80_000_000),
+            runnable: Nanos(20_000_000),
+            asleep: Nanos(2 * SEC),
+            switches: 12,
+            ..Times::default()
+        },
+        sleeps: vec![
+            AsleepIn {
+                class: StuckClass::Fuse,
+                function: Some("request_wait_answer".to_owned()),
+                time: Nanos(1_900_000_000),
+            },
+            AsleepIn {
+                class: StuckClass::Unknown,
+                function: None,
+                time: Nanos(100_000_000),
+            },
+        ],
+    };
     graph.reconcile_survey(&survey);
     let now = Now {
         at: at(),
@@ -73,7 +97,13 @@ fn printed(format: Format) -> String {
     };
     let queue = graph.waits_for(lock.address);
     output
-        .stall(graph.stalls()[0], &queue, Reason::Stands, now)
+        .stall(
+            graph.stalls()[0],
+            &queue,
+            std::slice::from_ref(&holder),
+            Reason::Stands,
+            now,
+        )
         .unwrap();
 
     for wait in waits {
@@ -83,16 +113,6 @@ fn printed(format: Format) -> String {
             acquired: true,
         });
     }
-    let holder = HolderTimes {
-        task: lock.holders[0].task.clone(),
-        times: Times {
-            from_ns: 2 * SEC,
-            running: Nanos(80_000_000),
-            runnable: Nanos(20_000_000),
-            asleep: Nanos(2 * SEC),
-            switches: 12,
-        },
-    };
     for change in graph.advance(5 * SEC) {
         if let Change::Ended(stall) = change {
             output
@@ -122,6 +142,11 @@ fn json_is_one_line_for_each_event() {
         .collect();
     assert_eq!(kinds, ["stall", "stall", "stall_ended"]);
     assert!(events[0]["lock"].is_null() && events[0]["unsurveyed"].is_object());
+    let sleeps = &events[1]["holders"][0]["sleeps"];
+    assert_eq!(sleeps[0]["function"], "request_wait_answer");
+    assert_eq!(sleeps[0]["class"], "fuse");
+    assert_eq!(sleeps[1]["ns"], 100_000_000);
+    assert!(sleeps[1].get("function").is_none());
     assert!(events[1]["lock"].is_object() && events[1]["unsurveyed"].is_null());
     assert_eq!(events[2]["length_ns"], 5 * SEC - 1_000_000);
     assert_eq!(events[2]["name"], events[1]["lock"]["name"]);

@@ -1,0 +1,81 @@
+//! The functions of the kernel that acquire and release rwsems
+//! (kernel/locking/rwsem.c, the same from 5.10 to 7.3).
+//!
+//! Each runs on every operation, contended or not: two short loops and one look at
+//! the task's state. None emits anything.
+
+use aya_ebpf::{
+    macros::{fentry, fexit},
+    programs::{FEntryContext, FExitContext},
+};
+
+use super::state::{Mode, acquired, downgraded, released};
+
+/// fexit of a function that acquires; `$acquired` reads what it returns, the word behind
+/// its parameters.
+macro_rules! acquire {
+    ($function:ident, $name:literal, $mode:ident, |$ctx:ident| $acquired:expr) => {
+        #[doc = concat!("fexit of `", $name, "(struct rw_semaphore *sem, …)`, 5.10+.")]
+        #[fexit(function = $name)]
+        fn $function($ctx: FExitContext) -> i32 {
+            if $acquired {
+                acquired($ctx.arg(0), Mode::$mode);
+            }
+            0
+        }
+    };
+}
+
+macro_rules! release {
+    ($function:ident, $name:literal, $change:ident) => {
+        #[doc = concat!("fentry of `void ", $name, "(struct rw_semaphore *sem)`, 5.10+.")]
+        #[fentry(function = $name)]
+        fn $function(ctx: FEntryContext) -> i32 {
+            $change(ctx.arg(0));
+            0
+        }
+    };
+}
+
+acquire!(down_read, "down_read", Read, |ctx| true);
+acquire!(
+    down_read_interruptible,
+    "down_read_interruptible",
+    Read,
+    |ctx| ctx.arg::<i32>(1) == 0
+);
+acquire!(down_read_killable, "down_read_killable", Read, |ctx| ctx
+    .arg::<i32>(1)
+    == 0);
+acquire!(down_read_trylock, "down_read_trylock", Read, |ctx| ctx
+    .arg::<u8>(1)
+    != 0);
+acquire!(down_write, "down_write", Write, |ctx| true);
+acquire!(down_write_killable, "down_write_killable", Write, |ctx| ctx
+    .arg::<i32>(1)
+    == 0);
+acquire!(down_write_trylock, "down_write_trylock", Write, |ctx| ctx
+    .arg::<u8>(1)
+    != 0);
+// With lock debugging (DEBUG_LOCK_ALLOC) alone; they have a second parameter.
+acquire!(down_read_nested, "down_read_nested", Read, |ctx| true);
+acquire!(
+    down_read_killable_nested,
+    "down_read_killable_nested",
+    Read,
+    |ctx| ctx.arg::<i32>(2) == 0
+);
+acquire!(down_write_nested, "down_write_nested", Write, |ctx| true);
+acquire!(down_write_nest_lock, "_down_write_nest_lock", Write, |ctx| {
+    true
+});
+acquire!(
+    down_write_killable_nested,
+    "down_write_killable_nested",
+    Write,
+    |ctx| ctx.arg::<i32>(2) == 0
+);
+release!(up_read, "up_read", released);
+release!(up_read_non_owner, "up_read_non_owner", released);
+release!(up_write, "up_write", released);
+release!(downgrade_write, "downgrade_write", downgraded);

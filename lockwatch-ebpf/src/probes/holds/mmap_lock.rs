@@ -1,0 +1,53 @@
+//! `mmap_lock` alone, by its tracepoints: for kernels whose policy forbids programs at
+//! functions.
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+
+use super::{
+    argument::word,
+    member::global,
+    state::{Mode, acquired, released},
+};
+
+/// Where `mmap_lock` lies in an `mm_struct`.
+#[unsafe(no_mangle)]
+static MMAP_LOCK: u64 = 0;
+
+/// 1: a `memcg_path` stands between `mm` and the rest (up to 6.15).
+#[unsafe(no_mangle)]
+static MEMCG_PATH: u32 = 0;
+
+/// Tracepoint `mmap_lock_acquire_returned(struct mm_struct *mm, [const char *memcg_path,]
+/// bool write, bool success)`, 5.11+.
+///
+/// Fires for a failed trylock, too, and for a downgrade, before it is done: then as
+/// acquired for read. Cost and effect as the functions'.
+#[btf_tracepoint(function = "mmap_lock_acquire_returned")]
+fn mmap_lock_acquire_returned(ctx: BtfTracePointContext) -> i32 {
+    let (write, success) = if global!(MEMCG_PATH) == 0 {
+        (word::<8>(&ctx), word::<16>(&ctx))
+    } else {
+        (word::<16>(&ctx), word::<24>(&ctx))
+    };
+    if success & 0xff == 0 {
+        return 0;
+    }
+    let mode = if write & 0xff == 0 { Mode::Read } else { Mode::Write };
+    acquired(lock(&ctx), mode);
+    0
+}
+
+/// Tracepoint `mmap_lock_released(struct mm_struct *mm, [const char *memcg_path,] bool
+/// write)`, 5.11+.
+///
+/// Fires before the lock is free. Cost and effect as the functions'.
+#[btf_tracepoint(function = "mmap_lock_released")]
+fn mmap_lock_released(ctx: BtfTracePointContext) -> i32 {
+    released(lock(&ctx));
+    0
+}
+
+#[inline(always)]
+fn lock(ctx: &BtfTracePointContext) -> u64 {
+    ctx.arg::<u64>(0).wrapping_add(global!(MMAP_LOCK))
+}

@@ -1,0 +1,115 @@
+//! Changes of one task's holds, and what is remembered of releases that belong to
+//! nobody we know.
+//!
+//! These programs run in any context in which a kernel takes or leaves an rwsem, also
+//! in an interrupt that hits one of them: it then changes the same task's slots in
+//! between. So a slot is taken by one store, its lock's address, made last, and left
+//! by one store: an interruption can cost a hold, which is then unknown, and never
+//! leaves one that nobody has.
+
+use core::ptr;
+
+use aya_ebpf::{
+    helpers::generated::bpf_ktime_get_ns,
+    macros::map,
+    maps::{LruHashMap, PerCpuArray},
+};
+use lockwatch_ebpf::holds::{Holds, RELEASES_MAX, SLOTS, counter};
+
+use super::storage;
+
+/// When a lock was last released by a task that was not known to hold it:
+/// `CLOCK_MONOTONIC` ns by address. Whoever is known to hold it since before that may
+/// have lost it by this release.
+#[map]
+static RELEASES: LruHashMap<u64, u64> = LruHashMap::with_max_entries(RELEASES_MAX, 0);
+
+#[map]
+static HOLD_COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::COUNT, 0);
+
+/// How a lock was acquired.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    Read,
+    Write,
+}
+
+/// This task has acquired the lock.
+#[inline(always)]
+pub(super) fn acquired(lock: u64, mode: Mode) {
+    let Some(holds) = storage::of_current_or_new() else {
+        count(counter::LOST_HOLD);
+        return;
+    };
+    if mode == Mode::Read {
+        for slot in 0..SLOTS {
+            if holds.locks[slot] == lock {
+                // Once more for read, or from write to read.
+                holds.reads[slot] += 1;
+                return;
+            }
+        }
+    }
+    for slot in 0..SLOTS {
+        if holds.locks[slot] == 0 {
+            // SAFETY: no preconditions.
+            holds.since_ns[slot] = unsafe { bpf_ktime_get_ns() };
+            holds.reads[slot] = u32::from(mode == Mode::Read);
+            set(holds, slot, lock);
+            return;
+        }
+    }
+    count(counter::LOST_HOLD);
+}
+
+/// This task is about to release the lock.
+#[inline(always)]
+pub(super) fn released(lock: u64) {
+    if let Some(holds) = storage::of_current() {
+        for slot in 0..SLOTS {
+            if holds.locks[slot] == lock {
+                if holds.reads[slot] > 1 {
+                    holds.reads[slot] -= 1;
+                } else {
+                    set(holds, slot, 0);
+                }
+                return;
+            }
+        }
+    }
+    // Acquired before we came, or by another task, or the acquisition was lost.
+    count(counter::FOREIGN_RELEASE);
+    // SAFETY: no preconditions.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let _ = RELEASES.insert(lock, now_ns, 0);
+}
+
+/// This task is about to turn its write hold of the lock into a read hold.
+#[inline(always)]
+pub(super) fn downgraded(lock: u64) {
+    let Some(holds) = storage::of_current() else {
+        return;
+    };
+    for slot in 0..SLOTS {
+        if holds.locks[slot] == lock {
+            holds.reads[slot] = 1;
+            return;
+        }
+    }
+}
+
+#[inline(always)]
+fn set(holds: &mut Holds, slot: usize, lock: u64) {
+    // Volatile, to stay the last store.
+    // SAFETY: a reference is valid and aligned.
+    unsafe { ptr::write_volatile(&raw mut holds.locks[slot], lock) };
+}
+
+#[inline(always)]
+fn count(counter: u32) {
+    if let Some(value) = HOLD_COUNTERS.get_ptr_mut(counter) {
+        // SAFETY: this CPU's own slot. A program that interrupts this one at this
+        // point costs one count, never a wrong address.
+        unsafe { *value += 1 };
+    }
+}

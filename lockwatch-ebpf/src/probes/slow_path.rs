@@ -1,0 +1,142 @@
+//! Waits for sleeping locks by the functions in which the kernel makes a task wait:
+//! for kernels without the contention tracepoints (before 5.19).
+//!
+//! Which functions is the loader's decision, by plan: each pair of programs here serves
+//! any one. All of them have the lock as their first parameter and run only where it is
+//! contended. A task leaves a function by way of the program at its end only if it
+//! entered it while that was attached: ends of older waits are not seen.
+
+use core::{ffi::c_void, mem::size_of};
+
+use aya_ebpf::{
+    helpers::{
+        bpf_get_current_pid_tgid,
+        generated::{bpf_get_current_task, bpf_probe_read_kernel},
+    },
+    macros::{fentry, fexit, kprobe},
+    programs::{FEntryContext, FExitContext, ProbeContext},
+};
+use lockwatch_ebpf::stream::{self as abi, WaitKey, WaitSite, flags, outcome};
+
+use super::{argument::word, member::global, task::TASK_LAYOUT, waits};
+
+#[unsafe(no_mangle)]
+static WAIT_SITES: [WaitSite; abi::WAIT_SITES] = [WaitSite {
+    flags: 0,
+    parameters: 0,
+    outcome: 0,
+    _pad: 0,
+}; abi::WAIT_SITES];
+
+/// Largest errno that a pointer can stand for (include/linux/err.h).
+const MAX_ERRNO: u64 = 4095;
+/// What is said of a lock that was not acquired where the kernel gives no errno.
+const EAGAIN: i32 = -11;
+
+macro_rules! site {
+    ($index:literal, $begin:ident, $end:ident, $begin_kprobe:ident) => {
+        /// fentry. Cost: 0.2 µs. Keeps an open wait; emits `WAIT_BEGIN` if configured.
+        #[fentry]
+        fn $begin(ctx: FEntryContext) -> i32 {
+            let mut wait_flags = global!(WAIT_SITES[$index].flags);
+            if wait_flags & BY_ARGUMENT == BY_ARGUMENT {
+                let reader: u64 = ctx.arg(1);
+                wait_flags &= if reader & 0xff == 0 { !flags::READ } else { !flags::WRITE };
+            }
+            begin(ctx.arg(0), wait_flags)
+        }
+
+        /// fexit. Cost: 0.1 µs. Drops the open wait; emits `WAIT_END` if the wait was as
+        /// long as configured.
+        #[fexit]
+        fn $end(ctx: FExitContext) -> i32 {
+            let returned = match global!(WAIT_SITES[$index].parameters) {
+                1 => word::<8>(&ctx),
+                2 => word::<16>(&ctx),
+                3 => word::<24>(&ctx),
+                4 => word::<32>(&ctx),
+                _ => 0,
+            };
+            let result = match global!(WAIT_SITES[$index].outcome) {
+                outcome::ZERO => returned as i32,
+                outcome::POINTER if returned >= MAX_ERRNO.wrapping_neg() => returned as i32,
+                outcome::TRUE if returned as u32 & 0xff == 0 => EAGAIN,
+                _ => 0,
+            };
+            end(ctx.arg(0), result)
+        }
+
+        /// kprobe, where fentry is refused. Cost: 0.2 µs. Keeps an open wait, whose end
+        /// nothing here sees; emits `WAIT_BEGIN` if configured.
+        #[kprobe]
+        fn $begin_kprobe(ctx: ProbeContext) -> u32 {
+            let (Some(lock), reader) = (ctx.arg::<u64>(0), ctx.arg::<u64>(1).unwrap_or(0)) else {
+                return 0;
+            };
+            let mut wait_flags = global!(WAIT_SITES[$index].flags);
+            if wait_flags & BY_ARGUMENT == BY_ARGUMENT {
+                wait_flags &= if reader & 0xff == 0 { !flags::READ } else { !flags::WRITE };
+            }
+            begin(lock, wait_flags);
+            0
+        }
+    };
+}
+
+const BY_ARGUMENT: u32 = flags::READ | flags::WRITE;
+
+site!(0, wait_begin_0, wait_end_0, wait_kprobe_0);
+site!(1, wait_begin_1, wait_end_1, wait_kprobe_1);
+site!(2, wait_begin_2, wait_end_2, wait_kprobe_2);
+site!(3, wait_begin_3, wait_end_3, wait_kprobe_3);
+site!(4, wait_begin_4, wait_end_4, wait_kprobe_4);
+site!(5, wait_begin_5, wait_end_5, wait_kprobe_5);
+site!(6, wait_begin_6, wait_end_6, wait_kprobe_6);
+site!(7, wait_begin_7, wait_end_7, wait_kprobe_7);
+site!(8, wait_begin_8, wait_end_8, wait_kprobe_8);
+site!(9, wait_begin_9, wait_end_9, wait_kprobe_9);
+site!(10, wait_begin_10, wait_end_10, wait_kprobe_10);
+site!(11, wait_begin_11, wait_end_11, wait_kprobe_11);
+
+#[inline(always)]
+fn begin(lock: u64, wait_flags: u32) -> i32 {
+    let ids = bpf_get_current_pid_tgid();
+    let tgid = (ids >> 32) as u32;
+    if waits::is_wanted(tgid) {
+        let key = key(lock, ids);
+        waits::begin(&key, tgid, start_time_ns(), wait_flags);
+    }
+    0
+}
+
+#[inline(always)]
+fn end(lock: u64, result: i32) -> i32 {
+    waits::end(&key(lock, bpf_get_current_pid_tgid()), result);
+    0
+}
+
+#[inline(always)]
+fn key(lock: u64, ids: u64) -> WaitKey {
+    WaitKey {
+        lock,
+        tid: ids as u32,
+        _pad: 0,
+    }
+}
+
+/// The running task's; read, because a typed pointer to it can be had from 5.11 on only.
+#[inline(always)]
+fn start_time_ns() -> u64 {
+    // SAFETY: no preconditions.
+    let current = unsafe { bpf_get_current_task() };
+    let mut start_time_ns = 0u64;
+    // SAFETY: reads 8 bytes into a local of that size.
+    let _ = unsafe {
+        bpf_probe_read_kernel(
+            (&raw mut start_time_ns).cast::<c_void>(),
+            size_of::<u64>() as u32,
+            (current + u64::from(global!(TASK_LAYOUT.start_time).offset)) as *const c_void,
+        )
+    };
+    start_time_ns
+}

@@ -1,0 +1,202 @@
+//! Where the knowledge comes from: what is loaded and attached, and what this host does
+//! not allow.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+
+use super::surveys::Surveys;
+use crate::{
+    kernel::{
+        btf::Btf,
+        layout::Layout,
+        offer::Trial,
+        symbols::Symbols,
+    },
+    plan::{Gap, Offer, Plan, Purpose, Wanted, plan},
+    probes::{
+        holds::{HoldProbes, HoldsError},
+        hook::Refused,
+        stream::StreamLoadError,
+    },
+    stream::{Stream, StreamOptions, TracedHolds},
+    survey::Surveyor,
+    task::Nanos,
+};
+
+/// What is attached and ready.
+pub(super) struct Sources {
+    pub(super) stream: Option<Stream>,
+    pub(super) surveys: Option<Surveys>,
+    /// Names of kernel functions; there with surveys.
+    pub(super) symbols: Option<Arc<Symbols>>,
+    /// In words.
+    pub(super) said: Vec<String>,
+    /// What cannot be known.
+    pub(super) gaps: Vec<Gap>,
+}
+
+impl Sources {
+    /// Opens what this host allows; what is missing is said, with its cost.
+    pub(super) fn open(threshold: Nanos, track_holds: bool) -> anyhow::Result<Self> {
+        let options = StreamOptions {
+            ends_from: threshold,
+            begins: false,
+        };
+        let surveyor = Surveyor::open().map_err(anyhow::Error::new);
+        let wanted = Wanted { holds: track_holds };
+        let attached = Attached::by_plan(wanted, &options);
+        let mut said = Vec::new();
+        let (attached, surveyor) = match (attached, surveyor) {
+            (Err(stream), Err(surveyor)) => {
+                tracing::debug!("no stream: {stream:#}");
+                return Err(surveyor.context("nothing can be watched on this host"));
+            }
+            sources => sources,
+        };
+        let mut gaps = Vec::new();
+        let (stream, holds) = match attached {
+            Ok(attached) => {
+                said.extend(attached.said());
+                gaps = attached.plan.gaps;
+                (Some(attached.stream), attached.holds)
+            }
+            Err(error) => {
+                said.push("lock waits from a survey a second".to_owned());
+                tracing::warn!("short stalls are missed, and all times are rough: {error:#}");
+                (None, None)
+            }
+        };
+        let (surveys, symbols) = match surveyor {
+            Ok(mut surveyor) => {
+                said.push("surveys".to_owned());
+                if let Some(holds) = holds {
+                    surveyor = surveyor.with_holds(Box::new(TracedHolds::new(holds)));
+                }
+                let symbols = surveyor.symbols();
+                let surveys = Surveys::start(surveyor).context("cannot start a thread")?;
+                (Some(surveys), Some(symbols))
+            }
+            Err(error) => {
+                tracing::warn!("holders and names of locks are not known: {error:#}");
+                (None, None)
+            }
+        };
+        Ok(Self {
+            stream,
+            surveys,
+            symbols,
+            said,
+            gaps,
+        })
+    }
+}
+
+/// The plan that was carried out.
+struct Attached {
+    plan: Plan,
+    stream: Stream,
+    holds: Option<HoldProbes>,
+}
+
+impl Attached {
+    /// Asks the kernel what it offers, makes a plan and carries it out. What the kernel
+    /// refuses all the same is left out of the next plan, once.
+    fn by_plan(wanted: Wanted, options: &StreamOptions) -> anyhow::Result<Self> {
+        let types = Btf::from_sys()?;
+        let layout = Layout::from_btf(&types)?;
+        let btf = aya::Btf::from_sys_fs().context("cannot use the kernel's type information")?;
+        let mut offer: Offer = Offer::of_this_kernel(Some(&types), Some(Trial::default()));
+        match Self::carry_out(plan(&offer, wanted), &layout, &btf, options) {
+            Err(error) => match refusal(&error) {
+                Some(refused) if !offer.refused.contains_key(&refused.mechanism) => {
+                    let (mechanism, why) = (refused.mechanism, format!("{error:#}"));
+                    tracing::warn!("doing without {}: {why}", mechanism.name());
+                    offer.refused.insert(mechanism, why);
+                    Self::carry_out(plan(&offer, wanted), &layout, &btf, options)
+                }
+                _ => Err(error),
+            },
+            attached => attached,
+        }
+    }
+
+    fn carry_out(
+        plan: Plan,
+        layout: &Layout,
+        btf: &aya::Btf,
+        options: &StreamOptions,
+    ) -> anyhow::Result<Self> {
+        let mut stream = Stream::load(&plan, layout, btf, options)?;
+        let mut holds = HoldProbes::load(&plan, &layout.task, layout.mm.mmap_lock, btf)?;
+        // All is loaded before the first is attached.
+        stream.attach()?;
+        if let Some(holds) = &mut holds {
+            holds.attach()?;
+        }
+        Ok(Self {
+            plan,
+            stream,
+            holds,
+        })
+    }
+
+    fn said(&self) -> Vec<String> {
+        let from = |what: &str, is_for: fn(Purpose) -> bool| {
+            let mut places: Vec<&str> = self
+                .plan
+                .hooks
+                .iter()
+                .filter(|hook| is_for(hook.purpose))
+                .map(|hook| hook.target.as_str())
+                .collect();
+            places.dedup();
+            let count = places.len();
+            let places = match places.as_slice() {
+                [] => return None,
+                [first, .., last] if count > PLACES_NAMED => format!("{first} … {last}"),
+                _ => places.join(", "),
+            };
+            Some(format!("{what} from {places}"))
+        };
+        let waits = from("lock waits", |purpose| {
+            matches!(
+                purpose,
+                Purpose::WaitBegin { .. } | Purpose::WaitEnd { .. }
+            )
+        });
+        let holds = from("holds", |purpose| {
+            matches!(
+                purpose,
+                Purpose::Acquire { .. }
+                    | Purpose::Release { .. }
+                    | Purpose::Downgrade
+                    | Purpose::MmapAcquired { .. }
+                    | Purpose::MmapReleased { .. }
+            )
+        });
+        let times = from("what holders do", |purpose| {
+            matches!(
+                purpose,
+                Purpose::HolderSwitch { .. } | Purpose::HolderWakeup
+            )
+        });
+        [waits, holds, times].into_iter().flatten().collect()
+    }
+}
+
+/// More places than these are named by the first and the last.
+const PLACES_NAMED: usize = 4;
+
+/// The hook that was refused, if that is what the error is about.
+fn refusal(error: &anyhow::Error) -> Option<&Refused> {
+    error.chain().find_map(|cause| {
+        if let Some(StreamLoadError::Refused(refused)) = cause.downcast_ref() {
+            return Some(refused);
+        }
+        if let Some(HoldsError::Refused(refused)) = cause.downcast_ref() {
+            return Some(refused);
+        }
+        cause.downcast_ref()
+    })
+}

@@ -1,0 +1,77 @@
+//! What every plan stands on: privileges, and the survey.
+
+use super::{Gap, Plan, Subject};
+use crate::kernel::offer::{Feature, Lockdown, Mechanism, Offer};
+
+/// Adds what keeps programs, or surveys, from being had at all.
+pub(super) fn add(plan: &mut Plan, offer: &Offer) {
+    let everything = |why: String, remedy: Option<&str>| Gap {
+        subject: Subject::Everything,
+        missing: "lockwatch itself".to_owned(),
+        why,
+        cost: "no command works on this host".to_owned(),
+        remedy: remedy.map(str::to_owned),
+    };
+    for missing in &offer.missing_privileges {
+        let (why, remedy) = missing.split_once(": ").unwrap_or((missing, ""));
+        plan.gaps.push(everything(
+            why.to_owned(),
+            (!remedy.is_empty()).then_some(remedy),
+        ));
+    }
+    if offer.machine != "x86_64" {
+        let why = format!(
+            "it does not know the stacks and pointers of {}",
+            offer.machine
+        );
+        plan.gaps.push(everything(why, None));
+    }
+    if !offer.btf {
+        plan.gaps.push(everything(
+            "the kernel shows no type information (BTF), so that no offset in its memory is known"
+                .to_owned(),
+            Some(
+                "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y, Linux 5.10 or later; mount /sys",
+            ),
+        ));
+    }
+    let surveys = |why: String, remedy: Option<&str>| Gap {
+        subject: Subject::Surveys,
+        missing: "surveys: the state of all tasks and locks at one instant".to_owned(),
+        why,
+        cost:
+            "no diagnose; watch has no names of locks and no holders of those taken before it came"
+                .to_owned(),
+        remedy: remedy.map(str::to_owned),
+    };
+    if let Some(why) = offer.lacking.get(&Feature::TaskIterator) {
+        plan.gaps.push(surveys(why.clone(), None));
+    }
+    if let Some(why) = offer.refusal(Mechanism::RawTp) {
+        let why = format!("the program that reads kernel memory is refused: {why}");
+        plan.gaps.push(surveys(why, None));
+    }
+    if offer.lockdown == Some(Lockdown::Confidentiality) {
+        plan.gaps.push(surveys(
+            "the kernel is locked down for confidentiality, which forbids reading its memory"
+                .to_owned(),
+            Some("boot with lockdown=integrity"),
+        ));
+    }
+    if offer.kptr_restrict == Some(2) {
+        plan.gaps.push(surveys(
+            "the kernel hides its symbol addresses from everybody (kernel.kptr_restrict is 2)"
+                .to_owned(),
+            Some("sysctl kernel.kptr_restrict=1"),
+        ));
+    }
+    if let Some(why) = offer.lacking.get(&Feature::RingBuffer) {
+        plan.gaps.push(Gap {
+            subject: Subject::WaitEnds,
+            missing: "exact ends of waits".to_owned(),
+            why: why.clone(),
+            cost: "watch sees waits in surveys alone, a second apart".to_owned(),
+            remedy: None,
+        });
+    }
+}

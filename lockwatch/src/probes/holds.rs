@@ -1,0 +1,195 @@
+//! The programs that keep who holds which rwsem, attached to the functions that acquire
+//! and release.
+
+use std::{io, process};
+
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    maps::{HashMap, MapData, PerCpuArray},
+    programs::Iter,
+};
+use lockwatch_ebpf::{
+    holds::{TASKS_MAX, TaskHolds, counter},
+    survey::TaskLayout,
+};
+use zerocopy::FromBytes as _;
+
+use crate::{
+    plan::{Hook, Mechanism, Plan, Purpose, State},
+    probes::{
+        LoadError,
+        hook::{Hooks, Refused},
+        iterator, log, map, pod,
+    },
+};
+
+static IN_TASK_STORAGE: &[u8] = aya::include_bytes_aligned!("object/holds.bpf.o");
+static BY_TID: &[u8] = aya::include_bytes_aligned!("object/holds_by_tid.bpf.o");
+
+/// The iterator over the tasks' storage.
+const TASK_HOLDS: &str = "task_holds";
+
+pod!(Layout(TaskLayout), Entry(TaskHolds));
+
+/// The programs and their state. Dropping it detaches all, as the end of the process
+/// does: nothing is pinned.
+pub struct HoldProbes {
+    /// `None`: in task storage.
+    by_tid: Option<HashMap<MapData, u32, Entry>>,
+    releases: HashMap<MapData, u64, u64>,
+    counters: PerCpuArray<MapData, u64>,
+    hooks: Hooks,
+    ebpf: Ebpf,
+}
+
+impl std::fmt::Debug for HoldProbes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HoldProbes").finish_non_exhaustive()
+    }
+}
+
+/// Why there is no hold tracking.
+#[derive(Debug, thiserror::Error)]
+pub enum HoldsError {
+    /// The kernel refused a hook of the plan.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// It refused something else.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
+impl HoldProbes {
+    /// Loads the programs that the plan asks for, `None` if it asks for none.
+    /// `mmap_lock`: its offset in an `mm_struct`.
+    ///
+    /// # Errors
+    /// When the kernel refuses a program or a map.
+    pub fn load(
+        plan: &Plan,
+        layout: &TaskLayout,
+        mmap_lock: u64,
+        btf: &Btf,
+    ) -> Result<Option<Self>, HoldsError> {
+        let by_tid = plan.state == State::Hash;
+        let hooks: Vec<(String, Hook)> = plan
+            .hooks
+            .iter()
+            // Storage goes with its task.
+            .filter(|hook| by_tid || hook.purpose != Purpose::TaskExit)
+            .filter_map(|hook| Some((program_of(hook)?.to_owned(), hook.clone())))
+            .collect();
+        if hooks.is_empty() {
+            return Ok(None);
+        }
+        let memcg_path = u32::from(hooks.iter().any(|(_, hook)| {
+            matches!(hook.purpose, Purpose::MmapReleased { write } if write > 1)
+        }));
+        let hooks = Hooks::new(hooks);
+        let layout = Layout(*layout);
+        let log_level = log::level();
+        let mut loader = EbpfLoader::new();
+        loader
+            .btf(Some(btf))
+            .allow_unsupported_maps()
+            .override_global("TASK_LAYOUT", &layout, true);
+        log::configure(&mut loader, &log_level);
+        let object = if by_tid {
+            BY_TID
+        } else {
+            loader
+                .override_global("MMAP_LOCK", &mmap_lock, true)
+                .override_global("MEMCG_PATH", &memcg_path, true);
+            IN_TASK_STORAGE
+        };
+        let mut ebpf = loader.load(object).map_err(LoadError::object)?;
+        if !by_tid {
+            let tasks: &mut Iter = iterator::program(&mut ebpf, TASK_HOLDS)?;
+            tasks.load("task", btf).map_err(LoadError::program)?;
+        }
+        hooks.load(&mut ebpf, btf)?;
+        let typed = |error| LoadError::Map(io::Error::other(error));
+        let entries = if by_tid {
+            Some(HashMap::try_from(map(&mut ebpf, "HOLDS")?).map_err(typed)?)
+        } else {
+            None
+        };
+        Ok(Some(Self {
+            by_tid: entries,
+            releases: HashMap::try_from(map(&mut ebpf, "RELEASES")?).map_err(typed)?,
+            counters: PerCpuArray::try_from(map(&mut ebpf, "HOLD_COUNTERS")?).map_err(typed)?,
+            hooks,
+            ebpf,
+        }))
+    }
+
+    /// Attaches them: from here on, what is acquired is known.
+    ///
+    /// # Errors
+    /// When the kernel refuses one.
+    pub fn attach(&mut self) -> Result<(), Refused> {
+        self.hooks.attach(&mut self.ebpf)
+    }
+
+    /// The tasks that hold something that they acquired since the programs are attached,
+    /// our own left out.
+    ///
+    /// # Errors
+    /// When the kernel refuses the iterator or a read fails.
+    pub fn snapshot(&mut self) -> Result<Vec<TaskHolds>, LoadError> {
+        let mut found = match &self.by_tid {
+            None => {
+                let bytes = iterator::read(&mut self.ebpf, TASK_HOLDS)?;
+                <[TaskHolds]>::ref_from_bytes(zerocopy::IntoBytes::as_bytes(bytes.as_slice()))
+                    .map_err(|error| LoadError::Iterate(io::Error::other(error.to_string())))?
+                    .to_vec()
+            }
+            Some(by_tid) => by_tid
+                .keys()
+                // A walk can start over when the entry under it goes.
+                .take(4 * TASKS_MAX as usize)
+                .filter_map(|tid| Some(by_tid.get(&tid.ok()?, 0).ok()?.0))
+                .filter(|task| task.holds.locks.iter().any(|&lock| lock != 0))
+                .collect(),
+        };
+        found.retain(|task| task.tgid != process::id());
+        Ok(found)
+    }
+
+    /// When a task that was not known to hold this lock released it last, in
+    /// `CLOCK_MONOTONIC` ns; `None` if none has.
+    pub fn released_at(&self, lock: u64) -> Option<u64> {
+        self.releases.get(&lock, 0).ok()
+    }
+
+    /// Acquisitions that found no room.
+    pub fn lost(&self) -> u64 {
+        self.counter(counter::LOST_HOLD)
+    }
+
+    /// Releases by tasks that were not known to hold the lock.
+    pub fn foreign_releases(&self) -> u64 {
+        self.counter(counter::FOREIGN_RELEASE)
+    }
+
+    fn counter(&self, index: u32) -> u64 {
+        self.counters
+            .get(&index, 0)
+            .map_or(0, |values| values.iter().sum())
+    }
+}
+
+/// The program that serves a hook, if it is one of this object.
+fn program_of(hook: &Hook) -> Option<&str> {
+    // A name that begins with an underscore is no program's.
+    let name = hook.target.trim_start_matches('_');
+    match (hook.purpose, hook.mechanism) {
+        (Purpose::Acquire { .. }, Mechanism::Fexit)
+        | (Purpose::Release { .. } | Purpose::Downgrade, Mechanism::Fentry)
+        | (
+            Purpose::MmapAcquired { .. } | Purpose::MmapReleased { .. } | Purpose::TaskExit,
+            Mechanism::TpBtf,
+        ) => Some(name),
+        _ => None,
+    }
+}

@@ -1,0 +1,50 @@
+//! Reading the task iterators.
+
+use std::io::{self, Read as _};
+
+use aya::{
+    Ebpf,
+    programs::{Iter, Program, ProgramError},
+};
+use zerocopy::IntoBytes as _;
+
+use crate::probes::LoadError;
+
+/// The kernel fills a buffer of its own of this size per read: whole records only.
+const READ_LEN: usize = 32 * 1024;
+
+/// A program of an object.
+pub(super) fn program<'a, T>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut T, LoadError>
+where
+    &'a mut T: TryFrom<&'a mut Program>,
+{
+    ebpf.program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(LoadError::Missing(name))
+}
+
+/// Runs a loaded task iterator over every task; gives its records as words, for every
+/// part of a record is a multiple of 8 bytes long.
+pub(super) fn read(ebpf: &mut Ebpf, name: &'static str) -> Result<Vec<u64>, LoadError> {
+    let tasks: &mut Iter = program(ebpf, name)?;
+    let id = tasks.attach().map_err(LoadError::program)?;
+    let link = tasks.take_link(id).map_err(LoadError::program)?;
+    let mut file = link
+        .into_file()
+        .map_err(|source| LoadError::program(ProgramError::IOError(io::Error::other(source))))?;
+    let mut buffer = vec![0u64; READ_LEN / 8];
+    let mut words = Vec::new();
+    loop {
+        match file.read(buffer.as_mut_bytes()) {
+            Ok(0) => return Ok(words),
+            Ok(len) => words.extend_from_slice(&buffer[..len / 8]),
+            // The iterator gives up after a second's worth of tasks: ask again.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+                ) => {}
+            Err(source) => return Err(LoadError::Iterate(source)),
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! What the running kernel lets us load, found out by loading: one program for each way
+//! of hooking, which does nothing and is attached to nothing.
+//!
+//! By plain system calls: aya loads only what an object holds, and attaches what it
+//! tries out.
+
+use std::{
+    io,
+    os::fd::{FromRawFd as _, OwnedFd},
+    path::Path,
+};
+
+use aya::{
+    maps::MapType,
+    programs::ProgramType,
+    sys::{BpfHelper, is_helper_supported, is_map_supported},
+};
+
+use crate::kernel::{
+    btf::Btf,
+    capabilities::{self, Missing},
+    lock_functions::{is_lock_function, tracepoint::SCHED_SWITCH},
+    offer::{Feature, Mechanism, Offer, Trial},
+};
+
+/// There if the kernel was built with kprobes (`CONFIG_KPROBE_EVENTS`, 4.17+).
+const KPROBE_EVENTS: &str = "/sys/bus/event_source/devices/kprobe";
+
+/// The function that the iterator over tasks calls for each of them (kernel/bpf/task_iter.c).
+const TASK_ITERATOR: &str = "bpf_iter_task";
+
+/// Asks the running kernel what it offers.
+pub fn ask(btf: Option<&Btf>) -> Offer {
+    let may_load = !capabilities::missing()
+        .iter()
+        .any(|missing| matches!(missing, Missing::Capabilities(_) | Missing::UserNamespace));
+    Offer::of_this_kernel(btf, may_load.then(|| try_all(btf)))
+}
+
+fn try_all(btf: Option<&Btf>) -> Trial {
+    let mut trial = Trial::default();
+    for mechanism in Mechanism::ALL {
+        if let Err(why) = try_mechanism(mechanism, btf) {
+            trial.refused.insert(mechanism, why);
+        }
+    }
+    for feature in [
+        Feature::RingBuffer,
+        Feature::TaskStorage,
+        Feature::TaskIterator,
+    ] {
+        if let Err(why) = try_feature(feature, btf) {
+            trial.lacking.insert(feature, why);
+        }
+    }
+    trial
+}
+
+fn try_mechanism(mechanism: Mechanism, btf: Option<&Btf>) -> Result<(), String> {
+    let tracepoint = || {
+        let mut all = btf.into_iter().flat_map(Btf::tracepoints);
+        all.find(|(_, name, _)| *name == SCHED_SWITCH)
+            .map(|(id, ..)| id)
+    };
+    let function = || {
+        let mut all = btf.into_iter().flat_map(Btf::functions);
+        all.find(|(_, name, _)| is_lock_function(name))
+            .map(|(id, ..)| id)
+    };
+    let typed = |attach, id: Option<u32>| {
+        let id = id.ok_or("the kernel's type information has nothing to hook")?;
+        Attempt::tracing(attach, id).load()
+    };
+    match mechanism {
+        Mechanism::TpBtf => typed(Attach::RawTp, tracepoint()),
+        Mechanism::RawTp => Attempt::of(Type::RawTracepoint).load(),
+        Mechanism::Fentry => typed(Attach::Fentry, function()),
+        Mechanism::Fexit => typed(Attach::Fexit, function()),
+        // Uprobes have the same type of program, so that its loading alone says little.
+        Mechanism::Kprobe if !Path::new(KPROBE_EVENTS).exists() => Err(
+            "the kernel was built without kprobes (CONFIG_KPROBE_EVENTS), or /sys is not mounted"
+                .to_owned(),
+        ),
+        Mechanism::Kprobe => Attempt::of(Type::Kprobe).load(),
+    }
+}
+
+fn try_feature(feature: Feature, btf: Option<&Btf>) -> Result<(), String> {
+    let supported = |supported: Result<bool, &dyn std::error::Error>, what: &str| match supported {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(format!("this kernel has no {what}")),
+        Err(error) => Err(format!("the kernel refuses a {what}: {error}")),
+    };
+    let map = |ty, what| {
+        let found = is_map_supported(ty);
+        supported(found.as_ref().copied().map_err(|error| error as _), what)
+    };
+    match feature {
+        Feature::RingBuffer => map(MapType::RingBuf, "BPF ring buffer"),
+        Feature::TaskStorage => {
+            map(MapType::TaskStorage, "BPF task storage")?;
+            // Up to 5.11 for LSM programs alone.
+            let found = is_helper_supported(
+                ProgramType::RawTracePoint,
+                BpfHelper::BPF_FUNC_task_storage_get,
+            );
+            supported(
+                found.as_ref().copied().map_err(|error| error as _),
+                "BPF task storage for tracing",
+            )
+        }
+        Feature::TaskIterator => {
+            let mut all = btf.into_iter().flat_map(Btf::functions);
+            let (id, ..) = all
+                .find(|(_, name, _)| *name == TASK_ITERATOR)
+                .ok_or("this kernel has no BPF iterator over tasks")?;
+            Attempt::tracing(Attach::Iterator, id).load()
+        }
+    }
+}
+
+/// `enum bpf_prog_type` (include/uapi/linux/bpf.h).
+#[derive(Clone, Copy)]
+#[repr(u32)]
+enum Type {
+    Kprobe = 2,
+    RawTracepoint = 17,
+    Tracing = 26,
+}
+
+/// `enum bpf_attach_type` (include/uapi/linux/bpf.h).
+#[derive(Clone, Copy)]
+#[repr(u32)]
+enum Attach {
+    RawTp = 23,
+    Fentry = 24,
+    Fexit = 25,
+    Iterator = 28,
+}
+
+/// `union bpf_attr` for `BPF_PROG_LOAD` (include/uapi/linux/bpf.h), as far as 5.10 has it.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct Attempt {
+    program_type: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    interface: u32,
+    attach_type: u32,
+    btf_fd: u32,
+    function_info_size: u32,
+    function_info: u64,
+    function_info_count: u32,
+    line_info_size: u32,
+    line_info: u64,
+    line_info_count: u32,
+    attach_btf_id: u32,
+    attach_program_fd: u32,
+    _pad: u32,
+}
+
+const _: () = assert!(size_of::<Attempt>() == 120);
+
+/// `BPF_PROG_LOAD`
+const PROG_LOAD: libc::c_int = 5;
+
+/// `r0 = 0; exit`
+static NOTHING: [u64; 2] = [0xb7, 0x95];
+
+impl Attempt {
+    fn of(program_type: Type) -> Self {
+        Self {
+            program_type: program_type as u32,
+            ..Self::default()
+        }
+    }
+
+    fn tracing(attach: Attach, id: u32) -> Self {
+        Self {
+            attach_type: attach as u32,
+            attach_btf_id: id,
+            ..Self::of(Type::Tracing)
+        }
+    }
+
+    /// Loads the program and lets go of it. An error says why it is refused.
+    fn load(mut self) -> Result<(), String> {
+        self.instruction_count = NOTHING.len() as u32;
+        self.instructions = NOTHING.as_ptr() as u64;
+        self.license = c"GPL".as_ptr() as u64;
+        // SAFETY: `self` is what the kernel reads for this command, and lives until it
+        // returns, as do the static instructions and the licence.
+        let fd =
+            unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const self, size_of::<Self>()) };
+        match i32::try_from(fd) {
+            Ok(fd) if fd >= 0 => {
+                // SAFETY: a fresh file descriptor that nobody else knows.
+                drop(unsafe { OwnedFd::from_raw_fd(fd) });
+                Ok(())
+            }
+            _ => Err(words(&io::Error::last_os_error())),
+        }
+    }
+}
+
+/// A refusal in words.
+fn words(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        // We have the capabilities; a program that does nothing has no other fault.
+        Some(libc::EPERM | libc::EACCES) => "a security policy of this host forbids it".to_owned(),
+        Some(libc::EINVAL | libc::E2BIG) => "this kernel does not know it".to_owned(),
+        // Not for user space, and so without a text (include/linux/errno.h).
+        Some(ENOTSUPP) => "this kernel does not support it on this machine".to_owned(),
+        _ => format!("the kernel says: {error}"),
+    }
+}
+
+const ENOTSUPP: i32 = 524;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_told_apart() {
+        let texts = [libc::EPERM, libc::EINVAL, ENOTSUPP, libc::ENOMEM]
+            .map(|code| words(&io::Error::from_raw_os_error(code)));
+        assert!(texts[0].contains("policy"), "{texts:?}");
+        let distinct: std::collections::BTreeSet<_> = texts.iter().collect();
+        assert_eq!(distinct.len(), 4, "{texts:?}");
+    }
+}
