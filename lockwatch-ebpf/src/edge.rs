@@ -1,6 +1,7 @@
 //! The object of the live tests, no part of lockwatch: makes a task take its `mmap_lock`
 //! where no user space could make it, and counts what came of it.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![cfg_attr(
     target_arch = "bpf",
     expect(
@@ -12,6 +13,7 @@
 
 #[cfg(target_arch = "bpf")]
 mod probes {
+    mod argument;
     mod edge;
     mod member;
 }

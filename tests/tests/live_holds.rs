@@ -22,7 +22,7 @@ use lockwatch_tests::{
         reborn::Reborn,
     },
     trial::{self, Lab},
-    truth::{Ready, Scenario, Tid},
+    truth::{Ready, Scenario},
 };
 
 use self::tracker::Tracker;
@@ -83,13 +83,19 @@ fn a_lock_taken_without_waiting_is_held() {
     until("a lock held by a page fault of the kernel", || {
         let (before, holds, after) = (actor.turns(), tracker.of_task(actor.tid()), actor.turns());
         if before % 2 == 1 && before == after {
-            assert!(modes(&holds).iter().all(|mode| *mode == LockMode::Read), "{holds:#?}");
+            assert!(
+                modes(&holds).iter().all(|mode| *mode == LockMode::Read),
+                "{holds:#?}"
+            );
             seen += holds.len();
         }
         seen >= 3
     });
     let count = agitator.count().unwrap();
-    assert!(count.taken > 0, "it was never asked for without waiting: {count:?}");
+    assert!(
+        count.taken > 0,
+        "it was never asked for without waiting: {count:?}"
+    );
 }
 
 #[test]
@@ -140,7 +146,10 @@ fn a_downgraded_lock_is_held_for_read() {
         }
         seen[0] >= 3
     });
-    eprintln!("unmapping: seen holding {} times for read, {} for write", seen[0], seen[1]);
+    eprintln!(
+        "unmapping: seen holding {} times for read, {} for write",
+        seen[0], seen[1]
+    );
 }
 
 #[test]
@@ -199,7 +208,9 @@ fn a_lock_released_by_another_task_is_held_no_more() {
     }
     let agitator = Agitator::attach(COMM, Place::AtSwitch, tracker.means).unwrap();
     let actor = Actor::start(COMM, Part::Nap).unwrap();
-    until("releases by other tasks", || agitator.count().unwrap().elsewhere >= 10);
+    until("releases by other tasks", || {
+        agitator.count().unwrap().elsewhere >= 10
+    });
     drop(agitator);
     actor.done(10, trial::bound(PATIENCE)).unwrap();
     assert_eq!(tracker.of_task(actor.tid()), []);
@@ -218,12 +229,19 @@ fn a_release_in_the_name_of_another_holder_accuses_nobody() {
         let actor = Actor::start(COMM, Part::FaultBesideNap).unwrap();
         let napping = actor.beside(trial::bound(PATIENCE)).unwrap();
         let agitator = Agitator::attach(BESIDE, Place::AtSwitch, tracker.means).unwrap();
-        until("a release by another task", || agitator.count().unwrap().elsewhere > 0);
+        until("a release by another task", || {
+            agitator.count().unwrap().elsewhere > 0
+        });
         elsewhere += agitator.count().unwrap().elsewhere;
         drop(agitator);
         actor.done(1, trial::bound(PATIENCE)).unwrap();
         let holds = tracker.of_task(napping);
-        assert_eq!(holds, [], "round {round}: {} sleeps, and holds nothing", napping.0);
+        assert_eq!(
+            holds,
+            [],
+            "round {round}: {} sleeps, and holds nothing",
+            napping.0
+        );
     }
     eprintln!("{elsewhere} releases in the name of others");
 }
@@ -237,7 +255,8 @@ fn tasks_that_end_leave_nothing() {
     breeder.done(2000, trial::bound(PATIENCE)).unwrap();
     drop((breeder, agitator));
     let dead = |holds: &[TracedHold]| -> Vec<TracedHold> {
-        let is_dead = |hold: &&TracedHold| !Path::new(&format!("/proc/{}", hold.task.tid.0)).exists();
+        let is_dead =
+            |hold: &&TracedHold| !Path::new(&format!("/proc/{}", hold.task.tid.0)).exists();
         holds.iter().filter(is_dead).copied().collect()
     };
     // One that has died since is not in the second look.
@@ -252,7 +271,11 @@ fn tasks_that_end_leave_nothing() {
             thread::sleep(Duration::from_millis(100));
             kept = tracker::entries().unwrap();
         }
-        assert!(kept <= live_tasks(), "{kept} tasks are kept, {} live", live_tasks());
+        assert!(
+            kept <= live_tasks(),
+            "{kept} tasks are kept, {} live",
+            live_tasks()
+        );
         eprintln!("{kept} tasks kept of {} alive", live_tasks());
     }
 }
@@ -274,6 +297,6 @@ fn a_new_task_has_nothing_of_an_old_one_with_its_number() {
     actor.done(20, trial::bound(PATIENCE)).unwrap();
     let number = actor.tid();
     drop((actor, agitator));
-    let reborn = Reborn::with(number).unwrap();
-    assert_eq!(tracker.of_task(Tid(reborn.pid())), []);
+    let _reborn = Reborn::with(number).unwrap();
+    assert_eq!(tracker.of_task(number), []);
 }

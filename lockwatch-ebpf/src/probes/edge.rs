@@ -18,7 +18,7 @@ use aya_ebpf::{
 };
 use lockwatch_ebpf::edge::{EdgeConfig, counter};
 
-use super::member::global;
+use super::{argument::word, member::global};
 
 #[unsafe(no_mangle)]
 static EDGE_CONFIG: EdgeConfig = EdgeConfig {
@@ -87,10 +87,10 @@ fn gave_up(ctx: FEntryContext) -> i32 {
 /// As `tried`, where functions may not be watched: also sees attempts that waited.
 #[btf_tracepoint(function = "mmap_lock_acquire_returned")]
 fn acquire_returned(ctx: BtfTracePointContext) -> i32 {
-    let success: u64 = if global!(EDGE_CONFIG.success_argument) == 2 {
-        ctx.arg(2)
+    let success = if global!(EDGE_CONFIG.success_argument) == 2 {
+        word::<16>(&ctx)
     } else {
-        ctx.arg(3)
+        word::<24>(&ctx)
     };
     attempted(ctx.arg(0), success & 0xff != 0);
     0

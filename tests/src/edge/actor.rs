@@ -121,7 +121,10 @@ impl Actor {
         let deadline = Instant::now() + limit;
         while !reached(self.board.get()) {
             if Instant::now() >= deadline {
-                bail!("an actor was not that far after {limit:?}: {:?}", self.board.get());
+                bail!(
+                    "an actor was not that far after {limit:?}: {:?}",
+                    self.board.get()
+                );
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -175,10 +178,14 @@ impl Board {
                 let mut here = CpuSet::new();
                 here.set(0)?;
                 sched_setaffinity(Pid::from_raw(0), &here)?;
-                let beside = share(|| loop {
-                    nap();
+                let beside = share(|| {
+                    loop {
+                        nap();
+                    }
                 })?;
-                self.get().beside.store(beside.as_raw() as u64, Ordering::SeqCst);
+                self.get()
+                    .beside
+                    .store(beside.as_raw() as u64, Ordering::SeqCst);
                 self.fault(zero)
             }
             Part::Breed => loop {

@@ -161,8 +161,9 @@ fn attach(ebpf: &mut Ebpf, btf: &Btf, name: &str, target: &str) -> Result<()> {
         .program_mut(name)
         .with_context(|| format!("the test object has no program {name}"))?;
     let outcome = match program {
-        Program::BtfTracePoint(program) => BtfTracePoint::load(program, target, btf)
-            .and_then(|()| program.attach().map(drop)),
+        Program::BtfTracePoint(program) => {
+            BtfTracePoint::load(program, target, btf).and_then(|()| program.attach().map(drop))
+        }
         Program::FEntry(program) => {
             FEntry::load(program, target, btf).and_then(|()| program.attach().map(drop))
         }
@@ -194,7 +195,10 @@ mod tests {
     fn a_short_comm_is_compared_with_its_end() {
         let (word, mask) = start(c"lab-w1".to_bytes_with_nul());
         assert_eq!(word.to_ne_bytes(), *b"lab-w1\0\0");
-        assert_eq!(mask.to_ne_bytes()[..], [[0xff; 7].as_slice(), &[0]].concat());
+        assert_eq!(
+            mask.to_ne_bytes()[..],
+            [[0xff; 7].as_slice(), &[0]].concat()
+        );
         assert_eq!(start(b"lab-holder\0"), start(b"lab-holdings\0"));
     }
 }

@@ -78,11 +78,10 @@ impl Killed {
 
     /// Leaves it as it is then, neither alive nor gone.
     fn wait_for_death(&self, deadline: Instant) -> Result<()> {
-        let id = Id::Pid(Pid::from_raw(self.0.id() as i32));
+        let pid = Pid::from_raw(self.0.id() as i32);
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
-        while waitid(id, flags).context("cannot wait for a killed program")?
-            == WaitStatus::StillAlive
-        {
+        let look = || waitid(Id::Pid(pid), flags).context("cannot wait for a killed program");
+        while look()? == WaitStatus::StillAlive {
             if Instant::now() >= deadline {
                 bail!("a killed program goes on waiting: no fatal signal ends this wait");
             }

@@ -55,7 +55,11 @@ impl Reborn {
         loop {
             // SAFETY: as fork; the child makes system calls only.
             let outcome = unsafe {
-                libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<CloneArguments>())
+                libc::syscall(
+                    libc::SYS_clone3,
+                    &raw const arguments,
+                    size_of::<CloneArguments>(),
+                )
             };
             match Errno::result(outcome) {
                 Ok(0) => sleep_for_ever(),

@@ -79,7 +79,11 @@ fn means(plan: &Plan) -> Means {
             success_argument: success.into(),
         },
         None => {
-            assert!(plan.hooks.iter().any(|hook| hook.mechanism == Mechanism::Fexit));
+            assert!(
+                plan.hooks
+                    .iter()
+                    .any(|hook| hook.mechanism == Mechanism::Fexit)
+            );
             Means::Functions
         }
     }
