@@ -98,7 +98,8 @@ mod tests {
     }
 
     fn modes(reads: u32, released_at: Option<u64>) -> Vec<LockMode> {
-        let holds = decode(&task(reads), |lock| released_at.filter(|_| lock == LOCK));
+        let task = task(reads);
+        let holds = decode(&task, |lock| released_at.filter(|_| lock == LOCK));
         holds
             .inspect(|hold| {
                 let key = TaskKey {
