@@ -30,8 +30,30 @@ pub enum LockKind {
     RtMutex,
     /// `struct semaphore`
     Semaphore,
+    /// The lock of a VMA, whichever form it has
+    VmaLock,
     /// Not told by the source.
     Unknown,
+}
+
+impl LockKind {
+    /// What people call it.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Rwsem => "rwsem",
+            Self::Mutex => "mutex",
+            Self::PercpuRwsem => "per-CPU rwsem",
+            Self::RtMutex => "rt_mutex",
+            Self::Semaphore => "semaphore",
+            Self::VmaLock => "VMA lock",
+            Self::Unknown => "lock",
+        }
+    }
+
+    /// Whether it can be held for read.
+    pub const fn has_readers(self) -> bool {
+        !matches!(self, Self::Mutex | Self::RtMutex | Self::Semaphore)
+    }
 }
 
 /// How a task has or wants a lock.
@@ -55,6 +77,14 @@ pub enum LockClass {
     InvalidateLock,
     /// `super_block.s_umount`
     SuperUmount,
+    /// `super_block.s_writers`, by which a file system is frozen
+    SuperWriters,
+    /// The lock of a VMA: `vm_area_struct.vm_refcnt` or `.vm_lock`
+    VmaLock,
+    /// `file.f_pos_lock`
+    FilePosition,
+    /// `pipe_inode_info.mutex`
+    Pipe,
     /// A lock with a symbol of its own.
     Symbol(String),
     /// Lies in kernel data, but the kernel's symbol table does not name it.
@@ -70,6 +100,10 @@ impl fmt::Display for LockClass {
             Self::InodeRwsem => "i_rwsem",
             Self::InvalidateLock => "invalidate_lock",
             Self::SuperUmount => "s_umount",
+            Self::SuperWriters => "s_writers",
+            Self::VmaLock => "vma_lock",
+            Self::FilePosition => "f_pos_lock",
+            Self::Pipe => "pipe",
             Self::Symbol(name) => name,
             Self::KernelData | Self::Unknown => "unknown",
         })
@@ -84,6 +118,15 @@ pub enum LockObject {
         /// Address of the `mm_struct`.
         mm: u64,
         /// The process that owns it, if one is left.
+        owner: Option<(Tgid, String)>,
+    },
+    /// A memory area of an address space.
+    Vma {
+        /// Its first address.
+        start: u64,
+        /// The address behind it.
+        end: u64,
+        /// The process that owns the address space, if one is left.
         owner: Option<(Tgid, String)>,
     },
     /// A file or directory.
@@ -171,6 +214,8 @@ pub enum EvidenceKind {
     FaultFlags,
     /// It is inside a function that holds this class of lock at that point.
     HoldFrame,
+    /// The lock remembers it as the last one that took it (a semaphore's `last_holder`).
+    LastHolder,
     /// The lock's address lies in a live frame.
     LockWord,
     /// The address of the object that contains the lock lies in a live frame.
@@ -298,6 +343,8 @@ pub struct Lock {
     pub waiters: Vec<Waiter>,
     /// Tasks that spin for it.
     pub spinners: Vec<Tid>,
+    /// Why no holder can be named, where that is known.
+    pub note: Option<String>,
 }
 
 impl Lock {

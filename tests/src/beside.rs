@@ -12,7 +12,12 @@ use nix::{
     unistd::mkdtemp,
 };
 
-use crate::fuse::{Server, Source, Tree};
+use crate::{
+    device::Device,
+    ext2,
+    fuse::{Server, Source, Tree},
+    scenario::NotHere,
+};
 
 /// Which file system it is.
 pub(crate) enum Kind {
@@ -21,6 +26,8 @@ pub(crate) enum Kind {
     /// One more FUSE file system, on a block device: the kernel tells only
     /// those of a `sync`.
     Device(Tree),
+    /// An empty ext2, which can be frozen, mounted as ext4.
+    Ext2,
 }
 
 /// The second file system, mounted after the first.
@@ -41,6 +48,10 @@ impl Beside {
         let server = match kind {
             Kind::Overlay => {
                 mount_overlay(at, lab)?;
+                None
+            }
+            Kind::Ext2 => {
+                mount_ext2(at)?;
                 None
             }
             Kind::Device(tree) => Some(Server::start(at, Source::Device, tree, max_delay)?),
@@ -70,8 +81,35 @@ impl Beside {
     }
 }
 
-fn mount_overlay(at: &Path, lab: &Path) -> Result<()> {
+fn mount_ext2(at: &Path) -> Result<()> {
+    if !is_known("ext4")? {
+        return Err(NotHere::because("the kernel has no ext4 (`modprobe ext4`)"));
+    }
+    let device = Device::attach(&ext2::image())?;
+    mount(
+        Some(&*device.path),
+        at,
+        Some("ext4"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME,
+        None::<&str>,
+    )
+    .with_context(|| format!("cannot mount {} on {}", device.path, at.display()))
+}
+
+/// Whether the kernel has this type of file system.
+fn is_known(fstype: &str) -> Result<bool> {
     let known = fs::read_to_string("/proc/filesystems").context("cannot list file systems")?;
+    Ok(known
+        .lines()
+        .any(|line| line.split_whitespace().last() == Some(fstype)))
+}
+
+fn mount_overlay(at: &Path, lab: &Path) -> Result<()> {
+    if !is_known("overlay")? {
+        return Err(NotHere::because(
+            "the kernel has no overlayfs (`modprobe overlay`)",
+        ));
+    }
     // Without an upper directory the kernel asks for two lower ones; `at` is
     // empty as long as nothing is mounted there.
     let options = format!("lowerdir={}:{}", lab.display(), at.display());
@@ -82,12 +120,5 @@ fn mount_overlay(at: &Path, lab: &Path) -> Result<()> {
         MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
         Some(options.as_str()),
     )
-    .with_context(|| {
-        let hint = if known.lines().any(|line| line.ends_with("\toverlay")) {
-            ""
-        } else {
-            ": this scenario needs a kernel with overlayfs (`modprobe overlay`)"
-        };
-        format!("cannot mount an overlay on {}{hint}", at.display())
-    })
+    .with_context(|| format!("cannot mount an overlay on {}", at.display()))
 }

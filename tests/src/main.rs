@@ -2,10 +2,15 @@
 //!
 //! It makes a stall on the running kernel, prints what it has made as one line
 //! of JSON, holds it, clears it, and prints that it has. Exit codes: 0 the
-//! stall stood and everything ended by itself, 2 it did not.
+//! stall stood and everything ended by itself, 2 it did not, 3 this kernel
+//! cannot have it.
 
 mod beside;
+mod device;
+mod ext2;
+mod freeze;
 mod fuse;
+mod mapping;
 mod scenario;
 mod signals;
 mod stage;
@@ -24,11 +29,11 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use lockwatch_tests::{
     clock,
-    truth::{Cleared, Event, Ready, Scenario},
+    truth::{Cleared, Event, NOT_HERE, Ready, Scenario},
 };
 
 use crate::{
-    scenario::{Cast, Standing},
+    scenario::{Cast, NotHere, Standing},
     stage::Stage,
     task::Task,
 };
@@ -54,7 +59,7 @@ struct Options {
     waiters: u32,
 
     /// How long the stall stands, such as 500ms or 20s [default: 20s, at most
-    /// 60s; granted: 500ms, at most 700ms]
+    /// 60s; granted: 5s, at most 5s]
     #[arg(long, value_name = "TIME", value_parser = parse_hold)]
     hold: Option<Duration>,
 
@@ -73,7 +78,7 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::from(2),
         Err(error) => {
             eprintln!("stall-lab: {error:#}");
-            ExitCode::from(2)
+            ExitCode::from(if error.is::<NotHere>() { NOT_HERE } else { 2 })
         }
     }
 }
@@ -126,6 +131,7 @@ fn ready(scenario: Scenario, stage: &mut Stage, standing: Standing, ends: Instan
         waiters: std::mem::take(&mut stage.waiters),
         decoys: std::mem::take(&mut stage.decoys),
         owner_hidden: stage.owner_hidden,
+        next: standing.next,
         ends_at_ns: clock::monotonic_ns() + left.as_nanos() as u64,
     }))
 }

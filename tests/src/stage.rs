@@ -1,14 +1,14 @@
 //! What every scenario stands on: the mount, the tasks, and how they are cleared.
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
-use lockwatch_tests::truth::{Decoy, DecoyKind, Mode, Waiter};
+use lockwatch_tests::truth::{Decoy, DecoyKind, Holder, Mode, Stuck, Waiter};
 use nix::{
     errno::Errno,
     mount::{MntFlags, umount2},
@@ -16,12 +16,12 @@ use nix::{
 };
 
 use crate::{
-    beside::Beside,
-    clock,
+    beside::{self, Beside},
+    clock, freeze,
     fuse::{Server, Source},
     scenario::Scenery,
     signals::Signals,
-    target::Target,
+    target::{Actor, Target},
     task::{Look, Task},
     watchdog::Watchdog,
     worker::{Rest, Worker},
@@ -42,6 +42,8 @@ pub(crate) struct Stage {
     pub(crate) server: Server,
     beside: Option<Beside>,
     pub(crate) target: Option<Target>,
+    /// It has to end before the target, whose pipes it has open as well.
+    pub(crate) rehearsal: Option<Target>,
     pub(crate) rest: Rest,
     pub(crate) waiters: Vec<Waiter>,
     pub(crate) decoys: Vec<Decoy>,
@@ -51,6 +53,8 @@ pub(crate) struct Stage {
     /// decoy that goes on earlier would queue on the lock as well, and be one more waiter
     /// than the truth has.
     pub(crate) held: Option<&'static str>,
+    /// A directory of the frozen file system: it thaws at the end.
+    pub(crate) frozen: Option<File>,
     workers: Vec<Worker>,
     watchdog: Watchdog,
     signals: Signals,
@@ -67,18 +71,24 @@ impl Stage {
             .context("cannot make a directory in /tmp: the lab mounts there")?;
         let mut mounts = vec![mount.clone()];
         let mut beside = None;
+        let mut frozen = None;
         if let Some(kind) = scenery.beside {
             let place = Beside::place()?;
             mounts.push(place.clone());
+            frozen = matches!(kind, beside::Kind::Ext2).then(|| place.clone());
             beside = Some((place, kind));
         }
-        let mut watchdog = Watchdog::start(&mounts, setup + hold + WATCHDOG_GRACE)?;
-        let mut target = None;
-        if let Some(actors) = scenery.actors {
+        let mut watchdog =
+            Watchdog::start(&mounts, frozen.as_deref(), setup + hold + WATCHDOG_GRACE)?;
+        let mut fork = |actors: Option<Vec<Actor>>| -> Result<Option<Target>> {
+            let Some(actors) = actors else {
+                return Ok(None);
+            };
             let forked = Target::fork(&mount, actors, watchdog.raw_line())?;
             watchdog.add_child(forked.pid())?;
-            target = Some(forked);
-        }
+            Ok(Some(forked))
+        };
+        let (target, rehearsal) = (fork(scenery.actors)?, fork(scenery.rehearsal)?);
         let late = setup + hold + GRACE;
         let server = Server::start(&mount, Source::Nothing, scenery.tree, late)?;
         let beside = beside
@@ -89,11 +99,13 @@ impl Stage {
             server,
             beside,
             target,
+            rehearsal,
             rest: Rest::default(),
             waiters: Vec::new(),
             decoys: Vec::new(),
             owner_hidden: false,
             held: None,
+            frozen: None,
             workers: Vec::new(),
             watchdog,
             signals,
@@ -136,6 +148,59 @@ impl Stage {
         Ok(())
     }
 
+    /// Starts a thread that does `before` and then sleeps in a futex until the end, and
+    /// notes it as a decoy once it does.
+    pub(crate) fn resting_decoy(
+        &mut self,
+        comm: &str,
+        what: DecoyKind,
+        before: impl FnOnce() + Send + 'static,
+    ) -> Result<()> {
+        let rest = self.rest.clone();
+        let (task, _) = self.start(comm, move || {
+            before();
+            rest.wait();
+        })?;
+        self.decoy(task, comm, what, Look::waits_for_futex)
+    }
+
+    /// Starts a thread whose work ends in a request that is late, and notes it as a decoy
+    /// once it waits for the answer.
+    pub(crate) fn fuse_decoy(
+        &mut self,
+        comm: &str,
+        what: DecoyKind,
+        label: &str,
+        work: impl FnOnce() + Send + 'static,
+    ) -> Result<()> {
+        let (task, _) = self.start(comm, work)?;
+        self.server.wait_parked(label, STEP)?;
+        self.decoy(task, comm, what, Look::waits_for_fuse)
+    }
+
+    /// Starts a thread whose work ends in a request that is late: the holder.
+    pub(crate) fn fuse_holder(
+        &mut self,
+        comm: &str,
+        mode: Mode,
+        label: &'static str,
+        work: impl FnOnce() + Send + 'static,
+    ) -> Result<Holder> {
+        let (task, _) = self.start(comm, work)?;
+        self.server.wait_parked(label, STEP)?;
+        self.held = Some(label);
+        let look = task.settle(comm, STEP, Look::waits_for_fuse)?;
+        Ok(Holder {
+            tid: task.tid,
+            tgid: task.tgid,
+            comm: comm.into(),
+            mode,
+            stuck: Stuck::Fuse,
+            frame: look.top().to_owned(),
+            granted: false,
+        })
+    }
+
     /// Notes a decoy once it has exited.
     pub(crate) fn gone_decoy(&mut self, task: Task, comm: &str, what: DecoyKind) -> Result<()> {
         task.gone(comm, STEP)?;
@@ -168,7 +233,7 @@ impl Stage {
         if self.signals.arrived() {
             bail!("interrupted while the stall was being made");
         }
-        let look = task.settle(comm, STEP, |look| look.is_queued_in(want.callers))?;
+        let look = task.settle(comm, STEP, |look| want.is_met(look))?;
         let waiter = Waiter {
             position: self.next_position(),
             tid: task.tid,
@@ -192,7 +257,7 @@ impl Stage {
                 tid: waiter.tid,
             };
             let look = task.look()?;
-            if !look.is_queued_in(want.callers) {
+            if !want.is_met(&look) {
                 bail!(
                     "{} left the queue too early; seen in state {} in {}",
                     waiter.comm,
@@ -224,13 +289,19 @@ impl Stage {
 
     /// Ends the stall and removes every trace of it; true if nothing had to be
     /// forced.
-    pub(crate) fn clear(self) -> bool {
+    pub(crate) fn clear(mut self) -> bool {
+        if let Some(dir) = &self.frozen
+            && let Err(error) = freeze::thaw(dir)
+        {
+            eprintln!("stall-lab: cannot thaw: {error}");
+        }
         if let Some(held) = self.held {
             self.server.release(held);
             let waits = |worker: &&Worker| self.waiters.iter().any(|one| one.comm == worker.comm);
             // Who is stuck all the same is dealt with below.
             wait_for(self.workers.iter().filter(waits));
         }
+        drop(self.frozen.take());
         self.limit(Duration::ZERO);
         self.rest.end();
         let mut clean = wait_for(self.workers.iter());
@@ -243,6 +314,7 @@ impl Stage {
             }
             wait_for(self.workers.iter());
         }
+        clean &= self.rehearsal.is_none_or(|process| process.end(STEP));
         clean &= self.target.is_none_or(|target| target.end(STEP));
         if let Some(beside) = &self.beside {
             clean &= unmount(&beside.mount, || beside.has_ended());
@@ -257,8 +329,18 @@ impl Stage {
 pub(crate) struct Want {
     pub(crate) mode: Mode,
     pub(crate) killable: bool,
+    /// How it sleeps: one-letter state of /proc.
+    pub(crate) state: char,
     /// Functions that call the lock function; their names differ by version.
     pub(crate) callers: &'static [&'static str],
+}
+
+impl Want {
+    /// Asleep as it should, called from one of `callers`: in the queue of the lock that
+    /// they take.
+    pub(crate) fn is_met(&self, look: &Look) -> bool {
+        look.state == self.state && self.callers.contains(&look.top())
+    }
 }
 
 fn wait_for<'a>(workers: impl Iterator<Item = &'a Worker>) -> bool {
@@ -302,4 +384,27 @@ fn unmount(mount: &Path, server_has_ended: impl Fn() -> bool) -> bool {
         thread::sleep(Duration::from_millis(1));
     }
     clean && fs::remove_dir(mount).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queued_task_sleeps_directly_below_the_lock() {
+        let look = |state, frames: &[&str]| Look {
+            state,
+            switches: 0,
+            frames: frames.iter().map(|frame| (*frame).to_owned()).collect(),
+        };
+        let want = Want {
+            mode: Mode::Read,
+            killable: false,
+            state: 'D',
+            callers: &["lookup_slow"],
+        };
+        assert!(want.is_met(&look('D', &["lookup_slow", "walk_component"])));
+        assert!(!want.is_met(&look('S', &["lookup_slow"])));
+        assert!(!want.is_met(&look('D', &["request_wait_answer", "lookup_slow"])));
+    }
 }

@@ -31,8 +31,21 @@ pub enum Scenario {
     /// A file system's s_umount as in super-read-held, with a sync stuck in another file system
     /// (Linux 6.18 and later)
     SuperReadHeldSync,
-    /// A directory's i_rwsem, granted to a reader that gets no CPU (shorter than 0.7 s)
+    /// A directory's i_rwsem, granted to a reader that gets no CPU (shorter than 5 s)
     Granted,
+    /// The mutex of an open file's position, held by a read that waits for FUSE
+    FilePosHeld,
+    /// The mutex of a pipe, held by a write whose bytes are a page fault that waits for FUSE
+    PipeHeld,
+    /// A PI futex (an rt_mutex), held by a thread that waits for FUSE
+    PiFutexHeld,
+    /// A frozen ext4 file system, whose writers wait: no task holds the lock
+    SuperFrozen,
+    /// An ext4 file system whose freeze waits for a write that waits for FUSE
+    SuperFreezing,
+    /// A process's mmap_lock, held by an madvise that waits for the lock of a memory area,
+    /// which a write fault that waits for FUSE writeback has (Linux 6.7 and later)
+    VmaReadHeld,
 }
 
 impl Scenario {
@@ -42,6 +55,9 @@ impl Scenario {
             .map_or_else(String::new, |value| value.get_name().to_owned())
     }
 }
+
+/// Exit code of the lab where the kernel cannot have the stall.
+pub const NOT_HERE: u8 = 3;
 
 /// One line of the lab's standard output.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,17 +94,53 @@ pub struct Ready {
     /// may stay unknown, but nobody may be named in their place.
     #[serde(default)]
     pub owner_hidden: bool,
+    /// The lock that the holder of this one waits for, if it waits for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Held>,
     /// When the stall will end by itself, `CLOCK_MONOTONIC`.
     pub ends_at_ns: u64,
+}
+
+/// A lock in the middle of a chain: its only waiter holds the lock before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// The lock.
+    pub lock: Lock,
+    /// How it is held.
+    pub state: LockState,
+    /// Number of readers that hold it; `None` when a writer does.
+    pub reader_count: Option<u32>,
+    /// Every task that holds it.
+    pub holders: Vec<Holder>,
+    /// The task that holds the lock before, as a waiter.
+    pub waiter: Waiter,
+}
+
+impl Ready {
+    /// The truth about the next lock of the chain, with the same decoys.
+    pub fn of_next(&self) -> Option<Self> {
+        let next = self.next.clone()?;
+        Some(Self {
+            lock: next.lock,
+            state: next.state,
+            reader_count: next.reader_count,
+            holders: next.holders,
+            waiters: vec![next.waiter],
+            next: None,
+            ..self.clone()
+        })
+    }
 }
 
 /// The lock of a stall.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lock {
-    /// Always `rwsem` so far.
+    /// Which primitive.
     pub kind: LockKind,
-    /// Which member of which kernel object the lock is.
-    pub class: LockClass,
+    /// Which member of which kernel object the lock is; `None` for a lock that has no
+    /// class of its own: such a lock is known by who waits for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<LockClass>,
     /// The name a person would give it, e.g. `mmap_lock of lab-target[123]`.
     pub name: String,
     /// For an i_rwsem: the directory's path inside its file system.
@@ -111,6 +163,14 @@ pub struct Lock {
 pub enum LockKind {
     /// `struct rw_semaphore`.
     Rwsem,
+    /// `struct mutex`.
+    Mutex,
+    /// `struct rt_mutex`.
+    RtMutex,
+    /// `struct percpu_rw_semaphore`.
+    PercpuRwsem,
+    /// The lock of one `vm_area_struct`.
+    VmaLock,
 }
 
 /// Class of a lock.
@@ -155,6 +215,8 @@ pub enum Stuck {
     Fuse,
     /// A CPU: it could run and does not.
     Runnable,
+    /// Another lock: [`Ready::next`].
+    Lock,
 }
 
 /// A task that holds the lock.
@@ -229,6 +291,15 @@ pub enum DecoyKind {
     OtherDirectory,
     /// Waits for FUSE on a file in the stalled directory, without its lock.
     OtherFile,
+    /// Waits for FUSE in a read through the same open file, without the lock of its
+    /// position (pread).
+    SameDescription,
+    /// Has made the kernel hold the lock, for nobody, and sleeps elsewhere.
+    Freezer,
+    /// Waits for FUSE with the same lock of another object held, that nobody waits for.
+    OtherObject,
+    /// Sleeps on the same object for another reason than the lock.
+    SameObject,
     /// Waits for FUSE with the request that the holder waits with, without a lock.
     SameRequest,
     /// Sleeps in `page_mkwrite` of a write fault of the same address space,
@@ -267,7 +338,7 @@ mod tests {
     fn a_lock_says_only_what_its_class_has() {
         let lock = Lock {
             kind: LockKind::Rwsem,
-            class: LockClass::IRwsem,
+            class: Some(LockClass::IRwsem),
             name: "i_rwsem of /mnt/dir".into(),
             path: Some("/dir".into()),
             ino: Some(2),

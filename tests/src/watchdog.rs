@@ -32,6 +32,12 @@ use nix::{
 };
 use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 
+use crate::freeze;
+
+/// How often a file system is told to thaw, which it must have been frozen for.
+const THAWS: u32 = 20;
+const BETWEEN_THAWS: Duration = Duration::from_millis(50);
+
 /// The lab's end of the watchdog.
 pub(crate) struct Watchdog {
     pid: Pid,
@@ -50,7 +56,11 @@ enum Message {
 
 impl Watchdog {
     /// Forks the watchdog. The process must have one thread only.
-    pub(crate) fn start(mounts: &[PathBuf], deadline: Duration) -> Result<Self> {
+    pub(crate) fn start(
+        mounts: &[PathBuf],
+        frozen: Option<&Path>,
+        deadline: Duration,
+    ) -> Result<Self> {
         let (theirs, ours) = pipe2(OFlag::O_CLOEXEC).context("cannot make the watchdog's pipe")?;
         let lab = nix::unistd::getpid();
         // SAFETY: the caller promises a single thread, so the child may do anything.
@@ -64,6 +74,7 @@ impl Watchdog {
                 let mut guard = Guard {
                     lab,
                     mounts: mounts.to_vec(),
+                    frozen: frozen.map(Path::to_owned),
                     children: Vec::new(),
                     deadline: Instant::now() + deadline,
                 };
@@ -110,6 +121,8 @@ struct Guard {
     lab: Pid,
     /// In the order of mounting.
     mounts: Vec<PathBuf>,
+    /// The one of them that may be frozen.
+    frozen: Option<PathBuf>,
     children: Vec<OwnedFd>,
     deadline: Instant,
 }
@@ -205,6 +218,13 @@ impl Guard {
         // open files; MNT_DETACH then takes the mount away in any case.
         for mount in &self.mounts {
             let _ = umount2(mount, MntFlags::MNT_FORCE);
+        }
+        // A freeze that waited for the connection is complete only now.
+        for _ in 0..THAWS {
+            if self.frozen.as_deref().is_none_or(freeze::thaw_mount) {
+                break;
+            }
+            thread::sleep(BETWEEN_THAWS);
         }
         for child in &self.children {
             // ESRCH: it has ended.

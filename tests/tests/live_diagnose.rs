@@ -10,6 +10,7 @@ use std::{
 };
 
 use lockwatch_tests::{
+    clock,
     trial::{self, Ended, Lab, Program, Report, Span, Verdict, report::Lock, summary::Summary},
     truth::{DecoyKind, Ready, Scenario, Tgid},
 };
@@ -39,17 +40,13 @@ fn evidence(truth: &Ready, ended: &Ended) -> String {
     format!("truth: {truth:#?}\nlockwatch: {}", ended.describe())
 }
 
-/// One run; `None` if the stall was too short for it.
+/// What is wrong with one run; `None` if this kernel cannot have the stall.
 fn try_once(scenario: Scenario, waiters: u32, summary: &mut Summary) -> Option<Vec<String>> {
-    let lab = Lab::raise(scenario, waiters).unwrap();
+    let lab = Lab::raise_or_skip(scenario, waiters).unwrap()?;
     let ended = diagnose();
     let truth = lab.truth.clone();
     lab.finish().unwrap();
 
-    let is_short = scenario == Scenario::Granted;
-    if is_short && truth.ends_at_ns < ended.ended_ns {
-        return None;
-    }
     let span = Span {
         begun_ns: ended.begun_ns,
         ended_ns: ended.ended_ns,
@@ -76,34 +73,23 @@ fn try_scenario(scenario: Scenario) {
     let runs = trial::runs().unwrap();
     let mut summary = Summary::default();
     let mut failures = Vec::new();
-    let mut too_short = 0;
-    let mut run = 1;
-    for waiters in WAITERS.into_iter().cycle() {
+    for (run, waiters) in (1..=runs).zip(WAITERS.into_iter().cycle()) {
         let Some(wrong) = try_once(scenario, waiters, &mut summary) else {
-            // A busy machine needs another try; a lockwatch that always waits
-            // for the end of the stall must not get away with it.
-            too_short += 1;
-            assert!(
-                too_short <= runs,
-                "{}: {too_short} runs ended after the stall",
-                scenario.name()
-            );
-            continue;
+            return;
         };
         if !wrong.is_empty() {
             eprintln!("run {run} of {runs} is wrong:\n  {}", wrong.join("\n  "));
             failures.push(run);
         }
         // The first few say what there is to say.
-        if run == runs || failures.len() == FAILURES_SHOWN {
+        if failures.len() == FAILURES_SHOWN {
             break;
         }
-        run += 1;
     }
-    eprintln!("{}: {summary}, repeated {too_short} times", scenario.name());
+    eprintln!("{}: {summary}", scenario.name());
     assert!(
         failures.is_empty(),
-        "{}: runs {failures:?} of {run} are wrong, see above",
+        "{}: runs {failures:?} of {runs} are wrong, see above",
         scenario.name()
     );
 }
@@ -156,6 +142,42 @@ fn a_directory_granted_to_a_reader_without_a_cpu() {
     try_scenario(Scenario::Granted);
 }
 
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_file_position_held_by_a_reader() {
+    try_scenario(Scenario::FilePosHeld);
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_pipe_held_by_a_writer() {
+    try_scenario(Scenario::PipeHeld);
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_pi_futex_held_by_its_owner() {
+    try_scenario(Scenario::PiFutexHeld);
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn an_address_space_behind_the_lock_of_an_area() {
+    try_scenario(Scenario::VmaReadHeld);
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_file_system_that_is_frozen() {
+    try_scenario(Scenario::SuperFrozen);
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_file_system_whose_freeze_waits_for_a_writer() {
+    try_scenario(Scenario::SuperFreezing);
+}
+
 fn the_lock<'r>(report: &'r Report, truth: &Ready) -> &'r Lock {
     report
         .locks
@@ -198,7 +220,9 @@ fn suspects(report: &Report, truth: &Ready, what: DecoyKind, expected: usize) ->
 #[test]
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn a_sync_that_has_passed_is_no_suspect() {
-    let lab = Lab::raise(Scenario::SuperReadHeldSync, 3).unwrap();
+    let Some(lab) = Lab::raise_or_skip(Scenario::SuperReadHeldSync, 3).unwrap() else {
+        return;
+    };
     let ended = diagnose();
     let truth = lab.truth.clone();
     lab.finish().unwrap();
@@ -272,17 +296,25 @@ fn come_and_go(target: Tgid, end: &AtomicBool) {
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn a_stall_is_found_while_others_come_and_go() {
     const DIAGNOSES: usize = 10;
-    let lab = Lab::raise(Scenario::MmapReadHeld, 200).unwrap();
+    const FEWEST: usize = 3;
+    const MINUTE: Duration = Duration::from_secs(60);
+    let lab = Lab::raise_at_most(Scenario::MmapReadHeld, 200, MINUTE).unwrap();
     let truth = lab.truth.clone();
     let target = truth.lock.tgid.unwrap();
     let end = AtomicBool::new(false);
+    // A slow machine has no time for all of them.
+    let latest = truth.ends_at_ns - trial::bound(PROMISE).as_nanos() as u64;
     let ended: Vec<Ended> = thread::scope(|scope| {
         scope.spawn(|| come_and_go(target, &end));
-        let ended = (0..DIAGNOSES).map(|_| diagnose()).collect();
+        let ended = (0..DIAGNOSES)
+            .take_while(|_| clock::monotonic_ns() < latest)
+            .map(|_| diagnose())
+            .collect();
         end.store(true, Ordering::Relaxed);
         ended
     });
     lab.finish().unwrap();
+    assert!(ended.len() >= FEWEST, "only {} diagnoses", ended.len());
 
     let standing: Vec<_> = truth.waiters.iter().map(|waiter| waiter.tid).collect();
     for ended in &ended {

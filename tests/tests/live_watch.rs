@@ -188,7 +188,9 @@ fn assert_length(ended: &event::Ended, truth: &Ready, end_ns: u64) {
 fn watch_scenario(scenario: Scenario) {
     let options = ["--threshold", "200ms", "--for", "60s", "--format", "json"];
     let mut watch = Watch::start(&options);
-    let lab = Lab::raise_for(scenario, 4, HOLD).unwrap();
+    let Some(lab) = Lab::raise_for_or_skip(scenario, 4, HOLD).unwrap() else {
+        return;
+    };
     let truth = lab.truth.clone();
     let mut seen = Vec::new();
     watch.find("the stall", &mut seen, trial::bound(PROMPT), |event| {
@@ -315,7 +317,7 @@ fn a_quiet_host_is_no_stall() {
     assert_eq!(done.code(), Some(0), "{context}");
     assert_eq!(done.stdout, "", "{context}");
     assert!(
-        (Duration::from_secs(1)..Duration::from_secs(4)).contains(&took),
+        (Duration::from_secs(1)..trial::bound(Duration::from_secs(4))).contains(&took),
         "--for 1s took {took:?}"
     );
 }

@@ -4,7 +4,7 @@
 use super::{Detector, Finding, Scene, Severity, is_stalled};
 use crate::{
     figures::Count,
-    lock::{Lock, LockMode, LockState, Waiter},
+    lock::{Lock, LockKind, LockMode, LockState, Waiter},
 };
 
 /// See the module.
@@ -13,7 +13,7 @@ pub struct Convoy;
 
 /// The writer in front and the readers behind it, if this lock has a convoy.
 fn convoy(lock: &Lock) -> Option<(&Waiter, Vec<&Waiter>)> {
-    if lock.state != LockState::ReadHeld {
+    if lock.kind != LockKind::Rwsem || lock.state != LockState::ReadHeld {
         return None;
     }
     let mut queue = lock.waiters.iter().filter(|waiter| !waiter.granted);

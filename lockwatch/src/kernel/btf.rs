@@ -34,11 +34,6 @@ pub enum BtfError {
     /// The bytes are not BTF.
     #[error("malformed BTF: {0}")]
     Malformed(&'static str),
-    /// The kernel's rwsems are built on rt_mutexes.
-    #[error(
-        "this is a PREEMPT_RT kernel, whose rwsems lockwatch cannot read yet: run it on a kernel without PREEMPT_RT"
-    )]
-    PreemptRt,
     /// A member that the survey cannot do without is not in this kernel.
     #[error(
         "this kernel's types have no {0}: lockwatch does not know this layout yet; please report the kernel version"

@@ -88,6 +88,23 @@ impl FaultFlags {
         if self.vma_lock {
             return FaultHold::HoldsNot;
         }
+        self.keeps(sleep)
+    }
+
+    /// Whether the fault still holds its VMA's lock, asked while a writer has mmap_lock and
+    /// waits for that VMA: then no fault has mmap_lock, so one whose flags were overwritten
+    /// can have the VMA's lock only.
+    pub fn vma_hold(self, functions: &[&str]) -> FaultHold {
+        let sleep = sleep_of(functions);
+        let overwritten = self.raw & MKWRITE != 0 || functions.contains(&"do_page_mkwrite");
+        if sleep == Sleep::NeverHolds || !(self.vma_lock || overwritten) {
+            return FaultHold::HoldsNot;
+        }
+        self.keeps(sleep)
+    }
+
+    /// Whether a fault keeps what it holds in such a sleep.
+    fn keeps(self, sleep: Sleep) -> FaultHold {
         let may_drop = self.raw & (ALLOW_RETRY | TRIED | RETRY_NOWAIT) == ALLOW_RETRY;
         match (sleep, may_drop) {
             (Sleep::NeverHolds, _) | (Sleep::Drops, true) => FaultHold::HoldsNot,
@@ -220,6 +237,24 @@ mod tests {
         assert_eq!(hold(0x3, &mkwrite), FaultHold::Unknown);
         assert_eq!(hold(0x3, &mkwrite[..2]), FaultHold::Unknown, "inlined");
         assert_eq!(hold_before_6_4(0x3, &mkwrite), FaultHold::Holds);
+    }
+
+    #[test]
+    fn a_fault_beside_a_writer_of_its_vma_can_only_have_the_vma() {
+        let vma_hold = |raw, functions: &[&str]| {
+            FaultFlags::decode(raw, VMA_LOCK)
+                .unwrap()
+                .vma_hold(functions)
+        };
+        let mkwrite = ["fuse_page_mkwrite", "do_page_mkwrite", "__handle_mm_fault"];
+        assert_eq!(vma_hold(0x3, &mkwrite), FaultHold::Holds);
+        let migration = ["migration_entry_wait_on_locked", "do_swap_page"];
+        assert_eq!(vma_hold(0x1254, &migration), FaultHold::Holds);
+        assert_eq!(vma_hold(0x254, &migration), FaultHold::HoldsNot);
+        let read = ["fuse_read_folio", "filemap_read_folio", "filemap_fault"];
+        assert_eq!(vma_hold(0x1a54, &read), FaultHold::HoldsNot, "dropped");
+        let user = ["handle_userfault", "do_anonymous_page"];
+        assert_eq!(vma_hold(0x1254, &user), FaultHold::HoldsNot);
     }
 
     #[test]

@@ -132,6 +132,19 @@ const INVALIDATE: &[HoldFrame] = &[
     ),
 ];
 
+/// The lock of a VMA, besides page faults. Asked only while a writer waits for the VMA: it
+/// has mmap_lock for write, so whoever works on the VMA meanwhile has the VMA's own lock.
+const VMA: &[HoldFrame] = &[
+    // MADV_DONTNEED, MADV_FREE (mm/madvise.c 6.16+).
+    holds("zap_page_range_single_batched", Callees::All),
+    holds("zap_page_range_single", Callees::All),
+    holds("madvise_free_single_vma", Callees::All),
+    // /proc/PID/maps from 6.17, smaps and numa_maps later (fs/proc/task_mmu.c).
+    holds("show_map_vma", Callees::All),
+    holds("show_smap", Callees::All),
+    holds("smap_gather_stats", Callees::All),
+];
+
 impl HoldFrame {
     /// Whether the lock is held while this function is in `callee` (empty: asleep in
     /// the function itself).
@@ -151,7 +164,13 @@ pub const fn of_class(class: &LockClass) -> &'static [HoldFrame] {
         LockClass::MmapLock => MMAP,
         LockClass::SuperUmount => SUPER,
         LockClass::InvalidateLock => INVALIDATE,
-        LockClass::Symbol(_) | LockClass::KernelData | LockClass::Unknown => &[],
+        LockClass::VmaLock => VMA,
+        LockClass::SuperWriters
+        | LockClass::FilePosition
+        | LockClass::Pipe
+        | LockClass::Symbol(_)
+        | LockClass::KernelData
+        | LockClass::Unknown => &[],
     }
 }
 

@@ -5,15 +5,18 @@ use lockwatch_ebpf::{
     survey::{STACK_MAX, TaskLayout},
 };
 
-use super::btf::{Btf, BtfError};
+use super::{
+    btf::{Btf, BtfError},
+    locks::LockLayouts,
+};
 
 /// Every offset the survey uses.
 #[derive(Clone, Debug)]
 pub struct Layout {
     /// `struct task_struct`, as the kernel-side reader needs it.
     pub task: TaskLayout,
-    /// `struct rw_semaphore` and its queue entries.
-    pub rwsem: RwsemLayout,
+    /// The sleeping locks and their queues.
+    pub locks: LockLayouts,
     /// `struct mm_struct`.
     pub mm: MmLayout,
     /// `struct vm_area_struct` and `struct vm_fault`.
@@ -26,43 +29,13 @@ pub struct Layout {
     pub super_block: SuperBlockLayout,
     /// `struct mount`.
     pub mount: MountLayout,
+    /// `struct file`.
+    pub file: FileLayout,
+    /// `struct pipe_inode_info`.
+    pub pipe: PipeLayout,
     /// Readers clear their own owner entry when they release
     /// (`DETECT_HUNG_TASK_BLOCKER` for rwsems, 6.17+).
     pub readers_clear_owner: bool,
-}
-
-/// How the queue hangs on the lock, each with the member's offset.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QueueLink {
-    /// `wait_list`: a list whose head lies in the lock (up to 7.0).
-    Head(usize),
-    /// `first_waiter`: a pointer to the first entry of a ring of entries (7.1+).
-    First(usize),
-}
-
-/// `struct rw_semaphore` and `struct rwsem_waiter`, kernels from 5.3.
-#[derive(Clone, Copy, Debug)]
-pub struct RwsemLayout {
-    /// Bytes of the whole lock.
-    pub size: usize,
-    /// `count`
-    pub count: usize,
-    /// `owner`
-    pub owner: usize,
-    /// `osq.tail`, where optimistic spinners queue; absent without spinning.
-    pub osq: Option<usize>,
-    /// How the queue hangs on the lock.
-    pub queue: QueueLink,
-    /// `rwsem_waiter.task`
-    pub waiter_task: usize,
-    /// `rwsem_waiter.type`
-    pub waiter_type: usize,
-    /// `rwsem_waiter.timeout`
-    pub waiter_timeout: usize,
-    /// Bytes of a queue entry up to and including `timeout`.
-    pub waiter_size: usize,
-    /// `task_struct.stack`: an entry lies on the stack of its task.
-    pub task_stack: u64,
 }
 
 /// `struct mm_struct`.
@@ -150,8 +123,32 @@ pub struct SuperBlockLayout {
     pub mounts: usize,
     /// Whether `s_mounts` is a list head.
     pub mounts_is_list: bool,
+    /// `s_writers.frozen`
+    pub frozen: usize,
+    /// `s_writers.rw_sem`, one for each level of a freeze.
+    pub writers: u64,
+    /// Bytes of one of them, and of all.
+    pub writers_len: (u64, u64),
     /// Bytes of a super block.
     pub size: usize,
+}
+
+/// `struct file`.
+#[derive(Clone, Copy, Debug)]
+pub struct FileLayout {
+    /// `f_pos_lock`
+    pub pos_lock: u64,
+    /// `f_inode`
+    pub inode: u64,
+}
+
+/// `struct pipe_inode_info`.
+#[derive(Clone, Copy, Debug)]
+pub struct PipeLayout {
+    /// `mutex`
+    pub mutex: u64,
+    /// `ring_size`
+    pub ring_size: u64,
 }
 
 /// `struct mount`, and the way from a task to its mount namespace.
@@ -183,7 +180,7 @@ impl Layout {
     pub fn from_btf(btf: &Btf) -> Result<Self, BtfError> {
         Ok(Self {
             task: task_layout(btf)?,
-            rwsem: rwsem_layout(btf)?,
+            locks: LockLayouts::from_btf(btf)?,
             mm: MmLayout {
                 mmap_lock: at64(btf, "mm_struct.mmap_lock")?,
                 owner: btf
@@ -201,6 +198,14 @@ impl Layout {
             },
             super_block: super_block_layout(btf)?,
             mount: mount_layout(btf)?,
+            file: FileLayout {
+                pos_lock: at64(btf, "file.f_pos_lock")?,
+                inode: at64(btf, "file.f_inode")?,
+            },
+            pipe: PipeLayout {
+                mutex: at64(btf, "pipe_inode_info.mutex")?,
+                ring_size: at64(btf, "pipe_inode_info.ring_size")?,
+            },
             readers_clear_owner: btf.member("task_struct.blocker").is_some()
                 && btf.has_function("rwsem_owner"),
         })
@@ -222,9 +227,6 @@ fn size(btf: &Btf, name: &str) -> Result<usize, BtfError> {
 }
 
 fn task_layout(btf: &Btf) -> Result<TaskLayout, BtfError> {
-    if btf.member("rw_semaphore.rwbase").is_some() || btf.member("rw_semaphore.rtmutex").is_some() {
-        return Err(BtfError::PreemptRt);
-    }
     let required = |name: &str| btf.require(&format!("task_struct.{name}"));
     let optional = |name: &str| {
         btf.member(&format!("task_struct.{name}"))
@@ -260,27 +262,6 @@ fn task_layout(btf: &Btf) -> Result<TaskLayout, BtfError> {
         pi_blocked_on: optional("pi_blocked_on"),
         thread_size,
         _pad: 0,
-    })
-}
-
-fn rwsem_layout(btf: &Btf) -> Result<RwsemLayout, BtfError> {
-    let waiter_timeout = btf.require("rwsem_waiter.timeout")?;
-    Ok(RwsemLayout {
-        size: size(btf, "rw_semaphore")?,
-        count: at(btf, "rw_semaphore.count")?,
-        owner: at(btf, "rw_semaphore.owner")?,
-        osq: btf
-            .member("rw_semaphore.osq.tail")
-            .map(|member| member.offset as usize),
-        queue: match btf.member("rw_semaphore.first_waiter") {
-            Some(member) => QueueLink::First(member.offset as usize),
-            None => QueueLink::Head(at(btf, "rw_semaphore.wait_list")?),
-        },
-        waiter_task: at(btf, "rwsem_waiter.task")?,
-        waiter_type: at(btf, "rwsem_waiter.type")?,
-        waiter_timeout: waiter_timeout.offset as usize,
-        waiter_size: (waiter_timeout.offset + waiter_timeout.size) as usize,
-        task_stack: at64(btf, "task_struct.stack")?,
     })
 }
 
@@ -323,6 +304,7 @@ fn inode_layout(btf: &Btf) -> Result<InodeLayout, BtfError> {
 fn super_block_layout(btf: &Btf) -> Result<SuperBlockLayout, BtfError> {
     let id = btf.require("super_block.s_id")?;
     let mounts = btf.require("super_block.s_mounts")?;
+    let writers = btf.require("super_block.s_writers.rw_sem")?;
     Ok(SuperBlockLayout {
         s_umount: at64(btf, "super_block.s_umount")?,
         fs_type: at(btf, "super_block.s_type")?,
@@ -331,6 +313,12 @@ fn super_block_layout(btf: &Btf) -> Result<SuperBlockLayout, BtfError> {
         id_len: id.size as usize,
         mounts: mounts.offset as usize,
         mounts_is_list: mounts.size == 16,
+        frozen: at(btf, "super_block.s_writers.frozen")?,
+        writers: writers.offset.into(),
+        writers_len: (
+            size(btf, "percpu_rw_semaphore")? as u64,
+            writers.size.into(),
+        ),
         size: size(btf, "super_block")?,
     })
 }

@@ -9,7 +9,7 @@ pub mod fault;
 pub mod hold_frames;
 pub mod layout;
 pub mod lock_functions;
-pub mod lock_word;
+pub mod locks;
 pub mod memory;
 pub mod offer;
 pub mod sleep_frames;

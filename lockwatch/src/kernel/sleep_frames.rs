@@ -26,8 +26,17 @@ pub const LOCK_SLOW_PATHS: &[&str] = &[
     "__vma_enter_locked",
 ];
 
-/// The slow paths of rwsems.
-pub const RWSEM_SLOW_PATHS: &[&str] = &["rwsem_down_read_slowpath", "rwsem_down_write_slowpath"];
+/// Whether a function, by its stem, is one of a lock's own rather than its caller. Some of
+/// them lie outside of `.sched.text`, and the unwinder shows them.
+pub fn is_lock_function(stem: &str) -> bool {
+    LOCK_SLOW_PATHS.contains(&stem)
+        || stem.starts_with("rt_mutex_")
+        || stem.starts_with("__rt_mutex_")
+        || stem.starts_with("rwbase_")
+        || stem.starts_with("__rwbase_")
+        || stem.starts_with("vma_mark_")
+        || stem.starts_with("__vma_")
+}
 
 /// How a stem is matched.
 enum Match {

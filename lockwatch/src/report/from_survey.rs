@@ -100,6 +100,7 @@ impl Lock {
             holders,
             waiters,
             spinners,
+            note,
         } = lock;
         Self {
             id: lock_id(*address),
@@ -115,6 +116,7 @@ impl Lock {
             holders: holders.iter().map(|h| Holder::new(h, stacks)).collect(),
             waiters: waiters.iter().map(|w| Waiter::new(w, stacks)).collect(),
             spinners: spinners.clone(),
+            note: note.clone(),
             at: *address,
         }
     }
@@ -126,6 +128,12 @@ impl From<&LockObject> for Object {
             LockObject::Mm { mm: _, owner } => Self::Mm {
                 tgid: owner.as_ref().map(|(tgid, _)| *tgid),
                 comm: owner.as_ref().map(|(_, comm)| comm.clone()),
+            },
+            LockObject::Vma { start, end, owner } => Self::Vma {
+                tgid: owner.as_ref().map(|(tgid, _)| *tgid),
+                comm: owner.as_ref().map(|(_, comm)| comm.clone()),
+                start: format!("{start:#x}"),
+                end: format!("{end:#x}"),
             },
             LockObject::Inode {
                 inode: _,

@@ -100,7 +100,8 @@ pub struct Lock {
     pub address: String,
     /// The primitive.
     pub kind: LockKind,
-    /// `mmap_lock`, `i_rwsem`, `invalidate_lock`, `s_umount`, a symbol, or `unknown`.
+    /// `mmap_lock`, `i_rwsem`, `invalidate_lock`, `s_umount`, `s_writers`, `vma_lock`,
+    /// `f_pos_lock`, `pipe`, a symbol, or `unknown`.
     pub class: String,
     /// In words: `mmap_lock of filebeat[4424]`.
     pub name: String,
@@ -124,6 +125,9 @@ pub struct Lock {
     pub waiters: Vec<Waiter>,
     /// Thread ids of tasks that spin for it.
     pub spinners: Vec<Tid>,
+    /// Why no holder can be named, in words. Absent where there is nothing to say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// `address` as the graph knows it.
     #[serde(skip)]
     pub at: LockAddr,
@@ -141,6 +145,19 @@ pub enum Object {
         /// Name of its owner. Absent where no owner is left.
         #[serde(skip_serializing_if = "Option::is_none")]
         comm: Option<String>,
+    },
+    /// A memory area of an address space.
+    Vma {
+        /// Process id of its owner. Absent where no owner is left.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        tgid: Option<Tgid>,
+        /// Name of its owner. Absent where no owner is left.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        comm: Option<String>,
+        /// Its first address, hexadecimal.
+        start: String,
+        /// The address behind it, hexadecimal.
+        end: String,
     },
     /// A file or directory.
     Inode {

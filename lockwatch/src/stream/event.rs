@@ -113,7 +113,7 @@ impl Wait {
             LockKind::RtMutex => flags::RT,
             LockKind::Semaphore => 0,
             LockKind::PercpuRwsem => flags::PERCPU | mode,
-            LockKind::Rwsem | LockKind::Unknown => mode,
+            LockKind::Rwsem | LockKind::VmaLock | LockKind::Unknown => mode,
         };
         let key = WaitKey {
             lock: self.lock.0,

@@ -46,18 +46,19 @@ impl Clocks {
         (last_arrival_ns != 0).then(|| Nanos::between(arrival, now_ns))
     }
 
-    /// How long a queue entry has waited, and how that is known.
+    /// How long a queue entry has waited, and how that is known: by its time-out where it
+    /// has one, else by the time off CPU.
     ///
     /// The entry's time-out is 4 ms, rounded up to ticks, after it queued
     /// (`RWSEM_WAIT_TIMEOUT`, kernel/locking/rwsem.c 5.3+). Where the time off CPU
     /// agrees within three ticks it is the better figure.
     pub(super) fn wait(
         &self,
-        timeout: u64,
+        timeout: Option<u64>,
         jiffies: u64,
         off_cpu: Option<Nanos>,
     ) -> Option<(Nanos, WaitSource)> {
-        let Some(hz) = self.hz else {
+        let (Some(hz), Some(timeout)) = (self.hz, timeout) else {
             return off_cpu.map(|off| (off, WaitSource::LastArrival));
         };
         let tick_ns = 1_000_000_000 / hz;
@@ -109,15 +110,15 @@ mod tests {
         assert_eq!(off, Some(Nanos(3_000_000_000)));
         // Queued 750 ticks ago: 3 s, and the scheduler agrees.
         assert_eq!(
-            clocks.wait(1_001, 1_750, off),
+            clocks.wait(Some(1_001), 1_750, off),
             Some((Nanos(3_000_000_000), WaitSource::LastArrival))
         );
         // It has run since it queued: the entry knows better.
         let ran = Some(Nanos(20_000_000));
         assert_eq!(
-            clocks.wait(1_001, 1_750, ran),
+            clocks.wait(Some(1_001), 1_750, ran),
             Some((Nanos(3_000_000_000), WaitSource::QueueEntry))
         );
-        assert_eq!(Clocks::default().wait(1_001, 1_750, None), None);
+        assert_eq!(Clocks::default().wait(Some(1_001), 1_750, None), None);
     }
 }

@@ -25,7 +25,8 @@ pub struct Circumstances {
     /// Holds that there is more than a hint of, in each look.
     pub found: [u32; 2],
     /// Holds by the lock's own count, in each look: its readers, or 1 if write-held.
-    pub counted: [u32; 2],
+    /// `None` where the lock does not count them.
+    pub counted: [Option<u32>; 2],
 }
 
 /// The strength of a kind of evidence.
@@ -34,7 +35,9 @@ pub const fn strength(kind: EvidenceKind) -> Strength {
         EvidenceKind::WriterOwner | EvidenceKind::Granted => Strength::Proof,
         EvidenceKind::ReaderOwner | EvidenceKind::TracedAcquire => Strength::Word,
         EvidenceKind::FaultFlags | EvidenceKind::HoldFrame => Strength::Knowledge,
-        EvidenceKind::LockWord | EvidenceKind::ObjectWord => Strength::Hint,
+        EvidenceKind::LastHolder | EvidenceKind::LockWord | EvidenceKind::ObjectWord => {
+            Strength::Hint
+        }
     }
 }
 
@@ -50,12 +53,12 @@ pub const fn strength(kind: EvidenceKind) -> Strength {
 /// More found than the lock counts means that some evidence is wrong: then
 /// knowledge makes nobody more than possible, and the lock's word stands.
 pub fn confidence(strongest: Strength, seen: Circumstances) -> Confidence {
-    let closed = seen.found == seen.counted;
+    let closed = seen.found.map(Some) == seen.counted;
     let too_many = seen
         .found
         .iter()
         .zip(seen.counted)
-        .any(|(&found, counted)| found > counted);
+        .any(|(&found, counted)| counted.is_some_and(|counted| found > counted));
     match (strongest, seen.in_both_looks) {
         (Strength::Proof, true) => Confidence::Certain,
         (Strength::Proof, false) => Confidence::Likely,
@@ -76,7 +79,7 @@ mod tests {
         Circumstances {
             in_both_looks,
             found,
-            counted,
+            counted: counted.map(Some),
         }
     }
 
@@ -111,6 +114,11 @@ mod tests {
             confidence(Proof, seen(true, [0, 0], [0, 0])),
             Confidence::Certain
         );
+        let uncounted = Circumstances {
+            counted: [None; 2],
+            ..seen(true, [1, 1], [1, 1])
+        };
+        assert_eq!(confidence(Knowledge, uncounted), Confidence::Likely);
         assert_eq!(
             confidence(Proof, seen(false, [0, 0], [0, 0])),
             Confidence::Likely

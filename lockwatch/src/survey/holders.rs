@@ -6,9 +6,8 @@ use crate::{
         fault::{FAULT_FRAMES, FaultFlags, FaultHold},
         hold_frames::{self, HoldFrame},
         layout::Layout,
-        lock_word::LockWord,
+        locks::{OwnerIs, RT_RWSEM_ASKS, RWSEM_SLOW_PATHS},
         memory::{KernelMemory, MemoryError, word},
-        sleep_frames::RWSEM_SLOW_PATHS,
     },
     lock::{Evidence, EvidenceKind, LockClass, LockMode, LockState},
     survey::{
@@ -122,16 +121,19 @@ fn add_traced(look: &Look, suspects: &mut Vec<Suspect>, holds: &[TracedHold]) {
 }
 
 fn writer(look: &Look, queue: &Queue) -> Option<Suspect> {
-    // A writer sets the count first: until it sets the owner, a reader's is there.
-    if LockWord::owner_is_reader(queue.owner) {
-        return None;
-    }
+    let kind = match queue.word.owner_is {
+        OwnerIs::Holder => EvidenceKind::WriterOwner,
+        OwnerIs::Next => EvidenceKind::Granted,
+        OwnerIs::Last => EvidenceKind::LastHolder,
+        // A writer sets the count first: until it sets the owner, a reader's is there.
+        OwnerIs::Reader => return None,
+    };
     let task = look.task_at(queue.word.owner_task)?;
-    let value = format!("owner {:#x}", queue.owner);
+    let value = (kind != EvidenceKind::Granted).then(|| format!("owner {:#x}", queue.word.owner));
     Some(Suspect {
         task,
         mode: LockMode::Write,
-        evidence: vec![reason(EvidenceKind::WriterOwner, None, Some(value))],
+        evidence: vec![reason(kind, None, value)],
         since_ns: None,
         holds: 1,
     })
@@ -153,13 +155,13 @@ fn readers(
             evidence.push(reason(EvidenceKind::Granted, None, None));
         }
         if scene.layout.readers_clear_owner
-            && LockWord::owner_is_reader(queue.owner)
+            && queue.word.owner_is == OwnerIs::Reader
             && queue.word.owner_task == task.record.task
         {
             evidence.push(reason(
                 EvidenceKind::ReaderOwner,
                 None,
-                Some(format!("owner {:#x}", queue.owner)),
+                Some(format!("owner {:#x}", queue.word.owner)),
             ));
         }
         evidence.extend(on_stack(scene, queue, lock, index)?);
@@ -207,7 +209,7 @@ fn on_stack(
         return Ok(Vec::new());
     }
     let stems = scene.functions.stems(task);
-    if lock.class == LockClass::MmapLock
+    if matches!(lock.class, LockClass::MmapLock | LockClass::VmaLock)
         && let Some(verdict) = fault(scene, lock, task, &stems)?
     {
         // The fault decides alone: what called it for another process's memory knows
@@ -247,9 +249,13 @@ fn on_stack(
 }
 
 fn is_asking(functions: &mut Functions<'_>, look: &Look, task: &TaskLook) -> bool {
-    look.scheduler_words(task)
-        .iter()
-        .any(|&word| is_kernel_address(word) && RWSEM_SLOW_PATHS.contains(&functions.stem(word)))
+    look.scheduler_words(task).iter().any(|&word| {
+        if !is_kernel_address(word) {
+            return false;
+        }
+        let stem = functions.stem(word);
+        RWSEM_SLOW_PATHS.contains(&stem) || RT_RWSEM_ASKS.contains(&stem)
+    })
 }
 
 /// The words of a stack that point at the lock or at the object that contains it.
@@ -337,7 +343,7 @@ fn hold_frame(
     })
 }
 
-/// The verdict of a page fault on this address space, if the task is in one.
+/// The verdict of a page fault on this address space or VMA, if the task is in one.
 /// `Some(empty)` means: it is in one, and holds nothing.
 fn fault(
     scene: &mut Scene<'_, '_>,
@@ -345,18 +351,25 @@ fn fault(
     task: &TaskLook,
     stems: &[&str],
 ) -> Result<Option<Vec<Evidence>>, MemoryError> {
-    let Some(mm) = lock.object_address else {
+    let Some(object) = lock.object_address else {
         return Ok(None);
     };
+    let is_vma = lock.class == LockClass::VmaLock;
     for index in 0..stems.len() {
         if !FAULT_FRAMES.contains(&stems[index]) {
             continue;
         }
-        let Some(flags) = fault_flags(scene, mm, task, index)? else {
+        let Some(flags) = fault_flags(scene, object, task, index)? else {
             continue;
         };
         let found = |kind| vec![reason(kind, Some(stems[index]), Some(flags.describe()))];
-        return Ok(Some(match flags.hold(&stems[..=index]) {
+        let inner = &stems[..=index];
+        let hold = if is_vma {
+            flags.vma_hold(inner)
+        } else {
+            flags.hold(inner)
+        };
+        return Ok(Some(match hold {
             FaultHold::Holds => found(EvidenceKind::FaultFlags),
             FaultHold::Unknown => found(EvidenceKind::ObjectWord),
             FaultHold::HoldsNot => Vec::new(),
@@ -365,12 +378,12 @@ fn fault(
     Ok(None)
 }
 
-/// The flags of the `vm_fault` in this frame, if there is one for this mm. Content
+/// The flags of the `vm_fault` in this frame, if there is one for this mm or VMA. Content
 /// alone is not enough, stale ones lie about: it must be in the right frame, name a
 /// VMA of the mm, and an address inside of it.
 fn fault_flags(
     scene: &mut Scene<'_, '_>,
-    mm: u64,
+    object: u64,
     task: &TaskLook,
     frame: usize,
 ) -> Result<Option<FaultFlags>, MemoryError> {
@@ -392,7 +405,7 @@ fn fault_flags(
         };
         let inside =
             (word(&bytes, layout.vma_start)..word(&bytes, layout.vma_end)).contains(&address);
-        if inside && word(&bytes, layout.vma_mm) == mm {
+        if inside && (vma == object || word(&bytes, layout.vma_mm) == object) {
             return Ok(Some(flags));
         }
     }

@@ -7,10 +7,11 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::{
     kernel::{
-        layout::{QueueLink, RwsemLayout},
+        locks::{EntryLayout, EntryMode, Granted, LockLayout, QueueLink, WordLayout},
         memory::{KernelMemory, MemoryError},
     },
-    survey::look::Look,
+    lock::LockKind,
+    survey::{look::Look, queue::Row},
 };
 
 pub(super) const THREAD_SIZE: u32 = 16 * 1024;
@@ -19,18 +20,31 @@ pub(super) const SLOW_PATH: u64 = 0xffff_ffff_8100_0250;
 pub(super) const JIFFIES: u64 = 0x1_0000_0000;
 
 /// The layout of 5.3 – 7.0.
-pub(super) const RWSEM: RwsemLayout = RwsemLayout {
+pub(super) const RWSEM: LockLayout = LockLayout {
+    kind: LockKind::Rwsem,
+    slow_paths: &[],
     size: 40,
-    count: 0,
-    owner: 8,
-    osq: Some(16),
+    word: WordLayout::RwsemBits { count: 0, owner: 8 },
     queue: QueueLink::Head(24),
-    waiter_task: 16,
-    waiter_type: 24,
-    waiter_timeout: 32,
-    waiter_size: 40,
-    task_stack: 32,
+    entry: EntryLayout {
+        links: 0,
+        task: 16,
+        granted: Granted::TaskCleared,
+        mode: EntryMode::Type(24),
+        timeout: Some(32),
+        size: 40,
+        task_stack: 32,
+    },
+    osq: Some(16),
 };
+
+/// A lock whose slow path is [`SLOW_PATH`]'s function.
+pub(super) fn row(layout: LockLayout) -> Row {
+    Row {
+        layout,
+        slow_paths: vec![SLOW_PATH - 0x50..SLOW_PATH + 0x50],
+    }
+}
 
 /// Where the queue entry of task `n` lies.
 pub(super) const fn entry_address(n: u64) -> u64 {
@@ -59,7 +73,7 @@ impl Image {
 
     /// The queue entry of task `n`, with the links that the list has.
     pub(super) fn entry(&mut self, n: u64, kind: u64, next: u64, prev: u64) {
-        self.set(task_address(n) + RWSEM.task_stack, stack_base(n));
+        self.set(task_address(n) + RWSEM.entry.task_stack, stack_base(n));
         let at = entry_address(n);
         for (index, word) in [next, prev, task_address(n), kind, JIFFIES - 100]
             .into_iter()

@@ -39,7 +39,13 @@ pub(super) fn points_at_another(
         LockClass::InodeRwsem => layout.inode.i_rwsem,
         LockClass::InvalidateLock => layout.inode.invalidate_lock.unwrap_or(layout.inode.data),
         LockClass::SuperUmount => layout.super_block.s_umount,
-        LockClass::Symbol(_) | LockClass::KernelData | LockClass::Unknown => return Ok(false),
+        LockClass::SuperWriters
+        | LockClass::VmaLock
+        | LockClass::FilePosition
+        | LockClass::Pipe
+        | LockClass::Symbol(_)
+        | LockClass::KernelData
+        | LockClass::Unknown => return Ok(false),
     };
     let mut candidates: Vec<u64> = words
         .iter()

@@ -5,9 +5,10 @@ use std::cmp::Reverse;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
+    kernel::locks::OwnerIs,
     lock::{
-        Confidence, EvidenceKind, Holder, Lock, LockKind, LockMode, LockState, StackId, Stacks,
-        WaitSource, Waiter,
+        Confidence, EvidenceKind, Holder, Lock, LockMode, LockState, StackId, Stacks, WaitSource,
+        Waiter,
     },
     survey::{
         clock::Clocks,
@@ -15,7 +16,7 @@ use crate::{
         functions::Functions,
         holders::Suspect,
         look::{Look, TaskLook},
-        names::Identity,
+        names::{Identity, is_caller},
         queue::{Entry, Queue},
         stuck,
     },
@@ -43,11 +44,11 @@ impl Seen<'_> {
     }
 
     /// Holds by the lock's own word.
-    fn counted(&self) -> u32 {
+    fn counted(&self) -> Option<u32> {
         match self.queue.word.state {
             LockState::ReadHeld => self.queue.word.readers,
-            LockState::WriteHeld => 1,
-            LockState::Free | LockState::Inconsistent => 0,
+            LockState::WriteHeld => Some(1),
+            LockState::Free | LockState::Inconsistent => Some(0),
         }
     }
 }
@@ -87,7 +88,7 @@ impl Merger<'_, '_> {
         for entry in &queue.entries {
             let stands = |earlier: &FxHashSet<Wait>| earlier.contains(&wait(last.look, entry));
             if earlier.as_ref().is_none_or(stands) {
-                waiters.push(self.waiter(last.look, entry));
+                waiters.push(self.waiter(last, entry));
             }
         }
         if waiters.is_empty() {
@@ -96,26 +97,34 @@ impl Merger<'_, '_> {
         let holders = self.holders(first, last);
         Some(Lock {
             address: queue.lock,
-            kind: LockKind::Rwsem,
+            kind: queue.kind,
             class: identity.class,
             name: identity.name,
             object: identity.object,
             state: queue.word.state,
-            reader_count: (queue.word.state == LockState::ReadHeld).then_some(queue.word.readers),
-            count: queue.count,
-            owner: queue.owner,
-            holders,
+            reader_count: queue
+                .word
+                .readers
+                .filter(|_| queue.word.state == LockState::ReadHeld),
+            count: queue.word.count,
+            owner: queue.word.owner,
             waiters,
+            note: identity
+                .note
+                .filter(|_| is_holder_unknown(queue.word.state, &holders)),
             spinners: queue
                 .spinners
                 .iter()
                 .map(|&task| last.look.tasks[task].name.key.tid)
                 .collect(),
+            holders,
         })
     }
 
-    fn waiter(&mut self, look: &Look, entry: &Entry) -> Waiter {
+    fn waiter(&mut self, seen: &Seen<'_>, entry: &Entry) -> Waiter {
+        let look = seen.look;
         let task = &look.tasks[entry.task];
+        let word = &seen.queue.word;
         let off_cpu = self.off_cpu(task);
         let (wait, wait_source) = self
             .clocks
@@ -127,8 +136,9 @@ impl Merger<'_, '_> {
             mode: entry.mode,
             wait,
             wait_source,
-            killable: task.state == TaskState::Killable,
-            granted: false,
+            killable: matches!(task.state, TaskState::Killable | TaskState::Interruptible),
+            // A mutex can be handed to a task that is still in its queue.
+            granted: word.owner_is == OwnerIs::Next && word.owner_task == task.record.task,
             state: task.state,
             caller: self.caller(task),
             stack: self.stack(look, task),
@@ -144,12 +154,12 @@ impl Merger<'_, '_> {
             .flatten()
     }
 
-    /// First function outside of lock code: the unwinder starts there.
+    /// First function outside of lock code.
     fn caller(&mut self, task: &TaskLook) -> Option<String> {
         let stems = self.functions.stems(task);
         stems
             .into_iter()
-            .find(|stem| !stem.is_empty())
+            .find(|stem| is_caller(stem))
             .map(ToOwned::to_owned)
     }
 
@@ -171,13 +181,10 @@ impl Merger<'_, '_> {
         // counts, what we know of its code must be wrong about everybody else.
         let least = [Strength::Word, Strength::Knowledge]
             .into_iter()
-            .find(|&least| [before.found(least), last.found(least)] == counted);
+            .find(|&least| [before, last].map(|seen| Some(seen.found(least))) == counted);
         let circumstances = Circumstances {
             in_both_looks: false,
-            found: match least {
-                Some(_) => counted,
-                None => [before, last].map(|seen| seen.found(Strength::Knowledge)),
-            },
+            found: [before, last].map(|seen| seen.found(least.unwrap_or(Strength::Knowledge))),
             counted,
         };
         let earlier: FxHashMap<_, _> = first
@@ -240,15 +247,24 @@ impl Merger<'_, '_> {
     }
 }
 
-/// The same entry, of the same task, queued at the same tick: the same wait.
+/// Whether somebody has the lock for write who is not named.
+fn is_holder_unknown(state: LockState, holders: &[Holder]) -> bool {
+    let named = |holder: &Holder| holder.confidence > Confidence::Possible;
+    state == LockState::WriteHeld && !holders.iter().any(named)
+}
+
+/// The same entry, of the same task, queued at the same tick or, where entries do not tell
+/// that, with no run in between: the same wait.
 type Wait = (u64, u64, LockMode, TaskKey);
 
 fn wait(look: &Look, entry: &Entry) -> Wait {
+    let task = &look.tasks[entry.task];
+    let switches = task.record.nvcsw.wrapping_add(task.record.nivcsw);
     (
         entry.address,
-        entry.timeout,
+        entry.timeout.unwrap_or(switches),
         entry.mode,
-        look.tasks[entry.task].name.key,
+        task.name.key,
     )
 }
 

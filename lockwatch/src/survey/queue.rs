@@ -1,46 +1,85 @@
-//! The queues: which tasks wait for which rwsem, in which order.
+//! The queues: which tasks wait for which lock, in which order.
 //!
 //! A queue entry lies on its waiter's stack, above a return address into a slow
 //! path. The entries' links give the order, and the one pointer that is no entry is
 //! the head inside the lock. Everything found that way is then read again from
 //! memory: stacks hold bytes that user space controls.
 
+mod drain;
 mod entry;
+mod pi;
 mod settle;
 #[cfg(test)]
 mod tests;
 
 use std::ops::Range;
 
-pub(super) use self::entry::Entry;
 use self::entry::in_ranges;
+pub(super) use self::{drain::find as find_drained, entry::Entry, pi::find as find_pi};
 use crate::{
     kernel::{
-        layout::RwsemLayout,
-        lock_word::LockWord,
+        locks::{LockLayout, LockWord},
         memory::{KernelMemory, MemoryError, half_word},
     },
-    lock::LockAddr,
+    lock::{LockAddr, LockKind},
     survey::look::Look,
 };
+
+/// A row of the table of locks, with its functions' places in this kernel.
+#[derive(Clone, Debug)]
+pub(super) struct Row {
+    /// The lock.
+    pub(super) layout: LockLayout,
+    /// Where the functions are that queue a task on it.
+    pub(super) slow_paths: Vec<Range<u64>>,
+}
 
 /// A lock with its queue, as verified in memory.
 #[derive(Clone, Debug)]
 pub(super) struct Queue {
     /// Where the lock is.
     pub(super) lock: LockAddr,
-    /// Its raw count.
-    pub(super) count: u64,
-    /// Its raw owner.
-    pub(super) owner: u64,
-    /// What both mean.
+    /// Which primitive.
+    pub(super) kind: LockKind,
+    /// Its rt_mutex stands for a spinlock, on PREEMPT_RT.
+    pub(super) is_spinlock: bool,
+    /// What its words mean.
     pub(super) word: LockWord,
     /// The queue in order.
     pub(super) entries: Vec<Entry>,
-    /// Readers that were granted the lock and have not run: they hold it already.
+    /// Tasks that were granted the lock and have not run: they hold it already.
     pub(super) granted: Vec<Entry>,
     /// Tasks that spin for it, by index.
     pub(super) spinners: Vec<usize>,
+}
+
+impl Queue {
+    /// A lock that only its draining writer waits for.
+    fn of_drainer(look: &Look, lock: LockAddr, kind: LockKind, word: LockWord) -> Self {
+        let mut queue = Self {
+            lock,
+            kind,
+            is_spinlock: false,
+            word,
+            entries: Vec::new(),
+            granted: Vec::new(),
+            spinners: Vec::new(),
+        };
+        queue.put_drainer_first(look);
+        queue
+    }
+
+    /// A writer that waits for the readers to leave has no entry, but is the next.
+    fn put_drainer_first(&mut self, look: &Look) {
+        let Some(task) = look.task_at(self.word.drainer) else {
+            return;
+        };
+        for entry in &mut self.entries {
+            entry.position = entry.position.saturating_add(1);
+        }
+        let entry = Entry::without_links(task, self.lock.0);
+        self.entries.insert(0, entry);
+    }
 }
 
 /// What the queues of one look are.
@@ -58,31 +97,45 @@ pub(super) struct Queues {
 /// When kernel memory cannot be read at all.
 pub(super) fn find(
     look: &Look,
-    layout: &RwsemLayout,
-    slow_paths: &[Range<u64>],
+    rows: &[Row],
     memory: &mut dyn KernelMemory,
 ) -> Result<Queues, MemoryError> {
-    let (entries, granted) = entry::on_stacks(look, layout, slow_paths);
+    let stacked = entry::on_stacks(look, rows);
     let mut found = Queues::default();
-    for group in settle::groups(look, layout, entries, memory)? {
-        match settle::settle(look, layout, &group, memory)? {
-            Some(queue) => found.queues.push(queue),
-            None => found.unsettled += 1,
+    for (index, row) in rows.iter().enumerate() {
+        let of_row = |granted: bool| -> Vec<Entry> {
+            stacked
+                .iter()
+                .filter(|stacked| stacked.row == index && stacked.granted == granted)
+                .map(|stacked| stacked.entry)
+                .collect()
+        };
+        let mut queues = Vec::new();
+        for group in settle::groups(look, &row.layout, of_row(false), memory)? {
+            match settle::settle(look, &row.layout, &group, memory)? {
+                Some(queue) => queues.push(queue),
+                None => found.unsettled += 1,
+            }
         }
+        // Entries that were seen on both sides of a change can lead to the same lock.
+        queues.sort_by_key(|queue: &Queue| queue.lock);
+        queues.dedup_by_key(|queue| queue.lock);
+        assign_granted(look, rows, of_row(true), &mut queues);
+        for queue in &mut queues {
+            queue.put_drainer_first(look);
+        }
+        find_spinners(look, row, &mut queues, memory)?;
+        found.queues.append(&mut queues);
     }
-    // Entries that were seen on both sides of a change can lead to the same lock.
-    found.queues.sort_by_key(|queue| queue.lock);
-    found.queues.dedup_by_key(|queue| queue.lock);
-    assign_granted(look, granted, &mut found.queues);
-    find_spinners(look, layout, slow_paths, &mut found.queues, memory)?;
     Ok(found)
 }
 
 /// Granted readers keep the links of the private list they were woken through, so
 /// the lock has to be found otherwise: the slow path keeps its address.
-fn assign_granted(look: &Look, granted: Vec<Entry>, queues: &mut [Queue]) {
+fn assign_granted(look: &Look, rows: &[Row], granted: Vec<Entry>, queues: &mut [Queue]) {
     for entry in granted {
-        let words = look.scheduler_words(&look.tasks[entry.task]);
+        let task = &look.tasks[entry.task];
+        let words = &look.words(task)[..entry::asking_len(look, task, rows)];
         // The address must lie in the slow path's own region, and be unambiguous.
         let mut locks = queues
             .iter_mut()
@@ -98,12 +151,11 @@ fn assign_granted(look: &Look, granted: Vec<Entry>, queues: &mut [Queue]) {
 /// those before it are not told.
 fn find_spinners(
     look: &Look,
-    layout: &RwsemLayout,
-    slow_paths: &[Range<u64>],
+    row: &Row,
     queues: &mut [Queue],
     memory: &mut dyn KernelMemory,
 ) -> Result<(), MemoryError> {
-    let Some(osq) = layout.osq else {
+    let Some(osq) = row.layout.osq else {
         return Ok(());
     };
     let running: Vec<usize> = (0..look.tasks.len())
@@ -113,7 +165,7 @@ fn find_spinners(
                 && look
                     .words(task)
                     .iter()
-                    .any(|&word| in_ranges(slow_paths, word))
+                    .any(|&word| in_ranges(&row.slow_paths, word))
         })
         .collect();
     if running.is_empty() {

@@ -1,7 +1,6 @@
 //! Takes surveys of the running kernel.
 
 use std::{
-    ops::Range,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -13,11 +12,11 @@ use crate::{
         btf::{Btf, BtfError},
         capabilities::{self, Missing},
         layout::Layout,
+        locks::RWSEM_SLOW_PATHS,
         memory::MemoryError,
-        sleep_frames::RWSEM_SLOW_PATHS,
         symbols::{Symbols, SymbolsError},
     },
-    lock::Stacks,
+    lock::{LockClass, LockKind, Stacks},
     probes::{LoadError, survey::SurveyProbes},
     survey::{
         Survey, SurveyOptions,
@@ -28,7 +27,7 @@ use crate::{
         look::Look,
         merge::{Merger, Seen},
         names::{self, Identity},
-        queue::{self, Queue},
+        queue::{self, Queue, Row},
     },
     task::Nanos,
 };
@@ -77,7 +76,7 @@ pub enum SurveyError {
 pub struct Surveyor {
     layout: Layout,
     symbols: Arc<Symbols>,
-    slow_paths: Vec<Range<u64>>,
+    rows: Vec<Row>,
     probes: SurveyProbes,
     holds: Option<Box<dyn HoldSource>>,
 }
@@ -101,14 +100,23 @@ impl Surveyor {
             let symbols = symbols
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            let slow_paths = symbols.ranges_of(RWSEM_SLOW_PATHS);
-            if slow_paths.is_empty() {
+            let rows: Vec<Row> = layout
+                .locks
+                .queued
+                .iter()
+                .map(|layout| Row {
+                    layout: *layout,
+                    slow_paths: symbols.ranges_of(layout.slow_paths),
+                })
+                .collect();
+            let blind = |row: &Row| row.layout.kind == LockKind::Rwsem && row.slow_paths.is_empty();
+            if rows.iter().any(blind) {
                 return Err(OpenError::SlowPaths);
             }
             Ok(Self {
                 layout,
                 symbols: Arc::new(symbols),
-                slow_paths,
+                rows,
                 probes,
                 holds: None,
             })
@@ -172,22 +180,37 @@ impl Surveyor {
             Some(Err(error)) => (Vec::new(), Some(error.to_string())),
             None => (Vec::new(), None),
         };
-        let found = queue::find(
-            &look,
-            &self.layout.rwsem,
-            &self.slow_paths,
-            &mut self.probes,
-        )?;
         let mut functions = Functions::new(&self.symbols);
+        let mut found = queue::find(&look, &self.rows, &mut self.probes)?;
+        let pi = queue::find_pi(&look, &self.layout.locks, &mut functions, &mut self.probes)?;
+        found.queues.extend(pi.queues);
+        found.unsettled += pi.unsettled;
+        queue::find_drained(
+            &look,
+            &self.rows,
+            &self.layout,
+            &mut functions,
+            &mut self.probes,
+            &mut found.queues,
+        )?;
         let mut queues = Vec::with_capacity(found.queues.len());
-        for queue in found.queues {
+        for mut queue in found.queues {
+            let caller = queue.entries.first().and_then(|entry| {
+                let stems = functions.stems(&look.tasks[entry.task]);
+                stems.into_iter().find(|stem| names::is_caller(stem))
+            });
             let identity = names::identify(
-                queue.lock,
+                &queue,
+                caller,
                 &look,
                 &self.layout,
                 &self.symbols,
                 &mut self.probes,
             )?;
+            // Some kernels make it of an rwsem.
+            if identity.class == LockClass::VmaLock {
+                queue.kind = LockKind::VmaLock;
+            }
             let mut scene = Scene {
                 look: &look,
                 layout: &self.layout,
@@ -214,6 +237,7 @@ impl Surveyor {
     }
 
     fn conclude(&self, looks: &[Sight], began: Instant, mut degraded: Vec<String>) -> Survey {
+        degraded.extend(self.layout.locks.degraded.iter().cloned());
         let (first, last) = match looks {
             [only] => (None, only),
             [first, .., last] => (Some(first), last),

@@ -21,6 +21,8 @@ const MINOR: u32 = 31;
 /// adds a mutex per directory, which would be a second lock to wait for.
 const PARALLEL_DIROPS: u32 = 1 << 18;
 
+const FOPEN_DIRECT_IO: u32 = 1;
+
 /// How long the kernel may believe a name or an attribute: longer than any
 /// stall, so that path walks over known names ask nothing.
 const VALID_SECS: u64 = 3600;
@@ -226,6 +228,8 @@ pub(crate) struct Request {
     pub(crate) offset: u64,
     /// Size of READ, WRITE and READDIR.
     pub(crate) size: u32,
+    /// OPEN of a file with `O_DIRECT`.
+    pub(crate) direct: bool,
 }
 
 impl Request {
@@ -249,6 +253,10 @@ impl Request {
             }
             _ => (0, 0),
         };
+        // struct fuse_open_in begins with the flags of open(2).
+        let flags = body
+            .first_chunk()
+            .map_or(0, |word| i32::from_ne_bytes(*word));
         Ok(Self {
             unique: header.unique,
             op,
@@ -256,6 +264,7 @@ impl Request {
             name,
             offset,
             size,
+            direct: op == Op::Open && flags & libc::O_DIRECT != 0,
         })
     }
 }
@@ -362,10 +371,11 @@ pub(crate) fn attr(unique: u64, shape: Shape) -> Vec<u8> {
     message(unique, 0, body.as_bytes())
 }
 
-pub(crate) fn opened(unique: u64) -> Vec<u8> {
+/// `direct`: reads and writes of the opened file are to bypass the page cache.
+pub(crate) fn opened(unique: u64, direct: bool) -> Vec<u8> {
     let body = OpenOut {
         handle: 0,
-        flags: 0,
+        flags: if direct { FOPEN_DIRECT_IO } else { 0 },
         padding: 0,
     };
     message(unique, 0, body.as_bytes())
@@ -454,6 +464,17 @@ mod tests {
         body[16..20].copy_from_slice(&4096_u32.to_ne_bytes());
         let decoded = Request::decode(&request(15, 3, &body)).unwrap();
         assert_eq!((decoded.offset, decoded.size), (8192, 4096));
+    }
+
+    #[test]
+    fn an_open_tells_whether_it_is_direct() {
+        let direct = |opcode, flags: i32| {
+            let body = [flags.to_ne_bytes(), [0; 4]].concat();
+            Request::decode(&request(opcode, 3, &body)).unwrap().direct
+        };
+        assert!(direct(14, libc::O_RDONLY | libc::O_DIRECT));
+        assert!(!direct(14, libc::O_RDWR));
+        assert!(!direct(27, libc::O_DIRECT));
     }
 
     #[test]

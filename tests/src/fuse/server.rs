@@ -26,10 +26,10 @@ use nix::{
 };
 
 use super::{
-    device::Device,
     protocol::{REQUEST_BUFFER, Request},
     tree::{Answer, Tree},
 };
+use crate::device::Device;
 
 /// How it is mounted.
 pub(crate) const MOUNT_FLAGS: MsFlags = MsFlags::MS_NOSUID
@@ -44,6 +44,9 @@ pub(crate) enum Source {
     /// A block device (`fuseblk`).
     Device,
 }
+
+/// FUSE never reads the device it is mounted from (`fuseblk`).
+const DEVICE_BYTES: usize = 64 << 10;
 
 /// A mounted file system and the thread that serves it.
 pub(crate) struct Server {
@@ -166,7 +169,7 @@ fn mount_privately(at: &Path, source: Source, wake: &EventFd) -> Result<OwnedFd>
     );
     let block = match source {
         Source::Nothing => None,
-        Source::Device => Some(Device::attach()?),
+        Source::Device => Some(Device::attach(&[0; DEVICE_BYTES])?),
     };
     let (from, kind) = match &block {
         None => ("stall-lab", "fuse"),

@@ -149,7 +149,7 @@ impl Tree {
                 self.made.insert(shape.ino, shape);
                 protocol::entry(unique, shape)
             }
-            Op::Open | Op::Opendir => protocol::opened(unique),
+            Op::Open | Op::Opendir => protocol::opened(unique, request.direct),
             Op::Read => {
                 let size = FILE_SIZE
                     .saturating_sub(request.offset)
@@ -249,6 +249,7 @@ mod tests {
             name: name.map(str::to_owned),
             offset,
             size: 4096,
+            direct: false,
         }
     }
 

@@ -2,8 +2,8 @@
 //!
 //! A reader is handed the lock by the one who wakes it: from then on it holds
 //! the lock, whether it runs or not. Here it is bound to a CPU on which a
-//! real-time thread spins, so it does not. The spin is shorter than the time
-//! after which the kernel gives ordinary tasks their share (0.95 s).
+//! real-time thread spins, so it does not. The reader is a real-time thread as well, of
+//! a lower priority: the share that the kernel keeps for others is not for it.
 
 use std::{
     fs,
@@ -17,19 +17,28 @@ use nix::{
     errno::Errno,
     libc,
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    sys::utsname::uname,
     unistd::Pid,
 };
 
-use super::{Cast, Standing, inode_write_held as inode};
+use super::{Cast, NotHere, Standing, inode_write_held as inode};
 use crate::{
     stage::{STEP, Stage},
     worker::Rest,
 };
 
 /// How long the CPU is taken away.
-pub(crate) const SPIN: Duration = Duration::from_millis(700);
+pub(crate) const SPIN: Duration = Duration::from_secs(5);
+
+/// Priority of the reader; the spinning thread has the next.
+const PRIORITY: i32 = 1;
 
 pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
+    if is_preempt_rt()? {
+        return Err(NotHere::because(
+            "PREEMPT_RT hands a lock to nobody before it runs",
+        ));
+    }
     let (ours, taken) = two_cpus()?;
     bind_all_threads(ours)?;
     if cast.decoys {
@@ -40,11 +49,11 @@ pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
     let comm = "lab-reader";
     let unknown = stage.path("dir/unknown-reader");
     let (reader, _) = stage.start(comm, move || {
-        // Elsewhere it would run and the stall would be reported as not made.
-        let _ = bind(Pid::from_raw(0), taken);
+        // Elsewhere, or with an ordinary priority, it would run: that is noticed.
+        let _ = bind(Pid::from_raw(0), taken).and_then(|()| become_real_time(PRIORITY));
         drop(fs::symlink_metadata(unknown));
     })?;
-    let queued = reader.settle(comm, STEP, |look| look.is_queued_in(inode::LOOKUP.callers))?;
+    let queued = reader.settle(comm, STEP, |look| inode::LOOKUP.is_met(look))?;
 
     // Writers only: a reader in this queue would be granted too, and leave.
     for position in 1..=cast.waiters {
@@ -74,8 +83,15 @@ pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
             frame: look.top().to_owned(),
             granted: true,
         }],
+        next: None,
         ends: Some(spin_ends),
     })
+}
+
+/// There a waiter is woken, and takes the lock itself (kernel/locking/rwbase_rt.c).
+fn is_preempt_rt() -> Result<bool> {
+    let kernel = uname().context("cannot ask for the kernel's version")?;
+    Ok(kernel.version().to_string_lossy().contains("PREEMPT_RT"))
 }
 
 /// A CPU for the lab and another one to take away.
@@ -113,7 +129,7 @@ fn start_spinning(stage: &mut Stage, cpu: usize) -> Result<Instant> {
     let (report, reported) = mpsc::channel();
     let rest = stage.rest.clone();
     stage.start("lab-spinner", move || {
-        let ready = bind(Pid::from_raw(0), cpu).and_then(|()| become_real_time());
+        let ready = bind(Pid::from_raw(0), cpu).and_then(|()| become_real_time(PRIORITY + 1));
         let ends = Instant::now() + SPIN;
         let go = ready.is_ok();
         // The lab waits for just this.
@@ -127,8 +143,10 @@ fn start_spinning(stage: &mut Stage, cpu: usize) -> Result<Instant> {
         .context("the spinning thread ended too early")?
 }
 
-fn become_real_time() -> Result<()> {
-    let param = libc::sched_param { sched_priority: 1 };
+fn become_real_time(priority: i32) -> Result<()> {
+    let param = libc::sched_param {
+        sched_priority: priority,
+    };
     // SAFETY: `param` outlives the call; 0 is the calling thread.
     let outcome = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const param) };
     Errno::result(outcome).context(

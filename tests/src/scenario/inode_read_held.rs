@@ -73,6 +73,7 @@ fn raise_with(
         state: LockState::ReadHeld,
         reader_count: Some(holders.len() as u32),
         holders,
+        next: None,
         ends: None,
     })
 }

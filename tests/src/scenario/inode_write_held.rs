@@ -41,6 +41,7 @@ const DECOY_STAT: &str = "stat in the directory";
 pub(super) const LOOKUP: Want = Want {
     mode: Mode::Read,
     killable: false,
+    state: 'D',
     callers: &["lookup_slow", "walk_component", "path_lookupat"],
 };
 
@@ -48,6 +49,7 @@ pub(super) const LOOKUP: Want = Want {
 const LIST: Want = Want {
     mode: Mode::Read,
     killable: true,
+    state: 'D',
     callers: &["iterate_dir"],
 };
 
@@ -55,6 +57,7 @@ const LIST: Want = Want {
 pub(super) const MKDIR: Want = Want {
     mode: Mode::Write,
     killable: false,
+    state: 'D',
     callers: &[
         "filename_create",
         "start_dirop",
@@ -77,6 +80,7 @@ pub(super) fn scenery_with(holders: &[Rule]) -> Scenery {
     Scenery {
         tree: Tree::new(NODES, &[holders, &decoys].concat()),
         actors: None,
+        rehearsal: None,
         beside: None,
     }
 }
@@ -104,6 +108,7 @@ pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
         state: LockState::WriteHeld,
         reader_count: None,
         holders: vec![holder],
+        next: None,
         ends: None,
     })
 }
@@ -186,7 +191,7 @@ pub(super) fn release_holder(stage: &Stage) {
 pub(super) fn lock(stage: &Stage) -> Lock {
     Lock {
         kind: LockKind::Rwsem,
-        class: LockClass::IRwsem,
+        class: Some(LockClass::IRwsem),
         name: format!("i_rwsem of {}", stage.path("dir").display()),
         path: Some("/dir".into()),
         ino: Some(DIR),

@@ -39,6 +39,7 @@ pub(super) const DECOY_RULE: Rule = Rule {
 pub(super) const MAP: Want = Want {
     mode: Mode::Write,
     killable: true,
+    state: 'D',
     callers: &["vm_mmap_pgoff"],
 };
 
@@ -46,6 +47,7 @@ pub(super) const MAP: Want = Want {
 pub(super) const CMDLINE: Want = Want {
     mode: Mode::Read,
     killable: true,
+    state: 'D',
     callers: &[
         "__access_remote_vm",
         "access_remote_vm",
@@ -167,7 +169,7 @@ pub(super) fn lock(stage: &Stage) -> Result<Lock> {
     let tgid = target(stage)?.tgid();
     Ok(Lock {
         kind: LockKind::Rwsem,
-        class: LockClass::MmapLock,
+        class: Some(LockClass::MmapLock),
         name: format!("mmap_lock of {COMM}[{}]", tgid.0),
         path: None,
         ino: None,

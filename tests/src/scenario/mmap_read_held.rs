@@ -8,18 +8,15 @@
 //! A write fault in `page_mkwrite` looks the same from outside: the kernel
 //! overwrites the flags that it began with (mm/memory.c, `do_page_mkwrite`).
 
-use std::time::Duration;
-
 use anyhow::Result;
 use lockwatch_tests::truth::{DecoyKind, LockState, Mode};
 use nix::libc;
 
-use super::{Cast, Scenery, Standing, mmap};
+use super::{Cast, Scenery, Standing, mkwrite, mmap};
 use crate::{
     fuse::{Node, Op, ROOT, Rule, Then, Tree, Which},
     stage::{STEP, Stage},
     target::{Actor, Part},
-    task::Look,
 };
 
 const FILE: u64 = 2;
@@ -35,10 +32,6 @@ const DECOY_PAGE: &str = "fault on another page";
 const DECOY_WRITE: &str = "writeback of a page written again";
 
 const MKWRITE_COMM: &str = "lab-d-mkwrite";
-const PROBE_COMM: &str = "lab-probe";
-
-/// A lock that is free is taken and given back within this.
-const PROBE: Duration = Duration::from_millis(500);
 
 pub(super) fn scenery(cast: Cast) -> Scenery {
     let read = |page, then| Rule {
@@ -52,18 +45,14 @@ pub(super) fn scenery(cast: Cast) -> Scenery {
         read(0, Then::Fail(libc::EIO)),
         read(0, Then::Late(mmap::HOLDER)),
         read(1, Then::Late(DECOY_PAGE)),
-        Rule {
-            op: Op::Write,
-            node: WRITTEN,
-            which: Which::Page(0),
-            times: 1,
-            then: Then::Late(DECOY_WRITE),
-        },
+        mkwrite::rule(WRITTEN, DECOY_WRITE),
+        mkwrite::RULE,
         mmap::DECOY_RULE,
     ];
     let own = [
         Node::file(FILE, ROOT, FILE_NAME),
         Node::file(WRITTEN, ROOT, WRITTEN_NAME),
+        mkwrite::NODE,
     ];
     let nodes = [&own[..], &mmap::DECOY_NODES[..]].concat();
     let touch = |page| Part::Touch {
@@ -76,7 +65,6 @@ pub(super) fn scenery(cast: Cast) -> Scenery {
         let more = [
             ("lab-d-page", touch(1)),
             (MKWRITE_COMM, Part::WriteAgain { file }),
-            (PROBE_COMM, Part::MapAndExit),
         ];
         actors.extend(more.map(|(comm, part)| Actor {
             comm: comm.into(),
@@ -86,6 +74,7 @@ pub(super) fn scenery(cast: Cast) -> Scenery {
     Scenery {
         tree: Tree::new(&nodes, &rules),
         actors: Some(actors),
+        rehearsal: cast.decoys.then(mkwrite::actors),
         beside: None,
     }
 }
@@ -107,25 +96,26 @@ pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
         state: LockState::ReadHeld,
         reader_count: Some(1),
         holders: vec![mmap::holder(task, Mode::Read, &look)],
+        next: None,
         ends: None,
     })
 }
 
 /// Sends a thread of the target into `page_mkwrite`, where it waits for the
 /// writeback of what it wrote before. It is left out on kernels that keep the
-/// mmap_lock there (before 6.7): it would be a holder.
+/// mmap_lock there: it would be a holder.
 fn raise_mkwrite_decoy(stage: &mut Stage) -> Result<()> {
-    stage.server.wait_parked(DECOY_WRITE, STEP)?;
-    let (task, _) = mmap::target(stage)?.go(MKWRITE_COMM)?;
-    let in_place = |look: &Look| look.state == 'D' && look.has("do_page_mkwrite");
-    task.settle(MKWRITE_COMM, STEP, in_place)?;
-
-    // The truth about the lock: can somebody have it for write?
-    let (probe, _) = mmap::target(stage)?.go(PROBE_COMM)?;
-    if probe.gone(PROBE_COMM, PROBE).is_err() {
+    if !mkwrite::leaves_mmap_lock(stage)? {
         eprintln!("stall-lab: page_mkwrite holds the mmap_lock here: no {MKWRITE_COMM}");
         stage.server.release(DECOY_WRITE);
-        return probe.gone(PROBE_COMM, STEP);
+        return Ok(());
     }
-    stage.decoy(task, MKWRITE_COMM, DecoyKind::PageMkwrite, in_place)
+    stage.server.wait_parked(DECOY_WRITE, STEP)?;
+    let (task, _) = mmap::target(stage)?.go(MKWRITE_COMM)?;
+    stage.decoy(
+        task,
+        MKWRITE_COMM,
+        DecoyKind::PageMkwrite,
+        mkwrite::is_there,
+    )
 }

@@ -1,9 +1,8 @@
-//! A process's mmap_lock, held for write by an mmap over a dirty mapping.
+//! A process's mmap_lock, held for write by an mmap that waits for a late WRITE.
 //!
-//! `MAP_FIXED` over a shared, dirty mapping of a FUSE file closes the old
-//! mapping under the lock, and FUSE writes the file back then
-//! (fs/fuse/file.c, `fuse_vma_close`); the WRITE is late. Kernels before 6.18
-//! were seen not to wait there.
+//! A FUSE file that was opened for direct I/O is mapped without what the page cache has of
+//! it: the kernel drops those pages under the lock, and writes back the dirty ones first
+//! (fs/fuse/file.c, `fuse_file_mmap` and `fuse_launder_folio`, the same from 5.10 to 7.3).
 
 use anyhow::Result;
 use lockwatch_tests::truth::{LockState, Mode};
@@ -33,10 +32,11 @@ pub(super) fn scenery(cast: Cast) -> Scenery {
         mmap::DECOY_RULE,
     ];
     let nodes = [&[Node::file(FILE, ROOT, FILE_NAME)], &mmap::DECOY_NODES[..]].concat();
-    let actors = mmap::actors(cast, Part::MapOver { file: FILE_NAME }, WRITER);
+    let actors = mmap::actors(cast, Part::MapDirect { file: FILE_NAME }, WRITER);
     Scenery {
         tree: Tree::new(&nodes, &rules),
         actors: Some(actors),
+        rehearsal: None,
         beside: None,
     }
 }
@@ -58,6 +58,7 @@ pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
         state: LockState::WriteHeld,
         reader_count: None,
         holders: vec![mmap::holder(task, Mode::Write, &look)],
+        next: None,
         ends: None,
     })
 }

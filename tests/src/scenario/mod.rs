@@ -1,18 +1,28 @@
 //! The stalls: which files they need, and how each is built task by task.
 
+mod file_pos_held;
 mod granted;
 mod inode_read_held;
 mod inode_write_held;
+mod mkwrite;
 mod mmap;
 mod mmap_read_held;
 mod mmap_write_held;
+mod pi_futex_held;
+mod pipe_held;
+mod super_frozen;
 mod super_read_held;
 mod super_sync;
+mod vma_read_held;
 
-use std::time::{Duration, Instant};
+use std::{
+    error::Error,
+    fmt,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
-use lockwatch_tests::truth::{Holder, Lock, LockState, Scenario};
+use lockwatch_tests::truth::{Held, Holder, Lock, LockState, Scenario};
 
 use crate::{beside, fuse::Tree, stage::Stage, target::Actor};
 
@@ -28,6 +38,8 @@ pub(crate) struct Scenery {
     pub(crate) tree: Tree,
     /// Threads of the target process, if the scenario has one.
     pub(crate) actors: Option<Vec<Actor>>,
+    /// Threads of a process that tries something out before the stall.
+    pub(crate) rehearsal: Option<Vec<Actor>>,
     /// What is mounted beside the lab's file system.
     pub(crate) beside: Option<beside::Kind>,
 }
@@ -38,21 +50,47 @@ pub(crate) struct Standing {
     pub(crate) state: LockState,
     pub(crate) reader_count: Option<u32>,
     pub(crate) holders: Vec<Holder>,
+    /// What the holder waits for, if that is a lock.
+    pub(crate) next: Option<Held>,
     /// When it falls by itself, if it does.
     pub(crate) ends: Option<Instant>,
+}
+
+/// Why this kernel cannot have a stall; the lab is not to blame.
+#[derive(Debug)]
+pub(crate) struct NotHere(pub(crate) String);
+
+impl fmt::Display for NotHere {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot be made here: {}", self.0)
+    }
+}
+
+impl Error for NotHere {}
+
+impl NotHere {
+    pub(crate) fn because(reason: impl Into<String>) -> anyhow::Error {
+        Self(reason.into()).into()
+    }
 }
 
 /// How long the stall stands if nobody says how long, and at most.
 pub(crate) fn hold_times(scenario: Scenario) -> (Duration, Duration) {
     match scenario {
-        Scenario::Granted => (Duration::from_millis(500), granted::SPIN),
+        Scenario::Granted => (granted::SPIN, granted::SPIN),
         Scenario::InodeWriteHeld
         | Scenario::MmapReadHeld
         | Scenario::MmapWriteHeld
         | Scenario::InodeReadHeld
         | Scenario::InodeReadHeldOverlay
         | Scenario::SuperReadHeld
-        | Scenario::SuperReadHeldSync => (Duration::from_secs(20), Duration::from_secs(60)),
+        | Scenario::SuperReadHeldSync
+        | Scenario::FilePosHeld
+        | Scenario::PipeHeld
+        | Scenario::PiFutexHeld
+        | Scenario::VmaReadHeld
+        | Scenario::SuperFrozen
+        | Scenario::SuperFreezing => (Duration::from_secs(20), Duration::from_secs(60)),
     }
 }
 
@@ -65,6 +103,11 @@ pub(crate) fn scenery(scenario: Scenario, cast: Cast) -> Scenery {
         Scenario::SuperReadHeldSync => super_sync::scenery(),
         Scenario::MmapReadHeld => mmap_read_held::scenery(cast),
         Scenario::MmapWriteHeld => mmap_write_held::scenery(cast),
+        Scenario::FilePosHeld => file_pos_held::scenery(),
+        Scenario::PipeHeld => pipe_held::scenery(),
+        Scenario::PiFutexHeld => pi_futex_held::scenery(),
+        Scenario::VmaReadHeld => vma_read_held::scenery(cast),
+        Scenario::SuperFrozen | Scenario::SuperFreezing => super_frozen::scenery(),
     }
 }
 
@@ -79,5 +122,11 @@ pub(crate) fn raise(scenario: Scenario, stage: &mut Stage, cast: Cast) -> Result
         Scenario::MmapReadHeld => mmap_read_held::raise(stage, cast),
         Scenario::MmapWriteHeld => mmap_write_held::raise(stage, cast),
         Scenario::Granted => granted::raise(stage, cast),
+        Scenario::FilePosHeld => file_pos_held::raise(stage, cast),
+        Scenario::PipeHeld => pipe_held::raise(stage, cast),
+        Scenario::PiFutexHeld => pi_futex_held::raise(stage, cast),
+        Scenario::VmaReadHeld => vma_read_held::raise(stage, cast),
+        Scenario::SuperFrozen => super_frozen::raise(stage, cast),
+        Scenario::SuperFreezing => super_frozen::raise_freezing(stage, cast),
     }
 }

@@ -42,12 +42,14 @@ const DECOY_READ: &str = "read of a file";
 const REMOUNT: Want = Want {
     mode: Mode::Write,
     killable: false,
+    state: 'D',
     callers: &["do_remount", "path_mount", "do_mount"],
 };
 
 const SYNCFS: Want = Want {
     mode: Mode::Read,
     killable: false,
+    state: 'D',
     callers: &["__x64_sys_syncfs", "__do_sys_syncfs", "ksys_syncfs"],
 };
 
@@ -55,6 +57,7 @@ const SYNCFS: Want = Want {
 const USTAT: Want = Want {
     mode: Mode::Read,
     killable: false,
+    state: 'D',
     callers: &["super_lock", "user_get_super"],
 };
 
@@ -79,6 +82,7 @@ pub(super) fn scenery() -> Scenery {
     Scenery {
         tree: Tree::new(&nodes, &rules),
         actors: None,
+        rehearsal: None,
         beside: None,
     }
 }
@@ -107,7 +111,7 @@ pub(super) fn raise_with(
     Ok(Standing {
         lock: Lock {
             kind: LockKind::Rwsem,
-            class: LockClass::SUmount,
+            class: Some(LockClass::SUmount),
             name: format!("s_umount of fuse fuse on {}", stage.mount.display()),
             path: None,
             ino: None,
@@ -117,6 +121,7 @@ pub(super) fn raise_with(
         state: LockState::ReadHeld,
         reader_count: Some(1),
         holders: vec![holder],
+        next: None,
         ends: None,
     })
 }

@@ -4,10 +4,10 @@
 //! system now (fs/super.c, `__iterate_supers`). The first one is still in its
 //! registers and stack: it looks as if it held that one.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use lockwatch_tests::truth::DecoyKind;
 
-use super::{Cast, Scenery, Standing, super_read_held as base};
+use super::{Cast, NotHere, Scenery, Standing, super_read_held as base};
 use crate::{
     beside::Kind,
     fuse::{Op, ROOT, Rule, Then, Tree, Which},
@@ -44,7 +44,7 @@ fn raise_sync(stage: &mut Stage) -> Result<()> {
         .beside()?
         .server()?
         .wait_parked(DECOY_SYNC, STEP)
-        .context("a sync does not wait for FUSE: this scenario needs Linux 6.18")?;
+        .map_err(|_| NotHere::because("a sync does not wait for FUSE before Linux 6.18"))?;
     stage.decoy(task, comm, DecoyKind::OtherSuperBlock, |look| {
         let in_sync = look.frames.iter().any(|frame| frame.contains("sync_fs"));
         look.waits_for_fuse() && in_sync

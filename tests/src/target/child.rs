@@ -5,6 +5,7 @@ use std::{
     fs::File,
     io::{Read, Write},
     path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
     thread,
 };
 
@@ -14,11 +15,9 @@ use nix::{
     unistd::{Pid, getppid},
 };
 
-use super::{
-    Actor, COMM, Part,
-    mapping::{Mapping, map_one_page, start_writeback},
-};
+use super::{Actor, COMM, Part};
 use crate::{
+    mapping::{Mapping, map_one_page, map_privately, open_direct, start_writeback},
     watchdog::{exit_now, silence_streams},
     worker::Rest,
 };
@@ -57,6 +56,7 @@ impl Stagehand {
             return Ok(());
         }
         let rest = Rest::default();
+        let common = Arc::new(OnceLock::new());
         let mut threads = Vec::new();
         for (index, (actor, go)) in self.actors.into_iter().enumerate() {
             let stage = Entrance {
@@ -64,6 +64,7 @@ impl Stagehand {
                 go,
                 reports: self.reports.try_clone().context("cannot copy a pipe")?,
                 rest: rest.clone(),
+                common: Arc::clone(&common),
             };
             let mount = mount.to_owned();
             let comm = actor.comm.clone();
@@ -97,10 +98,12 @@ struct Entrance {
     go: File,
     reports: File,
     rest: Rest,
+    /// The mapping of [`Part::WriteAgain`].
+    common: Arc<OnceLock<Mapping>>,
 }
 
 impl Entrance {
-    fn play(mut self, part: Part, mount: PathBuf) -> Result<()> {
+    fn play(self, part: Part, mount: PathBuf) -> Result<()> {
         match part {
             Part::Touch { file, page } => {
                 let map = Mapping::new(&mount.join(file), ProtFlags::PROT_READ)?;
@@ -116,14 +119,19 @@ impl Entrance {
                 }
                 return Ok(());
             }
-            Part::MapOver { file } => {
+            Part::MapDirect { file } => {
                 let both = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-                let map = Mapping::new(&mount.join(file), both)?;
-                map.dirty();
-                drop(mount);
+                let path = mount.join(file);
+                // Opening a file drops its pages, too: it comes before they are dirty.
+                let direct = open_direct(&path)?;
+                Mapping::new(&path, both)?.dirty();
+                drop((mount, path));
                 if self.enter()? {
-                    map.replace()?;
+                    map_privately(&direct)?;
                 }
+                self.wait()?;
+                drop(direct);
+                return Ok(());
             }
             Part::WriteAgain { file } => {
                 let both = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
@@ -132,12 +140,20 @@ impl Entrance {
                 map.dirty();
                 start_writeback(&opened)?;
                 drop(mount);
+                let map = self.common.get_or_init(|| map);
                 if self.enter()? {
                     map.dirty();
                 }
                 self.wait()?;
                 drop(opened);
                 return Ok(());
+            }
+            Part::Advise => {
+                drop(mount);
+                if self.enter()? {
+                    let map = self.common.get().context("nothing was mapped to advise")?;
+                    map.advise()?;
+                }
             }
             Part::Map => {
                 drop(mount);
@@ -164,18 +180,17 @@ impl Entrance {
     }
 
     /// Reports its tid and waits for its turn; false if there is none.
-    fn enter(&mut self) -> Result<bool> {
+    fn enter(&self) -> Result<bool> {
         let report = encode_report(self.index, nix::unistd::gettid().as_raw());
-        self.reports
+        (&self.reports)
             .write_all(&report)
             .context("cannot report to the lab")?;
         self.wait()
     }
 
-    fn wait(&mut self) -> Result<bool> {
+    fn wait(&self) -> Result<bool> {
         let mut byte = [0];
-        let size = self
-            .go
+        let size = (&self.go)
             .read(&mut byte)
             .context("cannot read from the lab")?;
         Ok(size > 0)

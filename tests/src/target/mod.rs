@@ -6,7 +6,6 @@
 //! into the queue that the lab has not admitted.
 
 mod child;
-mod mapping;
 
 use std::{
     fs::File,
@@ -48,11 +47,13 @@ pub(crate) enum Part {
     Touch { file: &'static str, page: u64 },
     /// The same, then exits.
     TouchAndExit { file: &'static str },
-    /// Maps a file over its own dirty mapping: the old one is written back
-    /// and unmapped first.
-    MapOver { file: &'static str },
+    /// Maps a file that is dirty by another mapping, opened past the page cache: its
+    /// pages are written back and dropped first.
+    MapDirect { file: &'static str },
     /// Writes to a page whose first write is being written back.
     WriteAgain { file: &'static str },
+    /// Gives a piece of advice about that page, which changes its memory area.
+    Advise,
     /// Maps one anonymous page.
     Map,
     /// The same, then exits.

@@ -1,6 +1,9 @@
 //! The lab as a child: it makes a stall, and it is always ended.
 
 use std::{
+    env,
+    error::Error,
+    fmt,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -9,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
 use super::{Program, stall_lab};
-use crate::truth::{Cleared, Event, Ready, Scenario};
+use crate::truth::{Cleared, Event, NOT_HERE, Ready, Scenario};
 
 /// How long the lab may take to build its stall.
 const RAISE: Duration = Duration::from_secs(60);
@@ -19,6 +22,22 @@ const CLEAR: Duration = Duration::from_secs(30);
 
 /// How long it may take to end at a signal: all its own ways of clearing up.
 const LAST: Duration = Duration::from_secs(15);
+
+/// Names of scenarios that this kernel is known not to have, with commas between them;
+/// unset for none.
+const MAY_SKIP: &str = "LOCKWATCH_MAY_SKIP";
+
+/// The running kernel cannot have the stall.
+#[derive(Debug)]
+struct NotHere(String);
+
+impl fmt::Display for NotHere {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for NotHere {}
 
 /// A lab whose stall stands. Dropped, the stall is ended, whatever it takes.
 pub struct Lab {
@@ -37,6 +56,15 @@ impl Lab {
         Self::raise_with(scenario, waiters, &["--until-eof"])
     }
 
+    /// Makes a stall that stands until [`Lab::finish`], or for this long.
+    ///
+    /// # Errors
+    /// When the stall cannot be made.
+    pub fn raise_at_most(scenario: Scenario, waiters: u32, most: Duration) -> Result<Self> {
+        let hold = format!("{}ms", most.as_millis());
+        Self::raise_with(scenario, waiters, &["--until-eof", "--hold", &hold])
+    }
+
     /// Makes a stall that stands for this long, whoever looks.
     ///
     /// # Errors
@@ -44,6 +72,27 @@ impl Lab {
     pub fn raise_for(scenario: Scenario, waiters: u32, hold: Duration) -> Result<Self> {
         let hold = format!("{}ms", hold.as_millis());
         Self::raise_with(scenario, waiters, &["--hold", &hold])
+    }
+
+    /// As [`Lab::raise`]; `None`, and a line that says why, if the running kernel cannot have
+    /// the stall and `LOCKWATCH_MAY_SKIP` lists the scenario.
+    ///
+    /// # Errors
+    /// When the stall cannot be made otherwise.
+    pub fn raise_or_skip(scenario: Scenario, waiters: u32) -> Result<Option<Self>> {
+        or_skip(scenario, Self::raise(scenario, waiters))
+    }
+
+    /// As [`Lab::raise_for`]; `None` as in [`Lab::raise_or_skip`].
+    ///
+    /// # Errors
+    /// When the stall cannot be made otherwise.
+    pub fn raise_for_or_skip(
+        scenario: Scenario,
+        waiters: u32,
+        hold: Duration,
+    ) -> Result<Option<Self>> {
+        or_skip(scenario, Self::raise_for(scenario, waiters, hold))
     }
 
     fn raise_with(scenario: Scenario, waiters: u32, options: &[&str]) -> Result<Self> {
@@ -65,10 +114,12 @@ impl Lab {
             None => {
                 let program = lab.program()?;
                 while program.err_line(LAST)?.is_some() {}
-                bail!(
-                    "the lab made no stall: {}",
-                    program.stderr_so_far().trim_end()
-                )
+                let status = program.wait(LAST)?.map(|(status, _)| status);
+                let said = program.stderr_so_far().trim_end();
+                if status.and_then(|status| status.code()) == Some(i32::from(NOT_HERE)) {
+                    return Err(NotHere(said.to_owned()).into());
+                }
+                bail!("the lab made no stall: {said}")
             }
         }
     }
@@ -116,6 +167,33 @@ impl Drop for Lab {
     }
 }
 
+/// A stall that is missing must be expected: a skipped test looks like a passed one.
+fn or_skip(scenario: Scenario, raised: Result<Lab>) -> Result<Option<Lab>> {
+    let error = match raised {
+        Ok(lab) => return Ok(Some(lab)),
+        Err(error) => error,
+    };
+    if !error.is::<NotHere>() {
+        return Err(error);
+    }
+    let expected = env::var(MAY_SKIP).unwrap_or_default();
+    if !lists(&expected, scenario) {
+        return Err(error.context(format!(
+            "{MAY_SKIP} is `{expected}`, without {}",
+            scenario.name()
+        )));
+    }
+    eprintln!("skipped: {}: {error:#}", scenario.name());
+    Ok(None)
+}
+
+/// Whether the list has the scenario.
+fn lists(expected: &str, scenario: Scenario) -> bool {
+    expected
+        .split(',')
+        .any(|name| name.trim() == scenario.name())
+}
+
 /// A lab that has not said anything yet.
 struct Making(Option<Program>);
 
@@ -141,5 +219,21 @@ fn end(program: &mut Program) {
     if !ended(program) {
         program.signal(Signal::SIGTERM);
         let _ = ended(program);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_listed_may_be_missing() {
+        let list = "granted, vma-read-held";
+        assert!(lists(list, Scenario::Granted));
+        assert!(lists(list, Scenario::VmaReadHeld));
+        assert!(!lists(list, Scenario::MmapReadHeld));
+        assert!(!lists("", Scenario::Granted));
+        let raised = || Err(NotHere("no loop device".into()).into());
+        assert!(or_skip(Scenario::MmapReadHeld, raised()).is_err());
     }
 }

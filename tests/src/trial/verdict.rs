@@ -34,15 +34,22 @@ impl Verdict {
         let mut verdict = Self::default();
         verdict.coverage(report);
         verdict.others(report, truth);
-        if let Some(lock) = verdict.find(report, truth) {
-            verdict.lock(lock, truth);
-            verdict.holders(report, lock, truth, span);
-            verdict.decoys(lock, truth);
-            verdict.queue(report, lock, truth, span);
-            verdict.chains(report, lock, truth);
-            verdict.findings(report, lock, truth);
+        verdict.stall(report, truth, span);
+        if let Some(next) = truth.of_next() {
+            verdict.stall(report, &next, span);
         }
         verdict
+    }
+
+    fn stall(&mut self, report: &Report, truth: &Ready, span: Span) {
+        if let Some(lock) = self.find(report, truth) {
+            self.lock(lock, truth);
+            self.holders(report, lock, truth, span);
+            self.decoys(lock, truth);
+            self.queue(report, lock, truth, span);
+            self.chains(report, lock, truth);
+            self.findings(report, lock, truth);
+        }
     }
 
     /// The holders are named likely or certain, and nobody else is.
@@ -87,7 +94,7 @@ impl Verdict {
     }
 
     fn lock(&mut self, lock: &Lock, truth: &Ready) {
-        self.expect(lock.name == truth.lock.name, || {
+        self.expect(is_named_so(&lock.name, truth), || {
             format!("it is named `{}`, not `{}`", lock.name, truth.lock.name)
         });
         self.expect(lock.kind == Some(truth.lock.kind), || {
@@ -207,7 +214,8 @@ impl Verdict {
                 || truth.waiters.iter().any(|one| one.tid == holder.tid)
         };
         for lock in &report.locks {
-            if is_the_lock(lock, truth) {
+            let next = truth.of_next();
+            if is_the_lock(lock, truth) || next.is_some_and(|next| is_the_lock(lock, &next)) {
                 continue;
             }
             for holder in &lock.holders {
@@ -290,8 +298,11 @@ impl Verdict {
             .collect();
         let roots: BTreeSet<Tid> = chains.iter().map(|chain| chain.root.tid).collect();
         let may_miss = |tid| truth.owner_hidden && !accused(lock).any(|holder| holder.tid == tid);
-        let wanted: BTreeSet<Tid> = truth
-            .holders
+        let last = truth
+            .next
+            .as_ref()
+            .map_or(&truth.holders, |next| &next.holders);
+        let wanted: BTreeSet<Tid> = last
             .iter()
             .map(|holder| holder.tid)
             .filter(|tid| !may_miss(*tid))
@@ -302,8 +313,14 @@ impl Verdict {
                 chains.len()
             )
         });
-        let queued = lock.waiters.iter().filter(|one| !one.granted).count();
         for chain in chains {
+            let on_it = |lock: &&Lock| chain.path.contains(&Step::Lock(lock.id.clone()));
+            let waiters = report
+                .locks
+                .iter()
+                .filter(on_it)
+                .flat_map(|lock| &lock.waiters);
+            let queued = waiters.filter(|one| !one.granted).count();
             self.expect(chain.blocked_tasks == queued, || {
                 format!(
                     "{}[{}] blocks {} tasks, not {queued}",
@@ -326,7 +343,7 @@ impl Verdict {
         match finding("long-wait") {
             None => self.complain("no long-wait is found"),
             Some(found) => {
-                self.expect(found.sentence.contains(&truth.lock.name), || {
+                self.expect(found.sentence.contains(&lock.name), || {
                     format!("`{}` does not name the lock", found.sentence)
                 });
                 let missing: Vec<_> = truth
@@ -352,7 +369,12 @@ impl Verdict {
 
 fn is_the_lock(lock: &Lock, truth: &Ready) -> bool {
     let wanted = &truth.lock;
-    let class = match wanted.class {
+    let Some(class) = wanted.class else {
+        // A task waits for one lock at a time.
+        let is_in_truth = |tid| truth.waiters.iter().any(|waiter| waiter.tid == tid);
+        return lock.waiters.iter().any(|waiter| is_in_truth(waiter.tid));
+    };
+    let class = match class {
         LockClass::MmapLock => "mmap_lock",
         LockClass::IRwsem => "i_rwsem",
         LockClass::SUmount => "s_umount",
@@ -369,6 +391,11 @@ fn is_the_lock(lock: &Lock, truth: &Ready) -> bool {
             Some(Object::SuperBlock { fstype, .. }) => fstype == "fuse" && lock.name == wanted.name,
             Some(Object::Symbol(_)) | None => false,
         }
+}
+
+/// A lock without a class may have any name.
+fn is_named_so(name: &str, truth: &Ready) -> bool {
+    truth.lock.class.is_none() || name == truth.lock.name
 }
 
 /// Readers behind a writer, while readers hold the lock.
@@ -397,6 +424,7 @@ fn stuck_class(stuck: Stuck) -> &'static str {
     match stuck {
         Stuck::Fuse => "fuse",
         Stuck::Runnable => "runnable",
+        Stuck::Lock => "lock",
     }
 }
 
@@ -404,6 +432,7 @@ fn state_fits(stuck: Stuck, state: char) -> bool {
     match stuck {
         Stuck::Fuse => matches!(state, 'S' | 'D'),
         Stuck::Runnable => state == 'R',
+        Stuck::Lock => state == 'D',
     }
 }
 

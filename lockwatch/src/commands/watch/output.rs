@@ -330,6 +330,7 @@ fn kind(kind: LockKind) -> &'static str {
         LockKind::PercpuRwsem => "per-CPU rwsem",
         LockKind::RtMutex => "rtmutex",
         LockKind::Semaphore => "semaphore",
+        LockKind::VmaLock => "VMA lock",
         LockKind::Unknown => "lock",
     }
 }

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     figures::{Count, Span},
-    lock::{Confidence, EvidenceKind, LockMode, LockState},
+    lock::{Confidence, EvidenceKind, LockKind, LockMode, LockState},
     report::{Evidence, Holder, Lock, Report},
     task::StuckClass,
 };
@@ -39,16 +39,20 @@ pub(super) fn lines(report: &Report, lock: &Lock, style: Style) -> Vec<Text> {
         let holders = Count::of(more).nouns("holder", "holders");
         lines.push(Text::plain(format!("… and {holders} more, as sure")));
     }
-    lines.extend(unknown(lock, known.len()));
+    match &lock.note {
+        Some(note) => lines.push(Text::new().with(Tone::Doubt, note)),
+        None => lines.extend(unknown(lock, known.len())),
+    }
     lines.extend(possible(lock));
     lines
 }
 
 /// `filebeat[4442]  read · certain (why; 1 of 1 readers, in two looks)`
 fn who(report: &Report, lock: &Lock, holder: &Holder, known: usize) -> Text {
-    let mut text = Text::new()
-        .with(Tone::Strong, named(&holder.comm, holder.tid))
-        .with(Tone::Plain, format!("  {}", mode(holder.mode)));
+    let mut text = Text::new().with(Tone::Strong, named(&holder.comm, holder.tid));
+    if lock.kind.has_readers() {
+        text.push(Tone::Plain, format!("  {}", mode(holder.mode)));
+    }
     // A lower bound that only repeats how long it has been off the CPU tells nothing new.
     let since = holder.stuck.since_ns.unwrap_or_default();
     let lower_bound = holder.held_is_lower_bound.unwrap_or_default();
@@ -108,6 +112,7 @@ fn reason(evidence: &Evidence) -> String {
         (EvidenceKind::FaultFlags, _) => "its page fault holds the lock".to_owned(),
         (EvidenceKind::HoldFrame, Some(frame)) => format!("{frame} holds this lock there"),
         (EvidenceKind::HoldFrame, None) => "it is in code that holds this lock".to_owned(),
+        (EvidenceKind::LastHolder, _) => "the last one that took it".to_owned(),
         (EvidenceKind::LockWord, Some(frame)) => {
             format!("the lock's address is in its frame of {frame}")
         }
@@ -121,7 +126,8 @@ fn reason(evidence: &Evidence) -> String {
     };
     match (evidence.kind, &evidence.value) {
         // The owner word adds nothing for a person.
-        (EvidenceKind::WriterOwner | EvidenceKind::ReaderOwner, _) | (_, None) => words,
+        (EvidenceKind::WriterOwner | EvidenceKind::ReaderOwner | EvidenceKind::LastHolder, _)
+        | (_, None) => words,
         (EvidenceKind::FaultFlags, Some(flags)) => format!("{words}, flags {flags}"),
         (_, Some(value)) => format!("{words}: {value}"),
     }
@@ -167,9 +173,19 @@ fn unknown(lock: &Lock, known: usize) -> Option<Text> {
         (LockState::ReadHeld, None) if known > 0 => "other readers unknown".to_owned(),
         (LockState::ReadHeld, None) => "unknown readers".to_owned(),
         _ if known > 0 => return None,
-        (LockState::WriteHeld, _) => {
-            format!("unknown writer (owner word {})", glued(&lock.owner))
-        }
+        (LockState::WriteHeld, _) => match lock.kind {
+            LockKind::Semaphore => "unknown: a semaphore does not keep who took it".to_owned(),
+            LockKind::PercpuRwsem => {
+                "unknown writer: a per-CPU rwsem keeps its writer's name only until it has it"
+                    .to_owned()
+            }
+            LockKind::Mutex | LockKind::RtMutex => {
+                format!("unknown (owner word {})", glued(&lock.owner))
+            }
+            LockKind::Rwsem | LockKind::VmaLock | LockKind::Unknown => {
+                format!("unknown writer (owner word {})", glued(&lock.owner))
+            }
+        },
         (LockState::Inconsistent, _) => "unknown".to_owned(),
     };
     Some(Text::new().with(Tone::Doubt, words))

@@ -100,6 +100,7 @@ pub fn write_lock(
 fn heading(lock: &Lock) -> Text {
     let (state, tone) = match lock.state {
         LockState::ReadHeld => ("read-held", Tone::Plain),
+        LockState::WriteHeld if !lock.kind.has_readers() => ("held", Tone::Plain),
         LockState::WriteHeld => ("write-held", Tone::Plain),
         LockState::Free => ("free", Tone::Plain),
         LockState::Inconsistent => ("INCONSISTENT", Tone::Alarm),
@@ -120,7 +121,7 @@ fn heading(lock: &Lock) -> Text {
 
 fn no_stall(report: &Report) -> Text {
     Text::plain(format!(
-        "no task has waited for an rwsem longer than {} (checked {}, {})",
+        "no task has waited for a lock longer than {} (checked {}, {})",
         Span(report.threshold),
         Count::from(report.coverage.tasks).nouns("task", "tasks"),
         Count::of(report.short_waits()).nouns("short wait", "short waits"),

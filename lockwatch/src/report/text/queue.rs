@@ -19,15 +19,17 @@ pub(super) fn line(lock: &Lock) -> Text {
     let mut parts = Vec::new();
     match queue.as_slice() {
         [] => {}
-        few if few.len() <= ONE_BY_ONE => parts.extend(few.iter().map(|waiter| one(waiter))),
+        few if few.len() <= ONE_BY_ONE => parts.extend(few.iter().map(|waiter| one(lock, waiter))),
         [first, rest @ ..] => {
-            parts.push(one(first));
+            parts.push(one(lock, first));
             let only = |mode| rest.iter().all(|waiter| waiter.mode == mode);
             let range = match (rest.first(), rest.last()) {
                 (Some(from), Some(to)) => format!("#{}–#{}", from.position, to.position),
                 _ => String::new(),
             };
-            if only(LockMode::Read) {
+            if !lock.kind.has_readers() {
+                parts.push(group(&range, rest));
+            } else if only(LockMode::Read) {
                 parts.push(group(&format!("{range} readers"), rest));
             } else if only(LockMode::Write) {
                 parts.push(group(&format!("{range} writers"), rest));
@@ -36,7 +38,7 @@ pub(super) fn line(lock: &Lock) -> Text {
                     let some: Vec<&Waiter> =
                         rest.iter().filter(|w| w.mode == mode).copied().collect();
                     parts.push(match some.as_slice() {
-                        [waiter] => one(waiter),
+                        [waiter] => one(lock, waiter),
                         some => group(&format!("{} {many}", Count::of(some.len())), some),
                     });
                 }
@@ -62,10 +64,11 @@ pub(super) fn line(lock: &Lock) -> Text {
 }
 
 /// `#1 filebeat[4431] WRITE 6m12s in vm_mmap_pgoff`
-fn one(waiter: &Waiter) -> Text {
+fn one(lock: &Lock, waiter: &Waiter) -> Text {
     let (mode, tone) = match waiter.mode {
-        LockMode::Read => ("read", Tone::Plain),
-        LockMode::Write => ("WRITE", Tone::Strong),
+        _ if !lock.kind.has_readers() => (String::new(), Tone::Plain),
+        LockMode::Read => (format!("read{GLUE}"), Tone::Plain),
+        LockMode::Write => (format!("WRITE{GLUE}"), Tone::Strong),
     };
     let mut text = Text::plain(format!(
         "#{}{GLUE}{}{GLUE}",
@@ -73,7 +76,7 @@ fn one(waiter: &Waiter) -> Text {
         glued(&named(&waiter.comm, waiter.tid))
     ));
     text.push(tone, mode);
-    text.push(Tone::Plain, format!("{GLUE}{}", Span(waiter.wait_ns)));
+    text.push(Tone::Plain, Span(waiter.wait_ns).to_string());
     if let Some(caller) = &waiter.caller {
         text.push(Tone::Dim, format!(" in{GLUE}{caller}"));
     }

@@ -1,6 +1,6 @@
-//! What follows from the rules of an rwsem: `why`, `next` and `ways out`.
+//! What follows from the rules of a lock: `why`, `next` and `ways out`.
 //!
-//! The rules (kernel/locking/rwsem.c, 5.3 and later): the queue is first come, first
+//! The rules of an rwsem (kernel/locking/rwsem.c, 5.3 and later): the queue is first come, first
 //! served; a reader that comes while tasks are queued queues too. A wake-up with a
 //! writer in front wakes that writer alone. With a reader in front it grants the lock to
 //! at most 256 queued readers, also to those behind queued writers. A writer is never
@@ -28,11 +28,8 @@ struct Queue<'a> {
 }
 
 impl<'a> Queue<'a> {
-    /// None if nobody is blocked, or the lock obeys other rules.
+    /// None if nobody is blocked.
     fn of(lock: &'a Lock) -> Option<Self> {
-        if lock.kind != LockKind::Rwsem {
-            return None;
-        }
         let mut blocked = lock.blocked();
         let readers = lock
             .blocked()
@@ -52,6 +49,9 @@ impl<'a> Queue<'a> {
 }
 
 pub(super) fn why(lock: &Lock) -> Option<Text> {
+    if lock.kind != LockKind::Rwsem {
+        return why_not_an_rwsem(lock).map(Text::plain);
+    }
     let queue = Queue::of(lock)?;
     let position = queue.first.position;
     let words = match (lock.state, queue.first.mode) {
@@ -93,7 +93,55 @@ pub(super) fn why(lock: &Lock) -> Option<Text> {
     Some(Text::plain(words))
 }
 
+/// The rules of the other locks. A mutex, an rt_mutex and a semaphore know one way to be
+/// held. A per-CPU rwsem and a VMA are shut by a writer before the readers that are in have
+/// left (kernel/locking/percpu-rwsem.c 5.7+, mm/mmap_lock.c 6.15+).
+fn why_not_an_rwsem(lock: &Lock) -> Option<String> {
+    let first = lock.blocked().next()?;
+    let position = first.position;
+    let words = match (lock.kind, lock.state) {
+        (LockKind::Rwsem | LockKind::Unknown, _) => return None,
+        (_, LockState::Inconsistent) => format!(
+            "the lock's words contradict each other: count {}, owner {}",
+            lock.count, lock.owner
+        ),
+        (_, LockState::Free) => {
+            format!("the lock is free: #{position} has not taken it yet (woken, but not run?)")
+        }
+        (LockKind::Mutex | LockKind::RtMutex, _) => {
+            "one task at a time has it, the others queue".to_owned()
+        }
+        (LockKind::Semaphore, _) => "all that the semaphore gives out is taken".to_owned(),
+        (LockKind::PercpuRwsem, LockState::ReadHeld) => format!(
+            "writer #{position} has shut it for new readers and waits until those that were in leave"
+        ),
+        (LockKind::PercpuRwsem, LockState::WriteHeld) => {
+            "nobody else gets a lock that is write-held".to_owned()
+        }
+        (LockKind::VmaLock, _) => format!(
+            "writer #{position} waits until everybody has left the memory area; it has mmap_lock for write meanwhile"
+        ),
+    };
+    Some(words)
+}
+
+/// What follows when it is released.
+fn next_of_another(report: &Report, lock: &Lock) -> Option<Text> {
+    let first = lock.blocked().next()?;
+    let when = match lock.state {
+        LockState::Inconsistent => return Some(Text::new().with(Tone::Doubt, "not known")),
+        LockState::Free => "as soon as it runs",
+        // A frozen file system: no task will release it.
+        LockState::WriteHeld if lock.note.is_some() => "when it is thawed",
+        LockState::ReadHeld | LockState::WriteHeld => release(report, lock),
+    };
+    Some(Text::plain(format!("{when}: #{}", first.position)))
+}
+
 pub(super) fn next(report: &Report, lock: &Lock) -> Option<Text> {
+    if lock.kind != LockKind::Rwsem {
+        return next_of_another(report, lock);
+    }
     let queue = Queue::of(lock)?;
     let when = match lock.state {
         LockState::Inconsistent => {
@@ -198,7 +246,8 @@ pub(super) fn ways_out(lock: &Lock) -> Option<Text> {
             if killable == 1 { "is" } else { "are" }
         ),
     };
-    if let Some(queue) = Queue::of(lock)
+    if lock.kind == LockKind::Rwsem
+        && let Some(queue) = Queue::of(lock)
         && queue.is_convoy(lock)
         && queue.first.killable
         && queue

@@ -7,12 +7,14 @@ use rustc_hash::FxHashMap;
 use crate::{
     kernel::{
         arch::is_kernel_address,
-        layout::RwsemLayout,
-        lock_word::waiter_mode,
+        locks::{Granted, LockLayout},
         memory::{KernelMemory, MemoryError, half_word, word},
     },
     lock::LockMode,
-    survey::look::Look,
+    survey::{
+        look::{Look, TaskLook},
+        queue::Row,
+    },
 };
 
 /// How far above the slow path's return address its queue entry is looked for.
@@ -23,12 +25,13 @@ const ENTRY_WORDS: usize = 64;
 pub(in crate::survey) struct Entry {
     /// Index into [`Look::tasks`].
     pub(in crate::survey) task: usize,
-    /// Where the entry lies.
+    /// Where its links lie.
     pub(in crate::survey) address: u64,
     /// Read or write.
     pub(in crate::survey) mode: LockMode,
-    /// Jiffies at which it may ask for a hand-off: a fixed time after it queued.
-    pub(in crate::survey) timeout: u64,
+    /// Jiffies at which it may ask for a hand-off: a fixed time after it queued; `None`
+    /// where entries have no such time.
+    pub(in crate::survey) timeout: Option<u64>,
     /// Place in the queue, from 1; 0 until that is known.
     pub(in crate::survey) position: u32,
     /// Its forward link, as read.
@@ -37,47 +40,84 @@ pub(in crate::survey) struct Entry {
     pub(super) prev: u64,
 }
 
-/// The entries of all tasks that a slow path has queued, and of readers that were granted
-/// the lock and have not run since.
-pub(super) fn on_stacks(
-    look: &Look,
-    layout: &RwsemLayout,
-    slow_paths: &[Range<u64>],
-) -> (Vec<Entry>, Vec<Entry>) {
-    let mut queued = Vec::new();
-    let mut granted = Vec::new();
-    for (index, task) in look.tasks.iter().enumerate() {
-        let words = look.words(task);
-        let region = look.scheduler_words(task).len();
-        // The outermost return address into a slow path is the live one; deeper ones
-        // can be left from an earlier wait, with an entry that looks the same.
-        let candidate = (0..region)
-            .rev()
-            .filter(|&at| in_ranges(slow_paths, words[at]))
-            .find_map(|at| entry_above(look, layout, index, at));
-        match candidate {
-            Some((entry, false)) => queued.push(entry),
-            Some((entry, true)) => granted.push(entry),
-            None => {}
+impl Entry {
+    /// A writer that is first in line without an entry.
+    pub(super) const fn without_links(task: usize, lock: u64) -> Self {
+        Self {
+            task,
+            address: lock,
+            mode: LockMode::Write,
+            timeout: None,
+            position: 1,
+            next: 0,
+            prev: 0,
         }
     }
-    (queued, granted)
 }
 
-/// The entry above a return address into a slow path, and whether it was granted.
-fn entry_above(
+/// An entry on a stack.
+pub(super) struct Stacked {
+    /// Index into the table of locks.
+    pub(super) row: usize,
+    /// The entry.
+    pub(super) entry: Entry,
+    /// Its task has been granted the lock and has not run since.
+    pub(super) granted: bool,
+}
+
+/// The entries of all tasks that a slow path has queued, and of those that were granted
+/// the lock and have not run since.
+pub(super) fn on_stacks(look: &Look, rows: &[Row]) -> Vec<Stacked> {
+    let mut stacked = Vec::new();
+    for (index, task) in look.tasks.iter().enumerate() {
+        let words = look.words(task);
+        let region = asking_len(look, task, rows);
+        // The outermost return address into a slow path is the live one; deeper ones
+        // can be left from an earlier wait, with an entry that looks the same.
+        let candidate = (0..region).rev().find_map(|at| {
+            let row = rows
+                .iter()
+                .position(|row| in_ranges(&row.slow_paths, words[at]))?;
+            let places = at + 1..(at + 1 + ENTRY_WORDS).min(region);
+            let (entry, granted) = entry_in(look, &rows[row].layout, index, places)?;
+            Some(Stacked {
+                row,
+                entry,
+                granted,
+            })
+        });
+        stacked.extend(candidate);
+    }
+    stacked
+}
+
+/// Words from the stack pointer up to the first function that is neither left out by the
+/// unwinder nor a slow path: what its callers keep can look like an entry.
+pub(super) fn asking_len(look: &Look, task: &TaskLook, rows: &[Row]) -> usize {
+    let len = look.words(task).len();
+    if task.record.on_cpu != 0 || task.frames.is_empty() {
+        return len;
+    }
+    task.frames
+        .iter()
+        .find(|frame| {
+            rows.iter()
+                .all(|row| !in_ranges(&row.slow_paths, frame.return_address))
+        })
+        .map_or(len, |frame| frame.at.min(len))
+}
+
+/// The entry of this task at these words, and whether it was granted.
+fn entry_in(
     look: &Look,
-    layout: &RwsemLayout,
+    layout: &LockLayout,
     index: usize,
-    at: usize,
+    places: Range<usize>,
 ) -> Option<(Entry, bool)> {
     let task = &look.tasks[index];
     let words = look.words(task);
-    // Within the slow path's own frames: what its callers keep can look like an entry.
-    let end = look.scheduler_words(task).len();
-    let places = at + 1..(at + 1 + ENTRY_WORDS).min(end);
     let entry_of = |pointer: u64| {
-        let is_it = move |&start: &usize| word_at(words, start, layout.waiter_task) == pointer;
+        let is_it = move |&start: &usize| word_at(words, start, layout.entry.task) == pointer;
         places
             .clone()
             .filter(is_it)
@@ -86,29 +126,42 @@ fn entry_above(
     if let Some(entry) = entry_of(task.record.task).next() {
         return Some((entry, false));
     }
-    entry_of(0)
-        .find(|entry| entry.mode == LockMode::Read && is_recent(entry.timeout, look.jiffies))
-        .map(|entry| (entry, true))
+    let is_granted = |entry: &Entry| match layout.entry.granted {
+        Granted::TaskCleared => {
+            entry.mode == LockMode::Read
+                && entry
+                    .timeout
+                    .is_some_and(|timeout| is_recent(timeout, look.jiffies))
+        }
+        Granted::Unlinked => (entry.next, entry.prev) == (entry.address, entry.address),
+        Granted::Untold => false,
+    };
+    entry_of(0).find(is_granted).map(|entry| (entry, true))
 }
 
 fn word_at(words: &[u64], start: usize, offset: usize) -> u64 {
-    words.get(start + offset / 8).copied().unwrap_or(0)
+    let word = words.get(start + offset / 8).copied().unwrap_or(0);
+    word >> (8 * (offset % 8))
 }
 
 /// An entry with plausible links and type at this word of the task's stack.
-fn decode_entry(look: &Look, layout: &RwsemLayout, task: usize, start: usize) -> Option<Entry> {
+fn decode_entry(look: &Look, layout: &LockLayout, task: usize, start: usize) -> Option<Entry> {
     let owner = &look.tasks[task];
     let words = look.words(owner);
-    let (next, prev) = (*words.get(start)?, *words.get(start + 1)?);
-    // The low half of the word: the type is a 32-bit enum.
-    let mode = waiter_mode(word_at(words, start, layout.waiter_type) as u32)?;
+    let layout = &layout.entry;
+    let links = start + layout.links / 8;
+    let (next, prev) = (*words.get(links)?, *words.get(links + 1)?);
+    // The low half of the word: it is a 32-bit enum.
+    let mode = layout
+        .mode
+        .decode(word_at(words, start, layout.mode.offset()) as u32)?;
     let is_link =
         |link: u64| is_kernel_address(link) && link.is_multiple_of(8) && link != owner.record.task;
     (is_link(next) && is_link(prev)).then(|| Entry {
         task,
-        address: owner.word_address(start),
+        address: owner.word_address(links),
         mode,
-        timeout: word_at(words, start, layout.waiter_timeout),
+        timeout: layout.timeout.map(|timeout| word_at(words, start, timeout)),
         position: 0,
         next,
         prev,
@@ -127,7 +180,7 @@ pub(super) fn in_ranges(ranges: &[Range<u64>], address: u64) -> bool {
 /// The entry at this address, if it is one and belongs to a task we know.
 pub(super) fn linked_entry(
     look: &Look,
-    layout: &RwsemLayout,
+    layout: &LockLayout,
     address: u64,
     known: &mut FxHashMap<u64, Entry>,
     memory: &mut dyn KernelMemory,
@@ -139,7 +192,7 @@ pub(super) fn linked_entry(
         return Ok(None);
     }
     let entry = memory
-        .read(address, layout.waiter_size)?
+        .read(start_of(layout, address), layout.entry.size)?
         .and_then(|bytes| parse_entry(look, layout, address, &bytes));
     if let Some(entry) = entry {
         known.insert(address, entry);
@@ -147,13 +200,20 @@ pub(super) fn linked_entry(
     Ok(entry)
 }
 
+/// Where the entry begins whose links lie at this address.
+pub(super) const fn start_of(layout: &LockLayout, address: u64) -> u64 {
+    address.wrapping_sub(layout.entry.links as u64)
+}
+
+/// The entry whose links lie at this address, by its bytes.
 pub(super) fn parse_entry(
     look: &Look,
-    layout: &RwsemLayout,
+    layout: &LockLayout,
     address: u64,
     bytes: &[u8],
 ) -> Option<Entry> {
-    let task = look.task_at(word(bytes, layout.waiter_task))?;
+    let layout = &layout.entry;
+    let task = look.task_at(word(bytes, layout.task))?;
     let base = look.tasks[task].record.stack_base;
     // The entry of a task lies on that task's own stack.
     if !(base..base + look.thread_size()).contains(&address) {
@@ -162,10 +222,10 @@ pub(super) fn parse_entry(
     Some(Entry {
         task,
         address,
-        mode: waiter_mode(half_word(bytes, layout.waiter_type))?,
-        timeout: word(bytes, layout.waiter_timeout),
+        mode: layout.mode.decode(half_word(bytes, layout.mode.offset()))?,
+        timeout: layout.timeout.map(|timeout| word(bytes, timeout)),
         position: 0,
-        next: word(bytes, 0),
-        prev: word(bytes, 8),
+        next: word(bytes, layout.links),
+        prev: word(bytes, layout.links + 8),
     })
 }

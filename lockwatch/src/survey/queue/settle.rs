@@ -4,13 +4,12 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     Queue,
-    entry::{Entry, linked_entry, parse_entry},
+    entry::{Entry, linked_entry, parse_entry, start_of},
 };
 use crate::{
     kernel::{
         arch::is_kernel_address,
-        layout::{QueueLink, RwsemLayout},
-        lock_word::{LockWord, waiter_mode},
+        locks::{LockLayout, QueueLink},
         memory::{KernelMemory, MemoryError, half_word, word},
     },
     lock::LockAddr,
@@ -39,7 +38,7 @@ pub(super) struct Group {
 /// ones) are read from memory.
 pub(super) fn groups(
     look: &Look,
-    layout: &RwsemLayout,
+    layout: &LockLayout,
     entries: Vec<Entry>,
     memory: &mut dyn KernelMemory,
 ) -> Result<Vec<Group>, MemoryError> {
@@ -117,7 +116,7 @@ fn lock_candidates(look: &Look, link: QueueLink, group: &Group) -> Vec<u64> {
 /// faster than it can be read.
 pub(super) fn settle(
     look: &Look,
-    layout: &RwsemLayout,
+    layout: &LockLayout,
     group: &Group,
     memory: &mut dyn KernelMemory,
 ) -> Result<Option<Queue>, MemoryError> {
@@ -136,7 +135,7 @@ pub(super) fn settle(
 /// Reads the candidates and the entries again, and follows the queue from the lock.
 fn settle_once(
     look: &Look,
-    layout: &RwsemLayout,
+    layout: &LockLayout,
     group: &Group,
     candidates: &[u64],
     memory: &mut dyn KernelMemory,
@@ -146,7 +145,7 @@ fn settle_once(
         group
             .members
             .iter()
-            .map(|entry| (entry.address, layout.waiter_size)),
+            .map(|entry| (start_of(layout, entry.address), layout.entry.size)),
     );
     let mut read = memory.read_batch(&reads)?.into_iter();
     let locks: Vec<_> = candidates.iter().copied().zip(read.by_ref()).collect();
@@ -172,14 +171,13 @@ fn settle_once(
         if matches!(layout.queue, QueueLink::First(_)) && !entries.contains_key(&first) {
             continue;
         }
-        let (count, owner) = (word(&bytes, layout.count), word(&bytes, layout.owner));
-        let decoded = LockWord::decode(count, owner);
+        let decoded = layout.word.decode(&bytes, true);
         let queue = follow(look, layout, (first, end), &mut entries, memory)?;
         if let (Some(entries), true) = (queue, decoded.has_waiters) {
             return Ok(Some(Queue {
                 lock: LockAddr(lock),
-                count,
-                owner,
+                kind: layout.kind,
+                is_spinlock: false,
                 word: decoded,
                 entries,
                 granted: Vec::new(),
@@ -195,7 +193,7 @@ fn settle_once(
 /// queue, but are left out.
 fn follow(
     look: &Look,
-    layout: &RwsemLayout,
+    layout: &LockLayout,
     (first, end): (u64, u64),
     entries: &mut FxHashMap<u64, Entry>,
     memory: &mut dyn KernelMemory,
@@ -236,24 +234,25 @@ fn follow(
 /// taken: it lies on the stack of the task it names.
 fn newcomer(
     look: &Look,
-    layout: &RwsemLayout,
+    layout: &LockLayout,
     address: u64,
     memory: &mut dyn KernelMemory,
 ) -> Result<Option<(u64, u64)>, MemoryError> {
     if !is_kernel_address(address) {
         return Ok(None);
     }
-    let Some(bytes) = memory.read(address, layout.waiter_size)? else {
+    let entry = &layout.entry;
+    let Some(bytes) = memory.read(start_of(layout, address), entry.size)? else {
         return Ok(None);
     };
-    let task = word(&bytes, layout.waiter_task);
-    let is_mode = waiter_mode(half_word(&bytes, layout.waiter_type)).is_some();
-    if !is_kernel_address(task) || !is_mode {
+    let task = word(&bytes, entry.task);
+    let mode = entry.mode.decode(half_word(&bytes, entry.mode.offset()));
+    if !is_kernel_address(task) || mode.is_none() {
         return Ok(None);
     }
     let stack = memory
-        .read_u64(task.wrapping_add(layout.task_stack))?
+        .read_u64(task.wrapping_add(entry.task_stack))?
         .unwrap_or(0);
     let is_own = (stack..stack.saturating_add(look.thread_size())).contains(&address);
-    Ok(is_own.then(|| (word(&bytes, 0), word(&bytes, 8))))
+    Ok(is_own.then(|| (word(&bytes, entry.links), word(&bytes, entry.links + 8))))
 }

@@ -6,17 +6,22 @@ use super::{
     *,
 };
 use crate::{
-    kernel::layout::QueueLink,
+    kernel::locks::{LockLayout, QueueLink},
     lock::{LockMode, LockState},
-    survey::image::{Image, JIFFIES, RWSEM, SLOW_PATH, entry_address, task_address},
+    survey::image::{Image, JIFFIES, RWSEM, entry_address, row, task_address},
 };
 
 const LOCK: u64 = 0xffff_8882_0000_0040;
-const READ_SLOW_PATH: Range<u64> = SLOW_PATH - 0x50..SLOW_PATH + 0x50;
-const SLOW_PATHS: &[Range<u64>] = &[READ_SLOW_PATH];
 
 fn find_in(image: &Image, tasks: u64) -> Queues {
-    find(&image.look(tasks), &RWSEM, SLOW_PATHS, &mut image.clone()).unwrap()
+    find(&image.look(tasks), &[row(RWSEM)], &mut image.clone()).unwrap()
+}
+
+fn entries_on(look: &Look) -> Vec<Entry> {
+    entry::on_stacks(look, &[row(RWSEM)])
+        .iter()
+        .map(|stacked| stacked.entry)
+        .collect()
 }
 
 #[test]
@@ -53,14 +58,17 @@ fn a_waiter_nobody_recognised_is_read_from_memory() {
     let mut look = image.look(3);
     // Task 2 runs: the first waiter may spin, and its stack shows no slow path.
     look.tasks[1].record.on_cpu = 1;
-    let blind: [Range<u64>; 0] = [];
+    let blind = Row {
+        layout: RWSEM,
+        slow_paths: Vec::new(),
+    };
     assert!(
-        find(&look, &RWSEM, &blind, &mut image.clone())
+        find(&look, &[blind], &mut image.clone())
             .unwrap()
             .queues
             .is_empty()
     );
-    let (mut entries, _) = entry::on_stacks(&look, &RWSEM, SLOW_PATHS);
+    let mut entries = entries_on(&look);
     entries.remove(1);
     let groups = groups(&look, &RWSEM, entries, &mut image).unwrap();
     assert_eq!(groups.len(), 1);
@@ -129,7 +137,7 @@ fn a_granted_reader_is_no_waiter() {
         queue
             .granted
             .iter()
-            .all(|entry| is_recent(entry.timeout, JIFFIES))
+            .all(|entry| is_recent(entry.timeout.unwrap(), JIFFIES))
     );
 }
 
@@ -140,8 +148,8 @@ fn a_waiter_that_joined_during_the_look_is_in_the_queue() {
     // The first stack was copied before the second task queued.
     let mut earlier = image.clone();
     earlier.entry(1, 0, LOCK + 24, LOCK + 24);
-    let (mut entries, _) = entry::on_stacks(&image.look(2), &RWSEM, SLOW_PATHS);
-    let (stale, _) = entry::on_stacks(&earlier.look(1), &RWSEM, SLOW_PATHS);
+    let mut entries = entries_on(&image.look(2));
+    let stale = entries_on(&earlier.look(1));
     entries[0] = stale[0];
     let look = image.look(2);
     let groups = groups(&look, &RWSEM, entries, &mut image).unwrap();
@@ -159,7 +167,7 @@ fn a_task_that_came_after_the_look_takes_its_place_in_the_queue() {
     // Task 2 is unknown: the look ends before it, and task 3 is known again.
     let mut look = image.look(3);
     look.forget(task_address(2));
-    let found = find(&look, &RWSEM, SLOW_PATHS, &mut image).unwrap();
+    let found = find(&look, &[row(RWSEM)], &mut image).unwrap();
     let [queue] = &found.queues[..] else {
         panic!("{found:?}")
     };
@@ -186,12 +194,12 @@ fn a_ring_starts_where_the_lock_says() {
     }
     // first_waiter stands where the list's head used to.
     image.lock(LOCK, 0x102, 3, entry_address(2), 0);
-    let ring = RwsemLayout {
+    let ring = LockLayout {
         queue: QueueLink::First(24),
         size: 32,
         ..RWSEM
     };
-    let found = find(&image.look(3), &ring, SLOW_PATHS, &mut image).unwrap();
+    let found = find(&image.look(3), &[row(ring)], &mut image).unwrap();
     let [queue] = &found.queues[..] else {
         panic!("{found:?}")
     };
@@ -216,12 +224,12 @@ fn a_lone_waiter_is_a_ring_of_one() {
     image.entry(1, 0, entry_address(1), entry_address(1));
     image.set(entry_address(1) - 0x40, LOCK);
     image.lock(LOCK, 0x3, task_address(9), entry_address(1), 0);
-    let ring = RwsemLayout {
+    let ring = LockLayout {
         queue: QueueLink::First(24),
         size: 32,
         ..RWSEM
     };
-    let found = find(&image.look(1), &ring, SLOW_PATHS, &mut image).unwrap();
+    let found = find(&image.look(1), &[row(ring)], &mut image).unwrap();
     assert_eq!(found.queues.len(), 1);
 }
 

@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::truth::{Held, LockKind};
 
 const MS: u64 = 1_000_000;
 
@@ -244,6 +245,109 @@ fn a_hidden_holder_may_be_unknown_but_not_replaced() {
     replaced["chains"] = json!([]);
     let wrong = judge_by(replaced, &truth).wrong;
     assert!(wrong.iter().any(|one| one.contains("accused")), "{wrong:?}");
+}
+
+/// The holder of the lock waits for one more, which task 12 has.
+fn truth_of_two() -> Ready {
+    let mut truth = truth();
+    truth.holders[0].stuck = Stuck::Lock;
+    let mut last = truth.holders[0].clone();
+    last.tid = Tid(12);
+    last.comm = "lab-last".into();
+    last.stuck = Stuck::Fuse;
+    let mut waiter = truth.waiters[0].clone();
+    waiter.tid = Tid(11);
+    waiter.comm = "lab-holder".into();
+    waiter.frame = "request_wait_answer".into();
+    truth.next = Some(Held {
+        lock: crate::truth::Lock {
+            kind: LockKind::VmaLock,
+            class: None,
+            name: "VMA lock".into(),
+            path: None,
+            ino: None,
+            tgid: None,
+            comm: None,
+        },
+        state: LockState::ReadHeld,
+        reader_count: Some(1),
+        holders: vec![last],
+        waiter,
+    });
+    truth
+}
+
+fn report_of_two() -> Value {
+    let mut report = report();
+    let mut next = report["locks"][0].clone();
+    next["id"] = json!("b");
+    next["kind"] = json!("vma_lock");
+    next["class"] = json!("unknown");
+    next["object"] = json!(null);
+    next["name"] = json!("any name");
+    next["holders"][0]["tid"] = json!(12);
+    next["holders"][0]["comm"] = json!("lab-last");
+    let mut waiter = next["waiters"][0].clone();
+    waiter["tid"] = json!(11);
+    waiter["comm"] = json!("lab-holder");
+    waiter["stack"] = json!(1);
+    next["waiters"] = json!([waiter]);
+    report["locks"].as_array_mut().unwrap().push(next);
+    tell(&mut report, "/locks/0/holders/0/stuck/class", json!("lock"));
+    tell(&mut report, "/locks/0/holders/0/state", json!("D"));
+    report["chains"] = json!([{"root": {"tid": 12, "comm": "lab-last"}, "blocked_tasks": 3,
+        "path": [{"lock": "a"}, {"task": 11}, {"lock": "b"}, {"task": 12}],
+        "sentence": "lab-last[12] blocks 3 tasks"}]);
+    let found = json!({"detector": "long-wait", "sentence": "1 task waits for any name",
+                       "locks": ["b"], "tasks": [11]});
+    tell(&mut report, "/findings/-", found);
+    report
+}
+
+#[test]
+fn a_chain_of_two_locks_is_judged_at_both() {
+    let truth = truth_of_two();
+    let verdict = judge_by(report_of_two(), &truth);
+    assert_eq!(verdict.wrong, Vec::<String>::new());
+    assert_eq!(verdict.confidences.len(), 2);
+    let lies = [
+        ("/locks/0/holders/0/stuck/class", json!("fuse"), "stuck"),
+        ("/locks/1/kind", json!("rwsem"), "kind"),
+        ("/locks/1/holders", json!([]), "accused"),
+        ("/locks/1/holders/0/tid", json!(11), "accused"),
+        ("/locks/1/waiters/0/tid", json!(13), "0 locks are"),
+        ("/chains/0/root/tid", json!(11), "chains with roots"),
+        ("/chains/0/blocked_tasks", json!(2), "blocks"),
+        (
+            "/chains/0/path",
+            json!([{"lock": "a"}, {"task": 11}]),
+            "chains with roots",
+        ),
+    ];
+    for (place, lie, word) in lies {
+        let mut report = report_of_two();
+        tell(&mut report, place, lie.clone());
+        let wrong = judge_by(report, &truth).wrong;
+        assert!(
+            wrong.iter().any(|one| one.contains(word)),
+            "{place} = {lie}: {wrong:?}"
+        );
+    }
+}
+
+#[test]
+fn a_lock_that_no_task_holds_accuses_nobody() {
+    let mut truth = truth();
+    truth.holders.clear();
+    let accused = judge_by(report(), &truth).wrong;
+    assert!(
+        accused.iter().any(|one| one.contains("accused")),
+        "{accused:?}"
+    );
+    let mut report = report();
+    report["locks"][0]["holders"] = json!([]);
+    report["chains"] = json!([]);
+    assert_eq!(judge_by(report, &truth).wrong, Vec::<String>::new());
 }
 
 /// Puts a value at a JSON pointer; `-` at its end appends.

@@ -1,7 +1,8 @@
-//! A block device of no content: FUSE takes one, as `fuseblk`, and never reads it.
+//! A block device in memory.
 
 use std::{
     fs::File,
+    io::Write,
     os::fd::{AsRawFd, OwnedFd},
 };
 
@@ -13,8 +14,7 @@ use nix::{
 };
 use zerocopy::{Immutable, IntoBytes};
 
-/// A few blocks are enough for the kernel.
-const BYTES: u64 = 64 << 10;
+use crate::scenario::NotHere;
 
 /// Another program may take the device that was free.
 const ATTEMPTS: usize = 10;
@@ -37,24 +37,26 @@ struct LoopConfig {
 const _: () = assert!(size_of::<LoopConfig>() == 304);
 
 /// A loop device that is free again once nobody has it open.
-pub(super) struct Device {
-    pub(super) path: String,
+pub(crate) struct Device {
+    pub(crate) path: String,
     /// Keeps the device until it is mounted.
     _open: File,
 }
 
 impl Device {
-    pub(super) fn attach() -> Result<Self> {
+    pub(crate) fn attach(bytes: &[u8]) -> Result<Self> {
         let content =
             memfd_create(c"stall-lab", MFdFlags::MFD_CLOEXEC).context("cannot make a memfd")?;
-        let content = File::from(content);
+        let mut content = File::from(content);
         content
-            .set_len(BYTES)
-            .context("cannot size the content of a block device")?;
+            .write_all(bytes)
+            .context("cannot write the content of a block device")?;
         let content = OwnedFd::from(content);
-        let control = File::open("/dev/loop-control").context(
-            "cannot open /dev/loop-control: this scenario needs loop devices (`modprobe loop`)",
-        )?;
+        let control = File::open("/dev/loop-control").map_err(|error| {
+            NotHere::because(format!(
+                "cannot open /dev/loop-control ({error}): it needs loop devices (`modprobe loop`)"
+            ))
+        })?;
         for _ in 0..ATTEMPTS {
             if let Some(device) = Self::try_attach(&control, &content)? {
                 return Ok(device);
