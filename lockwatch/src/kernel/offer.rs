@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::kernel::{
     btf::Btf,
     capabilities,
+    layout::Layout,
     lock_functions::{is_lock_function, tracepoint},
     symbols::{KALLSYMS, KPTR_RESTRICT, spellings},
 };
@@ -102,6 +103,9 @@ pub struct Offer {
     pub preempt_rt: bool,
     /// Whether it shows its type information.
     pub btf: bool,
+    /// What lockwatch does not know about the layout of its types; none if it knows all
+    /// that it needs, or there are no types.
+    pub unknown_layout: Option<String>,
     /// Tracepoints and the types of their arguments, from BTF's `btf_trace_*`:
     /// `"contention_begin": ["void *", "unsigned int"]`.
     pub tracepoints: BTreeMap<String, Vec<String>>,
@@ -174,6 +178,9 @@ impl Offer {
             preempt_rt: btf
                 .map_or_else(|| Path::new("/sys/kernel/realtime").exists(), is_preempt_rt),
             btf: btf.is_some(),
+            unknown_layout: btf
+                .and_then(|btf| Layout::from_btf(btf).err())
+                .map(|error| error.to_string()),
             tracepoints: btf
                 .into_iter()
                 .flat_map(Btf::tracepoints)

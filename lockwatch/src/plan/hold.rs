@@ -126,9 +126,12 @@ impl Functions {
     }
 }
 
+/// A purpose by the positions of a tracepoint's `bool` arguments.
+type ByPositions = fn(&[u8]) -> Option<Purpose>;
+
 /// The tracepoints of mmap_lock; both, or none.
 fn mmap_lock(offer: &Offer) -> Result<Vec<Hook>, String> {
-    let purposes: [(&str, fn(&[u8]) -> Option<Purpose>); 2] = [
+    let purposes: [(&str, ByPositions); 2] = [
         (MMAP_LOCK_RELEASED, |bools| match *bools {
             [write] => Some(Purpose::MmapReleased { write }),
             _ => None,

@@ -35,6 +35,9 @@ pub(super) fn add(plan: &mut Plan, offer: &Offer) {
             ),
         ));
     }
+    if let Some(unknown) = &offer.unknown_layout {
+        plan.gaps.push(everything(unknown.clone(), None));
+    }
     let surveys = |why: String, remedy: Option<&str>| Gap {
         subject: Subject::Surveys,
         missing: "surveys: the state of all tasks and locks at one instant".to_owned(),

@@ -219,6 +219,15 @@ fn a_mutex_wait_never_begins_where_only_a_survey_could_end_it() {
     assert_eq!(kinds, BTreeSet::from([format!("{:?}", LockKind::Rwsem)]));
 }
 
+#[test]
+fn a_layout_that_nobody_knows_is_a_gap_and_not_a_guess() {
+    let mut offer = offer("6.12");
+    offer.unknown_layout = Some("no rw_semaphore.count".to_owned());
+    let plan = plan(&offer, Wanted { holds: true });
+    let gap = plan.gaps_in(Subject::Everything).next().expect("a gap");
+    assert_eq!(gap.why, "no rw_semaphore.count");
+}
+
 /// An offer from which anything may be taken away.
 fn less(offer: Offer) -> impl Strategy<Value = Offer> {
     let keep = |len: usize| prop::collection::vec(prop::bool::weighted(0.8), len);

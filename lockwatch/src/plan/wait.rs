@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     Gap, Hook, Mechanism, Offer, Plan, Purpose, Subject, WaitEnds,
-    place::{Function, count, tracepoint},
+    place::{Function, count, tracepoint, typed_refusal},
 };
 use crate::{
     kernel::lock_functions::{
@@ -59,13 +59,12 @@ const KINDS: [(LockKind, &str); 5] = [
 fn slow_paths(plan: &mut Plan, offer: &Offer, no_tracepoints: &str) {
     let mut ends = Vec::new();
     let mut begins = Vec::new();
+    let mut seen = Vec::new();
+    let mut unseen = BTreeMap::<String, Vec<&str>>::new();
     for (kind, called) in KINDS {
         let found = SlowPaths::of(offer, kind);
         if !found.typed.is_empty() {
-            plan.reasons.push(format!(
-                "waits for {called} from {} by fentry and fexit, a little longer than waits by tracepoint, as they include spinning: {no_tracepoints}",
-                names(found.typed.iter().map(|path| path.stem))
-            ));
+            seen.push(called);
         }
         for path in &found.typed {
             let hook = |purpose, mechanism| Hook {
@@ -120,16 +119,22 @@ fn slow_paths(plan: &mut Plan, offer: &Offer, no_tracepoints: &str) {
             });
         }
         if found.typed.is_empty() && untyped.is_empty() {
-            plan.gaps.push(Gap {
-                subject: Subject::WaitBegins,
-                missing: format!("waits for {called} as they begin and end"),
-                why: format!("{no_tracepoints}, and {}", found.why_none()),
-                cost: "surveys alone show them: short ones are missed, all times are rough"
-                    .to_owned(),
-                remedy: None,
-            });
+            unseen.entry(found.why_none()).or_default().push(called);
         }
     }
+    if !seen.is_empty() {
+        plan.reasons.push(format!(
+            "waits for {} from the functions in which tasks wait, by fentry and fexit, as {no_tracepoints}; they are a little longer than by tracepoint, as they include spinning",
+            seen.join(", ")
+        ));
+    }
+    plan.gaps.extend(unseen.into_iter().map(|(why, kinds)| Gap {
+        subject: Subject::WaitBegins,
+        missing: format!("waits for {} as they begin and end", kinds.join(", ")),
+        why: format!("{no_tracepoints}, and {why}"),
+        cost: "surveys alone show them: short ones are missed, all times are rough".to_owned(),
+        remedy: None,
+    }));
     plan.hooks.extend(ends);
     plan.hooks.extend(begins);
 }
@@ -186,15 +191,16 @@ impl<'a> SlowPaths<'a> {
             .into_iter()
             .map(|(why, stems)| format!("{}: {why}", names(stems.into_iter())))
             .collect();
-        found.why_not_typed = reasons.join("; ");
+        // What is true of all functions is said of none.
+        found.why_not_typed = typed_refusal(offer).unwrap_or_else(|| reasons.join("; "));
         found
     }
 
-    fn why_none(&self) -> &str {
+    fn why_none(self) -> String {
         if self.why_not_typed.is_empty() {
-            "it has none of the functions that lockwatch knows to wait for them"
+            "it has none of the functions that lockwatch knows to wait for them".to_owned()
         } else {
-            &self.why_not_typed
+            self.why_not_typed
         }
     }
 }
