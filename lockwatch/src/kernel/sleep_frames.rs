@@ -26,6 +26,18 @@ pub const LOCK_SLOW_PATHS: &[&str] = &[
     "__vma_enter_locked",
 ];
 
+/// Whether a function, by its stem, is one of a lock's own rather than its caller. Some of
+/// them lie outside of `.sched.text`, and the unwinder shows them.
+pub fn is_lock_function(stem: &str) -> bool {
+    LOCK_SLOW_PATHS.contains(&stem)
+        || stem.starts_with("rt_mutex_")
+        || stem.starts_with("__rt_mutex_")
+        || stem.starts_with("rwbase_")
+        || stem.starts_with("__rwbase_")
+        || stem.starts_with("vma_mark_")
+        || stem.starts_with("__vma_")
+}
+
 /// How a stem is matched.
 enum Match {
     /// The whole stem.

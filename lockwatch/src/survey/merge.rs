@@ -136,7 +136,7 @@ impl Merger<'_, '_> {
             mode: entry.mode,
             wait,
             wait_source,
-            killable: task.state == TaskState::Killable,
+            killable: matches!(task.state, TaskState::Killable | TaskState::Interruptible),
             // A mutex can be handed to a task that is still in its queue.
             granted: word.owner_is == OwnerIs::Next && word.owner_task == task.record.task,
             state: task.state,

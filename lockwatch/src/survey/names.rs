@@ -4,9 +4,9 @@ use crate::{
     kernel::{
         arch::{is_image_address, is_kernel_address},
         layout::Layout,
-        locks::{FREEZE_LEVELS, VmaLockLayout, is_frozen, locks_a_pipe},
+        locks::{FREEZE_LEVELS, VmaLockLayout, is_frozen, is_pi_futex, locks_a_pipe},
         memory::{KernelMemory, MemoryError, half_word, text, word},
-        sleep_frames::LOCK_SLOW_PATHS,
+        sleep_frames::is_lock_function,
         symbols::Symbols,
     },
     lock::{LockAddr, LockClass, LockKind, LockObject},
@@ -38,7 +38,7 @@ const FS_NAME_LEN: usize = 32;
 
 /// Whether a function on a stack, by its stem, is not one of the lock's own.
 pub(super) fn is_caller(stem: &str) -> bool {
-    !stem.is_empty() && !LOCK_SLOW_PATHS.contains(&stem)
+    !stem.is_empty() && !is_lock_function(stem)
 }
 
 /// Names the lock of a queue; `caller` is the function its first waiter asks from.
@@ -85,6 +85,9 @@ pub(super) fn identify(
         object: None,
         object_address: None,
         name: match caller {
+            Some(caller) if queue.kind == LockKind::RtMutex && is_pi_futex(caller) => {
+                "PI futex".to_owned()
+            }
             Some(caller) if queue.kind != LockKind::Rwsem => format!("{what} {lock} in {caller}"),
             _ => format!("unnamed {what} {lock}"),
         },
@@ -217,7 +220,7 @@ fn file_position(
         class: LockClass::FilePosition,
         object: Some(object),
         object_address: Some(file),
-        name: format!("f_pos_lock of an open file, {what}"),
+        name: format!("f_pos_lock of {what}"),
         note: None,
     }))
 }
@@ -241,7 +244,7 @@ fn pipe(
         class: LockClass::Pipe,
         object: None,
         object_address: Some(pipe),
-        name: format!("mutex of a pipe ({lock})"),
+        name: "mutex of a pipe".to_owned(),
         note: None,
     }))
 }

@@ -85,6 +85,11 @@ pub const fn is_frozen(word: u32) -> bool {
     word & 0xffff == 4
 }
 
+/// Whether a function waits for the rt_mutex behind a futex (kernel/futex).
+pub fn is_pi_futex(stem: &str) -> bool {
+    stem.starts_with("futex_")
+}
+
 /// Whether a function of fs/pipe.c asks for a pipe's mutex, by its stem.
 pub fn locks_a_pipe(stem: &str) -> bool {
     ["pipe_", "anon_pipe_", "fifo_"]

@@ -21,6 +21,8 @@ pub(super) fn lines(report: &Report, lock: &Lock) -> Vec<Text> {
     if roots.is_empty() {
         return match lock.state {
             LockState::Free => Vec::new(),
+            // Why there is no holder is known.
+            _ if lock.note.is_some() => Vec::new(),
             _ => vec![unknown(report, lock)],
         };
     }
