@@ -22,6 +22,7 @@ fn help() {
     insta::assert_snapshot!("help", stdout(&output));
     insta::assert_snapshot!("help_diagnose", stdout(&lockwatch(&["diagnose", "--help"])));
     insta::assert_snapshot!("help_watch", stdout(&lockwatch(&["watch", "--help"])));
+    insta::assert_snapshot!("help_check", stdout(&lockwatch(&["check", "--help"])));
 }
 
 #[test]
@@ -36,6 +37,7 @@ fn a_wrong_command_line_is_an_error() {
         &["diagnose", "-q", "-v"],
         &["watch", "--pid", "init"],
         &["watch", "--comm", ""],
+        &["check", "--format", "yaml"],
     ] {
         let output = lockwatch(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");

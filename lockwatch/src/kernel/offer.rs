@@ -120,6 +120,9 @@ pub struct Offer {
     /// Ways that this kernel, or a policy on it, refuses, and why. Found by loading a
     /// program that does nothing.
     pub refused: BTreeMap<Mechanism, String>,
+    /// Tracepoints and functions of the tables above at which the kernel refuses a program,
+    /// though it takes one elsewhere, and why.
+    pub unhookable: BTreeMap<String, String>,
     /// Features that this kernel, or a policy on it, refuses, and why.
     pub lacking: BTreeMap<Feature, String>,
     /// What could not be asked, and why: what depends on it may be wrong.
@@ -131,6 +134,8 @@ pub struct Offer {
 pub struct Trial {
     /// As [`Offer::refused`].
     pub refused: BTreeMap<Mechanism, String>,
+    /// As [`Offer::unhookable`].
+    pub unhookable: BTreeMap<String, String>,
     /// As [`Offer::lacking`].
     pub lacking: BTreeMap<Feature, String>,
 }
@@ -157,7 +162,11 @@ impl Offer {
                 "what a security policy refuses: these privileges do not allow to try".to_owned(),
             );
         }
-        let Trial { refused, lacking } = trial.unwrap_or_default();
+        let Trial {
+            refused,
+            unhookable,
+            lacking,
+        } = trial.unwrap_or_default();
         let name = rustix::system::uname();
         Self {
             release: name.release().to_string_lossy().into_owned(),
@@ -188,6 +197,7 @@ impl Offer {
                 .and_then(|modes| lockdown(&modes)),
             kptr_restrict: kptr_restrict.and_then(|level| level.trim().parse().ok()),
             refused,
+            unhookable,
             lacking,
             unasked,
         }

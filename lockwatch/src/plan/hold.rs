@@ -7,7 +7,7 @@
 
 use super::{
     Gap, Hook, Mechanism, Offer, Plan, Purpose, Subject,
-    place::{Function, count, positions, tracepoint},
+    place::{Function, count, positions, tracepoint, typed_refusal},
     task::unknown_arguments,
 };
 use crate::kernel::lock_functions::{
@@ -38,9 +38,10 @@ pub(super) fn add(plan: &mut Plan, offer: &Offer) {
     match mmap_lock(offer) {
         Ok(hooks) => {
             plan.hooks.extend(hooks);
-            plan.reasons.push(format!(
-                "holds of mmap_lock from its tracepoints, not from the functions of all rwsems: {refused}"
-            ));
+            plan.reasons.push(
+                "holds of mmap_lock from its tracepoints, as the functions of all rwsems cannot be hooked at their return (a kprobe at the entry of one cannot tell whether it acquires)"
+                    .to_owned(),
+            );
             plan.gaps.push(Gap {
                 subject: Subject::Holds,
                 missing: "exact holders of rwsems other than mmap_lock".to_owned(),
@@ -78,6 +79,9 @@ impl Functions {
     /// An error unless every release can be seen: a hold without its end would accuse
     /// for ever.
     fn find(offer: &Offer) -> Result<Self, String> {
+        if let Some(why) = typed_refusal(offer) {
+            return Err(why);
+        }
         let mut hooks = Vec::new();
         let mut missed = Vec::new();
         let mut acquires = false;
@@ -104,10 +108,7 @@ impl Functions {
                 }
                 Function::Absent if is_acquire || !RELEASES_EVERYWHERE.contains(&stem) => continue,
                 Function::Absent => "this kernel has no such function".to_owned(),
-                Function::Untyped { why, .. } => {
-                    format!("{why}, and a kprobe at the entry cannot tell a holder")
-                }
-                Function::Refused(why) => why,
+                Function::Untyped { why, .. } | Function::Refused { typed: why, .. } => why,
             };
             if is_acquire {
                 missed.push(format!("{stem}: {why}"));

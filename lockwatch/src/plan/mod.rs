@@ -7,7 +7,7 @@ mod place;
 mod survey;
 mod task;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod wait;
 
 use schemars::JsonSchema;

@@ -20,7 +20,12 @@ pub(super) enum Function<'a> {
         why: String,
     },
     /// Not at all.
-    Refused(String),
+    Refused {
+        /// Why not with its types.
+        typed: String,
+        /// Why not without.
+        untyped: String,
+    },
 }
 
 impl<'a> Function<'a> {
@@ -37,15 +42,10 @@ impl<'a> Function<'a> {
         // The kernel looks a typed function up by its name as BTF has it, so the one
         // symbol must be that name; a clone beside it would take calls past the hook.
         let exact = spelled.is_empty() || spelled == [stem];
-        let trampoline = offer
-            .refusal(Mechanism::Fentry)
-            .map(|why| ("fentry", why))
-            .or_else(|| offer.refusal(Mechanism::Fexit).map(|why| ("fexit", why)));
-        if let (Some(&parameters), None, true) = (typed, trampoline, exact) {
-            return Self::Typed { parameters };
-        }
-        let why_untyped = match (trampoline, typed) {
-            (Some((name, why)), _) => format!("{name} is refused: {why}"),
+        let refused = typed_refusal(offer).or_else(|| offer.unhookable.get(stem).cloned());
+        let why_untyped = match (refused, typed) {
+            (None, Some(&parameters)) if exact => return Self::Typed { parameters },
+            (Some(why), _) => why,
             (None, None) => "the kernel's type information does not have it".to_owned(),
             (None, Some(_)) => format!("it is compiled as {}", spelled.join(", ")),
         };
@@ -64,10 +64,29 @@ impl<'a> Function<'a> {
                 targets: whole,
                 why: why_untyped,
             },
-            None => Self::Refused(format!("{why_untyped}; its name is not unique")),
-            Some(why) => Self::Refused(format!("{why_untyped}; kprobe is refused: {why}")),
+            None => Self::Refused {
+                typed: why_untyped,
+                untyped: "its name is not unique".to_owned(),
+            },
+            Some(why) => Self::Refused {
+                typed: why_untyped,
+                untyped: format!("kprobe is refused: {why}"),
+            },
         }
     }
+}
+
+/// Why no function at all can be hooked with its types: both ends of it are wanted.
+pub(super) fn typed_refusal(offer: &Offer) -> Option<String> {
+    if !offer.btf {
+        return Some("fentry and fexit need the kernel's type information (BTF)".to_owned());
+    }
+    [Mechanism::Fentry, Mechanism::Fexit]
+        .into_iter()
+        .find_map(|mechanism| {
+            let why = offer.refusal(mechanism)?;
+            Some(format!("{} is refused: {why}", mechanism.name()))
+        })
 }
 
 /// The best way to hook a tracepoint: its mechanism and its arguments; or why there is none.
@@ -79,6 +98,9 @@ pub(super) fn tracepoint<'a>(
         .tracepoints
         .get(name)
         .ok_or_else(|| format!("this kernel has no tracepoint {name}"))?;
+    if let Some(why) = offer.unhookable.get(name) {
+        return Err(format!("tracepoint {name}: {why}"));
+    }
     let refused = |mechanism: Mechanism| {
         let why = offer.refusal(mechanism)?;
         Some(format!("{} is refused: {why}", mechanism.name()))

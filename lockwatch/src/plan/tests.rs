@@ -1,1 +1,322 @@
+use std::collections::BTreeSet;
 
+use proptest::prelude::*;
+use serde::Deserialize;
+
+use super::*;
+use crate::lock::LockKind;
+
+/// A file of `check --format json`.
+#[derive(Deserialize)]
+struct Captured {
+    offer: Offer,
+}
+
+/// What a kernel was found to offer, from tests/fixtures/offers.
+pub(crate) fn offer(kernel: &str) -> Offer {
+    let path = format!(
+        "{}/tests/fixtures/offers/{kernel}.json",
+        env!("CARGO_MANIFEST_DIR")
+    );
+    let text = std::fs::read_to_string(&path).expect(&path);
+    serde_json::from_str::<Captured>(&text).expect(&path).offer
+}
+
+/// The kernels that were run, and those made from source facts.
+const KERNELS: [&str; 12] = [
+    "3.10",
+    "4.19",
+    "5.10",
+    "6.1",
+    "6.1-rt",
+    "6.12",
+    "6.12-rt",
+    "6.18",
+    "6.18-restricted",
+    "7.2",
+    "7.3",
+    "7.3-rt",
+];
+
+fn planned(kernel: &str) -> Plan {
+    plan(&offer(kernel), Wanted { holds: true })
+}
+
+/// A plan as the snapshots have it: a line for each decision.
+fn shown(plan: &Plan) -> String {
+    let mut lines = vec![format!("state {:?}", plan.state)];
+    lines.extend(plan.hooks.iter().map(|hook| {
+        format!(
+            "{} {} ({}): {:?}",
+            hook.mechanism.name(),
+            hook.target,
+            hook.parameters,
+            hook.purpose
+        )
+    }));
+    lines.extend(
+        plan.reasons
+            .iter()
+            .map(|reason| format!("because {reason}")),
+    );
+    lines.extend(plan.gaps.iter().map(|gap| {
+        let Gap {
+            subject,
+            missing,
+            why,
+            cost,
+            remedy,
+        } = gap;
+        let remedy = remedy.as_deref().unwrap_or("-");
+        format!("gap {subject:?}: {missing} | {why} | {cost} | {remedy}")
+    }));
+    lines.join("\n")
+}
+
+#[test]
+fn each_kernel_has_its_plan() {
+    for kernel in KERNELS {
+        insta::assert_snapshot!(kernel, shown(&planned(kernel)));
+    }
+}
+
+fn targets(plan: &Plan, mechanism: Mechanism) -> BTreeSet<&str> {
+    plan.hooks
+        .iter()
+        .filter(|hook| hook.mechanism == mechanism)
+        .map(|hook| hook.target.as_str())
+        .collect()
+}
+
+#[test]
+fn where_functions_are_refused_tracepoints_do() {
+    let plan = planned("6.18-restricted");
+    assert!(
+        plan.hooks
+            .iter()
+            .all(|hook| hook.mechanism == Mechanism::TpBtf)
+    );
+    let targets = targets(&plan, Mechanism::TpBtf);
+    for name in [
+        "contention_begin",
+        "contention_end",
+        "mmap_lock_acquire_returned",
+        "mmap_lock_released",
+    ] {
+        assert!(targets.contains(name), "{name} in {targets:?}");
+    }
+    let gaps: Vec<Subject> = plan.gaps.iter().map(|gap| gap.subject).collect();
+    assert_eq!(gaps, [Subject::Holds]);
+}
+
+#[test]
+fn positions_in_mmap_lock_tracepoints_follow_their_arguments() {
+    let purposes = |kernel| {
+        let mut offer = offer(kernel);
+        for mechanism in [Mechanism::Fentry, Mechanism::Fexit] {
+            offer.refused.insert(mechanism, "forbidden".to_owned());
+        }
+        let plan = plan(&offer, Wanted { holds: true });
+        plan.hooks
+            .iter()
+            .map(|hook| hook.purpose)
+            .filter(|purpose| {
+                matches!(
+                    purpose,
+                    Purpose::MmapAcquired { .. } | Purpose::MmapReleased { .. }
+                )
+            })
+            .collect::<Vec<_>>()
+    };
+    let at = |write| {
+        [
+            Purpose::MmapReleased { write },
+            Purpose::MmapAcquired {
+                write,
+                success: write + 1,
+            },
+        ]
+    };
+    assert_eq!(purposes("6.12"), at(2), "with memcg_path");
+    assert_eq!(purposes("6.18"), at(1), "without");
+}
+
+#[test]
+fn before_the_contention_tracepoints_functions_tell_waits() {
+    let plan = planned("5.10");
+    for name in ["rwsem_down_read_slowpath", "rwsem_down_write_slowpath"] {
+        assert!(targets(&plan, Mechanism::Fentry).contains(name), "{name}");
+        assert!(targets(&plan, Mechanism::Fexit).contains(name), "{name}");
+    }
+    assert_eq!(plan.state, State::Hash);
+    let last = plan.hooks.last().expect("hooks");
+    assert_eq!(last.purpose, Purpose::TaskExit, "the hash map is cleaned");
+}
+
+#[test]
+fn without_types_kprobes_would_see_begins_but_nothing_can_run() {
+    for (kernel, names) in [
+        (
+            "3.10",
+            &["rwsem_down_read_failed", "rwsem_down_write_failed"][..],
+        ),
+        (
+            "4.19",
+            &[
+                "rwsem_down_read_failed",
+                "rwsem_down_read_failed_killable",
+                "rwsem_down_write_failed",
+                "rwsem_down_write_failed_killable",
+            ],
+        ),
+    ] {
+        let plan = planned(kernel);
+        let found = targets(&plan, Mechanism::Kprobe);
+        assert_eq!(found, names.iter().copied().collect(), "{kernel}");
+        assert_eq!(found.len(), plan.hooks.len(), "{kernel}: nothing else");
+        let everything: Vec<_> = plan.gaps_in(Subject::Everything).collect();
+        assert!(
+            everything.iter().any(|gap| gap.why.contains("BTF")),
+            "{kernel}: {everything:?}"
+        );
+    }
+}
+
+#[test]
+fn a_clone_or_a_release_out_of_sight_leaves_no_hold_for_ever() {
+    let mut offer = offer("6.12");
+    offer.symbols.insert(
+        "up_read".to_owned(),
+        vec!["up_read".into(), "up_read.isra.0".into()],
+    );
+    let plan = plan(&offer, Wanted { holds: true });
+    let holds = |hook: &Hook| matches!(hook.purpose, Purpose::Acquire { .. });
+    assert!(!plan.hooks.iter().any(holds));
+    assert!(
+        plan.gaps_in(Subject::Holds)
+            .any(|gap| gap.why.contains("isra"))
+    );
+}
+
+#[test]
+fn a_mutex_wait_never_begins_where_only_a_survey_could_end_it() {
+    let mut offer = offer("5.10");
+    offer
+        .refused
+        .insert(Mechanism::Fexit, "forbidden".to_owned());
+    let plan = plan(&offer, Wanted { holds: false });
+    let kinds: BTreeSet<String> = plan
+        .hooks
+        .iter()
+        .filter_map(|hook| match hook.purpose {
+            Purpose::WaitBegin {
+                awaited: Some(awaited),
+                ..
+            } => Some(format!("{:?}", awaited.kind)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(kinds, BTreeSet::from([format!("{:?}", LockKind::Rwsem)]));
+}
+
+/// An offer from which anything may be taken away.
+fn less(offer: Offer) -> impl Strategy<Value = Offer> {
+    let keep = |len: usize| prop::collection::vec(prop::bool::weighted(0.8), len);
+    let refuse = prop::sample::subsequence(Mechanism::ALL.to_vec(), 0..=Mechanism::ALL.len());
+    (
+        keep(offer.tracepoints.len()),
+        keep(offer.functions.len()),
+        keep(offer.symbols.len()),
+        refuse,
+        prop::bool::weighted(0.9),
+    )
+        .prop_map(move |(tracepoints, functions, symbols, refused, btf)| {
+            let mut offer = offer.clone();
+            let mut kept = tracepoints.iter();
+            offer
+                .tracepoints
+                .retain(|_, _| *kept.next().unwrap_or(&true));
+            let mut kept = functions.iter();
+            offer.functions.retain(|_, _| *kept.next().unwrap_or(&true));
+            let mut kept = symbols.iter();
+            offer.symbols.retain(|_, _| *kept.next().unwrap_or(&true));
+            if !btf {
+                offer.btf = false;
+                offer.tracepoints.clear();
+                offer.functions.clear();
+            }
+            for mechanism in refused {
+                offer.refused.insert(mechanism, "forbidden".to_owned());
+            }
+            offer
+        })
+}
+
+/// Whether the kernel offers this hook, as it is spelled.
+fn is_offered(offer: &Offer, hook: &Hook) -> bool {
+    let spelled = offer.symbols.values().flatten();
+    let place = match hook.mechanism {
+        Mechanism::TpBtf | Mechanism::RawTp => offer
+            .tracepoints
+            .get(&hook.target)
+            .is_some_and(|arguments| arguments.len() == usize::from(hook.parameters)),
+        Mechanism::Fentry | Mechanism::Fexit => {
+            offer.btf && offer.functions.get(&hook.target) == Some(&hook.parameters)
+        }
+        Mechanism::Kprobe => spelled.filter(|name| **name == hook.target).count() == 1,
+    };
+    place && offer.refusal(hook.mechanism).is_none()
+}
+
+fn check_plan(offer: &Offer, holds: bool) -> Result<(), TestCaseError> {
+    let plan = plan(offer, Wanted { holds });
+    let mut places = BTreeSet::new();
+    for hook in &plan.hooks {
+        prop_assert!(is_offered(offer, hook), "{hook:?}");
+        prop_assert!(
+            places.insert((hook.mechanism, &hook.target)),
+            "twice: {hook:?}"
+        );
+        if let Purpose::WaitBegin { awaited, end } = hook.purpose {
+            let ends = |other: &Hook| {
+                matches!(other.purpose, Purpose::WaitEnd { awaited: ended, .. } if ended == awaited)
+                    && (awaited.is_none() || other.target == hook.target)
+            };
+            match end {
+                WaitEnds::Hook => prop_assert!(plan.hooks.iter().any(ends), "no end: {hook:?}"),
+                WaitEnds::Survey => {
+                    let said = plan.gaps_in(Subject::WaitEnds).count() > 0;
+                    prop_assert!(said, "nobody says when it ends: {hook:?}");
+                }
+            }
+        }
+    }
+    let mode_of = |hook: &Hook| match hook.purpose {
+        Purpose::Acquire { mode, .. } => Some(mode),
+        _ => None,
+    };
+    for mode in plan.hooks.iter().filter_map(mode_of) {
+        let released = Purpose::Release { mode };
+        prop_assert!(
+            plan.hooks.iter().any(|hook| hook.purpose == released),
+            "held for ever"
+        );
+    }
+    if !plan.sees_waits() {
+        prop_assert!(plan.gaps_in(Subject::WaitBegins).count() > 0);
+    }
+    for gap in &plan.gaps {
+        prop_assert!(!gap.missing.is_empty() && !gap.why.is_empty() && !gap.cost.is_empty());
+    }
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_taken_away_the_plan_stays_sound(
+        offer in prop::sample::select(KERNELS.to_vec()).prop_flat_map(|kernel| less(offer(kernel))),
+        holds in any::<bool>(),
+    ) {
+        check_plan(&offer, holds)?;
+    }
+}

@@ -176,7 +176,10 @@ impl<'a> SlowPaths<'a> {
                         .extend(targets.into_iter().map(|target| (awaited, target)));
                     reasons.entry(why).or_default().push(stem);
                 }
-                Function::Refused(why) => reasons.entry(why).or_default().push(stem),
+                Function::Refused { typed, untyped } => reasons
+                    .entry(format!("{typed}; {untyped}"))
+                    .or_default()
+                    .push(stem),
             }
         }
         let reasons: Vec<String> = reasons

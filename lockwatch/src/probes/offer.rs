@@ -1,5 +1,5 @@
 //! What the running kernel lets us load, found out by loading: one program for each way
-//! of hooking, which does nothing and is attached to nothing.
+//! of hooking and each place, which does nothing and is attached to nothing.
 //!
 //! By plain system calls: aya loads only what an object holds, and attaches what it
 //! tries out.
@@ -19,7 +19,7 @@ use aya::{
 use crate::kernel::{
     btf::Btf,
     capabilities::{self, Missing},
-    lock_functions::{is_lock_function, tracepoint::SCHED_SWITCH},
+    lock_functions::{is_lock_function, tracepoint},
     offer::{Feature, Mechanism, Offer, Trial},
 };
 
@@ -44,6 +44,9 @@ fn try_all(btf: Option<&Btf>) -> Trial {
             trial.refused.insert(mechanism, why);
         }
     }
+    if let Some(btf) = btf {
+        try_places(&mut trial, btf);
+    }
     for feature in [
         Feature::RingBuffer,
         Feature::TaskStorage,
@@ -56,13 +59,34 @@ fn try_all(btf: Option<&Btf>) -> Trial {
     trial
 }
 
+/// Tries each place that a plan may want, where the way to hook it is not refused anyhow.
+fn try_places(trial: &mut Trial, btf: &Btf) {
+    let allowed = |mechanism| !trial.refused.contains_key(&mechanism);
+    let mut attempts = Vec::new();
+    if allowed(Mechanism::TpBtf) {
+        let all = btf.tracepoints().map(|(id, name, _)| (id, name));
+        let wanted = all.filter(|(_, name)| tracepoint::ALL.contains(name));
+        attempts.extend(wanted.map(|(id, name)| (name, Attempt::tracing(Attach::RawTp, id))));
+    }
+    if allowed(Mechanism::Fentry) && allowed(Mechanism::Fexit) {
+        let all = btf.functions().map(|(id, name, _)| (id, name));
+        let wanted = all.filter(|(_, name)| is_lock_function(name));
+        attempts.extend(wanted.map(|(id, name)| (name, Attempt::tracing(Attach::Fexit, id))));
+    }
+    for (name, attempt) in attempts {
+        if let Err(why) = attempt.load() {
+            trial.unhookable.insert(name.to_owned(), why);
+        }
+    }
+}
+
 fn try_mechanism(mechanism: Mechanism, btf: Option<&Btf>) -> Result<(), String> {
-    let tracepoint = || {
+    let a_tracepoint = || {
         let mut all = btf.into_iter().flat_map(Btf::tracepoints);
-        all.find(|(_, name, _)| *name == SCHED_SWITCH)
+        all.find(|(_, name, _)| *name == tracepoint::SCHED_SWITCH)
             .map(|(id, ..)| id)
     };
-    let function = || {
+    let a_function = || {
         let mut all = btf.into_iter().flat_map(Btf::functions);
         all.find(|(_, name, _)| is_lock_function(name))
             .map(|(id, ..)| id)
@@ -72,10 +96,10 @@ fn try_mechanism(mechanism: Mechanism, btf: Option<&Btf>) -> Result<(), String> 
         Attempt::tracing(attach, id).load()
     };
     match mechanism {
-        Mechanism::TpBtf => typed(Attach::RawTp, tracepoint()),
+        Mechanism::TpBtf => typed(Attach::RawTp, a_tracepoint()),
         Mechanism::RawTp => Attempt::of(Type::RawTracepoint).load(),
-        Mechanism::Fentry => typed(Attach::Fentry, function()),
-        Mechanism::Fexit => typed(Attach::Fexit, function()),
+        Mechanism::Fentry => typed(Attach::Fentry, a_function()),
+        Mechanism::Fexit => typed(Attach::Fexit, a_function()),
         // Uprobes have the same type of program, so that its loading alone says little.
         Mechanism::Kprobe if !Path::new(KPROBE_EVENTS).exists() => Err(
             "the kernel was built without kprobes (CONFIG_KPROBE_EVENTS), or /sys is not mounted"

@@ -10,13 +10,13 @@ use crate::{
     kernel::{
         btf::Btf,
         layout::Layout,
-        offer::Trial,
         symbols::Symbols,
     },
-    plan::{Gap, Offer, Plan, Purpose, Wanted, plan},
+    plan::{Gap, Plan, Purpose, Wanted, plan},
     probes::{
         holds::{HoldProbes, HoldsError},
         hook::Refused,
+        offer,
         stream::StreamLoadError,
     },
     stream::{Stream, StreamOptions, TracedHolds},
@@ -106,7 +106,7 @@ impl Attached {
         let types = Btf::from_sys()?;
         let layout = Layout::from_btf(&types)?;
         let btf = aya::Btf::from_sys_fs().context("cannot use the kernel's type information")?;
-        let mut offer: Offer = Offer::of_this_kernel(Some(&types), Some(Trial::default()));
+        let mut offer = offer::ask(Some(&types));
         match Self::carry_out(plan(&offer, wanted), &layout, &btf, options) {
             Err(error) => match refusal(&error) {
                 Some(refused) if !offer.refused.contains_key(&refused.mechanism) => {

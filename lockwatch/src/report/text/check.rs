@@ -67,6 +67,10 @@ fn write_hooks(out: &mut dyn Write, check: &Check, style: Style) -> io::Result<(
     if plan.hooks.is_empty() {
         return write_field(out, style, "hooks", &[Text::plain("none")]);
     }
+    if check.works == Works::Not {
+        let would = "what would be attached, were it not for what is missing:";
+        write_field(out, style, "", &[Text::new().with(Tone::Dim, would)])?;
+    }
     let columns = plan.hooks.iter().map(|hook| hook.target.len()).max();
     let columns = columns.unwrap_or_default();
     let hooks: Vec<Text> = plan
@@ -154,4 +158,35 @@ fn write_gap(out: &mut dyn Write, gap: &Gap, style: Style) -> io::Result<()> {
         write_field(out, style, "remedy", &[Text::plain(remedy)])?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::tests::offer;
+
+    fn shown(offer: Offer, width: usize) -> String {
+        let mut out = Vec::new();
+        let color = false;
+        write_check(&mut out, &Check::of(offer), Style { width, color }).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn for_a_person() {
+        insta::assert_snapshot!("wholly", shown(offer("6.12"), 100));
+        insta::assert_snapshot!("partly", shown(offer("6.18-restricted"), 100));
+        insta::assert_snapshot!("before_5_19", shown(offer("5.10"), 100));
+        insta::assert_snapshot!("not", shown(offer("4.19"), 60));
+    }
+
+    #[test]
+    fn what_could_not_be_asked_is_said() {
+        let mut unprivileged = offer("6.12");
+        unprivileged
+            .missing_privileges
+            .push("missing CAP_BPF: run as root".to_owned());
+        unprivileged.unasked.insert("the policy".to_owned());
+        insta::assert_snapshot!("unprivileged", shown(unprivileged, 100));
+    }
 }
