@@ -6,5 +6,6 @@
 //! lockwatch on a stall and to judge what it says.
 
 pub mod clock;
+pub mod edge;
 pub mod trial;
 pub mod truth;

@@ -20,7 +20,10 @@ use crate::process::say;
 use crate::workspace::Workspace;
 
 /// The bins of lockwatch-ebpf; each one becomes an object.
-const OBJECTS: [&str; 4] = ["survey", "stream", "holds", "holds_by_tid"];
+const OBJECTS: [&str; 5] = ["survey", "stream", "holds", "holds_by_tid", "edge"];
+
+/// Those that only the live tests load.
+const TEST_OBJECTS: [&str; 1] = ["edge"];
 
 /// More than these say nothing new.
 const DIFFERENCES_SHOWN: usize = 20;
@@ -65,11 +68,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let sources = manifest::source_hash(&workspace.root)?;
     let objects = build_stripped(&workspace, &toolchain)?;
     let manifest = Manifest::new(sources, &toolchain.identity, &objects)?;
-    let directory = object_directory(&workspace.root);
-    fs::create_dir_all(&directory)
-        .with_context(|| format!("cannot create {}", directory.display()))?;
     for (name, bytes) in OBJECTS.iter().zip(&objects) {
         let path = object_path(&workspace.root, name);
+        let directory = path.parent().context("an object has no folder")?;
+        fs::create_dir_all(directory)
+            .with_context(|| format!("cannot create {}", directory.display()))?;
         replace(&path, bytes)?;
         let instructions: u64 = manifest.objects[*name].instructions.values().sum();
         say(format_args!(
@@ -175,7 +178,12 @@ fn object_directory(root: &Path) -> PathBuf {
 }
 
 fn object_path(root: &Path, name: &str) -> PathBuf {
-    object_directory(root).join(format!("{name}.bpf.o"))
+    let directory = if TEST_OBJECTS.contains(&name) {
+        root.join("tests/object")
+    } else {
+        object_directory(root)
+    };
+    directory.join(format!("{name}.bpf.o"))
 }
 
 fn manifest_path(root: &Path) -> PathBuf {
