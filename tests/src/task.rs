@@ -161,9 +161,15 @@ fn frames_in_stack(stack: &str) -> Vec<String> {
         .collect()
 }
 
-/// Most kernels leave these out of `stack` by themselves; not all builds do.
+/// Most kernels leave these out of `stack` by themselves; not all builds do. Where a lock
+/// function is traced, its caller called a trampoline (`bpf_trampoline_6442528376_0`).
 fn is_lock_or_scheduler(function: &str) -> bool {
+<<<<<<< HEAD
     const PREFIXES: [&str; 20] = [
+=======
+    const PREFIXES: [&str; 9] = [
+        "bpf_trampoline_",
+>>>>>>> help-g
         "schedule",
         "__schedule",
         "rwsem_",

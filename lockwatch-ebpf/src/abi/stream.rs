@@ -53,7 +53,7 @@ pub struct WaitSite {
     /// [`flags`] of its waits; [`flags::READ`] and [`flags::WRITE`] together: for read
     /// if the second argument is not 0, else for write.
     pub flags: u32,
-    /// Its parameters, 1 to 4: where the value it returns follows.
+    /// Its parameters, 1 to 4: where the value it returns follows; 0 if it returns none.
     pub parameters: u32,
     /// How that value is read: one of [`outcome`].
     pub outcome: u32,

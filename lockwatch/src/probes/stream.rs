@@ -249,9 +249,12 @@ fn programs(hooks: &[Hook]) -> (Vec<(String, Hook)>, [WaitSite; WAIT_SITES]) {
                     targets.push(&hook.target);
                 }
                 site.flags = wait_flags(awaited);
-                site.parameters = hook.parameters.into();
                 if let Purpose::WaitEnd { outcome, .. } = hook.purpose {
                     site.outcome = outcome_code(outcome);
+                    // Of a function that returns nothing, nothing may be read.
+                    if outcome != Outcome::Always {
+                        site.parameters = hook.parameters.into();
+                    }
                 }
                 format!("{kind}_{index}")
             }

@@ -49,7 +49,7 @@ pub enum Part {
     /// Has the kernel write to pages that are not there: a fault in kernel mode asks for
     /// `mmap_lock` without waiting first (arch/x86/mm/fault.c; mm/mmap_lock.c).
     Fault,
-    /// Sleeps for a millisecond, again and again.
+    /// Maps and unmaps a page and sleeps for a millisecond, again and again.
     Nap,
     /// As `Fault`, with a task beside it that shares the address space and the processor,
     /// and naps.
@@ -172,7 +172,7 @@ impl Board {
             Part::Unmap => self.unmap(),
             Part::Fault => self.fault(zero),
             Part::Nap => loop {
-                self.turn(nap);
+                self.turn(work);
             },
             Part::FaultBesideNap => {
                 let mut here = CpuSet::new();

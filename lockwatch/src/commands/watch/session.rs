@@ -48,6 +48,9 @@ pub(super) struct Session {
     stall_count: u64,
     lost: Lost,
     survey_error: Option<String>,
+    threshold: Nanos,
+    /// Waits past the threshold may stand, of which surveys have not said yet.
+    is_hinted: bool,
 }
 
 impl Session {
@@ -70,6 +73,8 @@ impl Session {
             stall_count: 0,
             lost: Lost::default(),
             survey_error: None,
+            threshold,
+            is_hinted: false,
         }
     }
 
@@ -148,7 +153,7 @@ impl Session {
             None => true,
             Some(UnseenEnds::None) => false,
             Some(UnseenEnds::OfSeeds) => !self.seeds.is_empty(),
-            Some(UnseenEnds::OfAll) => !self.seeds.is_empty() || !self.progress.is_empty(),
+            Some(UnseenEnds::OfAll) => self.is_hinted || !self.progress.is_empty(),
         }
     }
 
@@ -160,6 +165,13 @@ impl Session {
         // The reading first: the event of each end that it does not show is there
         // afterwards.
         let scan = stream.scan();
+        if stream.unseen_ends() == UnseenEnds::OfAll {
+            // Most of these are over: they only say that it is worth a survey.
+            let stands = |wait: &Wait| Nanos::between(wait.since_ns, scan.at_ns) >= self.threshold;
+            self.is_hinted = scan.waits.iter().any(stands);
+            self.say_losses();
+            return Ok(());
+        }
         stream.events(|event| self.graph.apply(event));
         self.graph.reconcile_waits(&scan);
         self.say_losses();
@@ -175,13 +187,14 @@ impl Session {
                 return Ok(());
             }
         };
-        let scan = self.polled.read(&survey);
-        if self.stream.is_some() {
+        let mut scan = self.polled.read(&survey);
+        let sees_ends = |stream: &Stream| stream.unseen_ends() != UnseenEnds::OfAll;
+        if self.stream.as_ref().is_some_and(sees_ends) {
             self.check_seeds(&scan.waits);
-            self.take_out_ended(&scan);
             self.seed(&scan.waits);
             self.read_waits()?;
         } else {
+            self.take_out_ended(&mut scan);
             self.graph.reconcile_waits(&scan);
             self.advance(scan.at_ns)?;
         }
@@ -326,21 +339,22 @@ impl Session {
         });
     }
 
-    /// Takes out waits that this survey does not see, where no program sees them end.
-    fn take_out_ended(&mut self, survey: &Scan) {
+    /// Where a program sees waits begin and none sees them end: takes out those that this
+    /// survey does not see, and dates those that it does.
+    fn take_out_ended(&mut self, survey: &mut Scan) {
         let Some(stream) = &mut self.stream else {
             return;
         };
-        if stream.unseen_ends() != UnseenEnds::OfAll {
-            return;
-        }
-        let is_seen = |wait: &Wait| {
-            let same = |seen: &Wait| seen.task.key == wait.task.key && seen.lock == wait.lock;
-            survey.waits.iter().any(same)
-        };
-        for wait in stream.scan().waits {
-            if wait.since_ns < survey.at_ns && !is_seen(&wait) {
-                stream.take_out(&wait);
+        for begun in stream.scan().waits {
+            let is_same = |seen: &&mut Wait| {
+                seen.task.key == begun.task.key && seen.lock == begun.lock
+            };
+            match survey.waits.iter_mut().find(is_same) {
+                Some(seen) => seen.since_ns = begun.since_ns,
+                None if begun.since_ns < survey.at_ns => {
+                    stream.take_out(&begun);
+                }
+                None => {}
             }
         }
     }
