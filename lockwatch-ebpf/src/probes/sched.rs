@@ -154,7 +154,9 @@ fn fall_asleep(ctx: &BtfTracePointContext, watched: &mut Watched) -> u32 {
     }
     let mut digest = 1u64;
     for frame in 0..SLEEP_FRAMES {
-        digest = (digest ^ stack[frame]).wrapping_mul(0x0100_0000_01b3).rotate_left(17);
+        digest = (digest ^ stack[frame])
+            .wrapping_mul(0x0100_0000_01b3)
+            .rotate_left(17);
     }
     // 0 means free.
     digest |= 1;

@@ -41,7 +41,11 @@ macro_rules! site {
             let mut wait_flags = global!(WAIT_SITES[$index].flags);
             if wait_flags & BY_ARGUMENT == BY_ARGUMENT {
                 let reader: u64 = ctx.arg(1);
-                wait_flags &= if reader & 0xff == 0 { !flags::READ } else { !flags::WRITE };
+                wait_flags &= if reader & 0xff == 0 {
+                    !flags::READ
+                } else {
+                    !flags::WRITE
+                };
             }
             begin(ctx.arg(0), wait_flags)
         }
@@ -75,7 +79,11 @@ macro_rules! site {
             };
             let mut wait_flags = global!(WAIT_SITES[$index].flags);
             if wait_flags & BY_ARGUMENT == BY_ARGUMENT {
-                wait_flags &= if reader & 0xff == 0 { !flags::READ } else { !flags::WRITE };
+                wait_flags &= if reader & 0xff == 0 {
+                    !flags::READ
+                } else {
+                    !flags::WRITE
+                };
             }
             begin(lock, wait_flags);
             0

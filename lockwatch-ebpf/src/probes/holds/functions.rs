@@ -66,9 +66,12 @@ acquire!(
     |ctx| ctx.arg::<i32>(2) == 0
 );
 acquire!(down_write_nested, "down_write_nested", Write, |ctx| true);
-acquire!(down_write_nest_lock, "_down_write_nest_lock", Write, |ctx| {
-    true
-});
+acquire!(
+    down_write_nest_lock,
+    "_down_write_nest_lock",
+    Write,
+    |ctx| { true }
+);
 acquire!(
     down_write_killable_nested,
     "down_write_killable_nested",
