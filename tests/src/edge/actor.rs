@@ -215,8 +215,8 @@ impl Board {
                         .as_ptr()
                         .wrapping_byte_add(page)
                         .cast::<u8>()
-                        .write_volatile(1)
-                };
+                        .write_volatile(1);
+                }
             }
             // SAFETY: nothing refers to it.
             self.turn(|| unsafe { munmap(inside, MUCH) })?;
