@@ -89,13 +89,7 @@ fn stall_of<'e>(event: &'e Event, truth: &Ready) -> Option<&'e Stall> {
     match event {
         Event::Stall(stall) => {
             let lock = stall.lock.as_ref()?;
-            let is_it = if truth.lock.class.is_some() {
-                lock.name == truth.lock.name
-            } else {
-                let waits = |tid| truth.waiters.iter().any(|waiter| waiter.tid == tid);
-                lock.waiters.iter().any(|waiter| waits(waiter.tid))
-            };
-            is_it.then_some(stall)
+            (lock.name == truth.lock.name).then_some(stall)
         }
         _ => None,
     }
