@@ -44,12 +44,15 @@ impl Watch {
         let mut program = Program::start(&mut command).unwrap();
         let begun = Instant::now();
         loop {
-            let line = program.err_line(PATIENCE).unwrap();
+            let line = program.err_line(trial::bound(PATIENCE)).unwrap();
             let line = line.unwrap_or_else(|| panic!("watch ended: {}", program.stderr_so_far()));
             if line.starts_with("watching") {
                 return Self(program);
             }
-            assert!(begun.elapsed() < PATIENCE, "watch is not ready: {line}");
+            assert!(
+                begun.elapsed() < trial::bound(PATIENCE),
+                "watch is not ready: {line}"
+            );
         }
     }
 
