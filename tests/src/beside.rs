@@ -33,6 +33,8 @@ pub(crate) enum Kind {
 /// The second file system, mounted after the first.
 pub(crate) struct Beside {
     pub(crate) mount: PathBuf,
+    /// Name of the block device it is on, if the lab knows one.
+    device: Option<String>,
     server: Option<Server>,
 }
 
@@ -45,21 +47,26 @@ impl Beside {
 
     /// Mounts it on `at`, beside the lab's file system on `lab`.
     pub(crate) fn mount(at: &Path, kind: Kind, lab: &Path, max_delay: Duration) -> Result<Self> {
-        let server = match kind {
-            Kind::Overlay => {
-                mount_overlay(at, lab)?;
-                None
-            }
-            Kind::Ext2 => {
-                mount_ext2(at)?;
-                None
-            }
-            Kind::Device(tree) => Some(Server::start(at, Source::Device, tree, max_delay)?),
-        };
-        Ok(Self {
+        let mut beside = Self {
             mount: at.to_owned(),
-            server,
-        })
+            device: None,
+            server: None,
+        };
+        match kind {
+            Kind::Overlay => mount_overlay(at, lab)?,
+            Kind::Ext2 => beside.device = Some(mount_ext2(at)?),
+            Kind::Device(tree) => {
+                beside.server = Some(Server::start(at, Source::Device, tree, max_delay)?);
+            }
+        }
+        Ok(beside)
+    }
+
+    /// The name of the block device it is on.
+    pub(crate) fn device(&self) -> Result<&str> {
+        self.device
+            .as_deref()
+            .context("the second file system is on no device of the lab")
     }
 
     pub(crate) fn server(&self) -> Result<&Server> {
@@ -81,7 +88,8 @@ impl Beside {
     }
 }
 
-fn mount_ext2(at: &Path) -> Result<()> {
+/// Returns the name of the device.
+fn mount_ext2(at: &Path) -> Result<String> {
     if !is_known("ext4")? {
         return Err(NotHere::because("the kernel has no ext4 (`modprobe ext4`)"));
     }
@@ -93,7 +101,8 @@ fn mount_ext2(at: &Path) -> Result<()> {
         MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME,
         None::<&str>,
     )
-    .with_context(|| format!("cannot mount {} on {}", device.path, at.display()))
+    .with_context(|| format!("cannot mount {} on {}", device.path, at.display()))?;
+    Ok(device.path.trim_start_matches("/dev/").to_owned())
 }
 
 /// Whether the kernel has this type of file system.

@@ -59,7 +59,7 @@ struct Options {
     waiters: u32,
 
     /// How long the stall stands, such as 500ms or 20s [default: 20s, at most
-    /// 60s; granted: 5s, at most 5s]
+    /// 60s; granted: 5s at most, times $LOCKWATCH_SLOWNESS]
     #[arg(long, value_name = "TIME", value_parser = parse_hold)]
     hold: Option<Duration>,
 

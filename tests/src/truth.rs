@@ -82,7 +82,8 @@ pub struct Ready {
     pub lock: Lock,
     /// How the lock is held.
     pub state: LockState,
-    /// Number of readers that hold the lock; `None` when a writer does.
+    /// Number of readers that hold the lock; `None` when a writer does, or when a lock has
+    /// no one count of them (percpu_rw_semaphore).
     pub reader_count: Option<u32>,
     /// Every task that holds the lock.
     pub holders: Vec<Holder>,
@@ -108,7 +109,7 @@ pub struct Held {
     pub lock: Lock,
     /// How it is held.
     pub state: LockState,
-    /// Number of readers that hold it; `None` when a writer does.
+    /// As [`Ready::reader_count`].
     pub reader_count: Option<u32>,
     /// Every task that holds it.
     pub holders: Vec<Holder>,
@@ -137,11 +138,12 @@ impl Ready {
 pub struct Lock {
     /// Which primitive.
     pub kind: LockKind,
-    /// Which member of which kernel object the lock is; `None` for a lock that has no
-    /// class of its own: such a lock is known by who waits for it.
+    /// Which member of which kernel object the lock is; `None` for one that is a member of
+    /// none that lockwatch knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<LockClass>,
-    /// The name a person would give it, e.g. `mmap_lock of lab-target[123]`.
+    /// The name a person would give it, e.g. `mmap_lock of lab-target[123]`. For a VMA
+    /// lock, the name's beginning: the lab does not know the address.
     pub name: String,
     /// For an i_rwsem: the directory's path inside its file system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -185,6 +187,18 @@ pub enum LockClass {
     /// `super_block.s_umount`.
     #[serde(rename = "s_umount")]
     SUmount,
+    /// `file.f_pos_lock`.
+    #[serde(rename = "f_pos_lock")]
+    FPosLock,
+    /// `pipe_inode_info.mutex`.
+    #[serde(rename = "pipe")]
+    Pipe,
+    /// The lock of one `vm_area_struct`.
+    #[serde(rename = "vma_lock")]
+    VmaLock,
+    /// `super_block.s_writers`, of one level.
+    #[serde(rename = "s_writers")]
+    SWriters,
 }
 
 /// How a lock is held.

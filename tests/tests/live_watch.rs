@@ -44,12 +44,15 @@ impl Watch {
         let mut program = Program::start(&mut command).unwrap();
         let begun = Instant::now();
         loop {
-            let line = program.err_line(PATIENCE).unwrap();
+            let line = program.err_line(trial::bound(PATIENCE)).unwrap();
             let line = line.unwrap_or_else(|| panic!("watch ended: {}", program.stderr_so_far()));
             if line.starts_with("watching") {
                 return Self(program);
             }
-            assert!(begun.elapsed() < PATIENCE, "watch is not ready: {line}");
+            assert!(
+                begun.elapsed() < trial::bound(PATIENCE),
+                "watch is not ready: {line}"
+            );
         }
     }
 
@@ -89,13 +92,7 @@ fn stall_of<'e>(event: &'e Event, truth: &Ready) -> Option<&'e Stall> {
     match event {
         Event::Stall(stall) => {
             let lock = stall.lock.as_ref()?;
-            let is_it = if truth.lock.class.is_some() {
-                lock.name == truth.lock.name
-            } else {
-                let waits = |tid| truth.waiters.iter().any(|waiter| waiter.tid == tid);
-                lock.waiters.iter().any(|waiter| waits(waiter.tid))
-            };
-            is_it.then_some(stall)
+            (lock.name == truth.lock.name).then_some(stall)
         }
         _ => None,
     }

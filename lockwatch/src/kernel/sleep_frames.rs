@@ -22,6 +22,8 @@ pub const LOCK_SLOW_PATHS: &[&str] = &[
     "rt_mutex_slowlock",
     "rt_mutex_slowlock_block",
     "__rt_mutex_slowlock_locked",
+    "__rwbase_read_lock",
+    "rwbase_write_lock",
     "__vma_start_write",
     "__vma_enter_locked",
 ];
@@ -62,6 +64,9 @@ const SLEEPS: &[(Match, StuckClass)] = &[
     (Begins("ceph_"), StuckClass::NetworkFs),
     (Begins("p9_client_"), StuckClass::NetworkFs),
     (Is("wait_for_response"), StuckClass::NetworkFs),
+    // Of 6.16 and later: outside of `.sched.text` (mm/mmap_lock.c).
+    (Begins("__vma_start_"), StuckClass::Lock),
+    (Is("__vma_enter_locked"), StuckClass::Lock),
     (Is("handle_userfault"), StuckClass::User),
     (Is("ptrace_stop"), StuckClass::User),
     (Is("do_signal_stop"), StuckClass::User),
@@ -186,6 +191,14 @@ mod tests {
                 "filemap_fault"
             ]),
             Some((StuckClass::BlockIo, "bt_get"))
+        );
+        assert_eq!(
+            classify(&[
+                "__vma_enter_locked",
+                "__vma_start_write",
+                "madvise_update_vma"
+            ]),
+            Some((StuckClass::Lock, "__vma_enter_locked"))
         );
         assert_eq!(
             classify(&[

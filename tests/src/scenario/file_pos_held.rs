@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use lockwatch_tests::truth::{DecoyKind, Lock, LockKind, LockState, Mode};
+use lockwatch_tests::truth::{DecoyKind, Lock, LockClass, LockKind, LockState, Mode};
 
 use super::{Cast, Scenery, Standing};
 use crate::{
@@ -86,7 +86,7 @@ pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
     Ok(Standing {
         lock: Lock {
             kind: LockKind::Mutex,
-            class: None,
+            class: Some(LockClass::FPosLock),
             name: format!("f_pos_lock of {}", path.display()),
             path: None,
             ino: None,

@@ -12,7 +12,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use lockwatch_tests::truth::{Holder, LockState, Mode, Stuck};
+use lockwatch_tests::{
+    trial::bound,
+    truth::{Holder, LockState, Mode, Stuck},
+};
 use nix::{
     errno::Errno,
     libc,
@@ -27,11 +30,16 @@ use crate::{
     worker::Rest,
 };
 
-/// How long the CPU is taken away.
-pub(crate) const SPIN: Duration = Duration::from_secs(5);
+/// How long the CPU is taken away, where machines are as fast as they are.
+const SPIN: Duration = Duration::from_secs(5);
 
 /// Priority of the reader; the spinning thread has the next.
 const PRIORITY: i32 = 1;
+
+/// How long the CPU is taken away. A machine that is said to be slow is an emulated one.
+pub(super) fn spin_time() -> Duration {
+    bound(SPIN)
+}
 
 pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
     if is_preempt_rt()? {
@@ -66,7 +74,7 @@ pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
     let spin_ends = start_spinning(stage, taken)?;
     inode::release_holder(stage);
     inode::holder_task(&first).gone(&first.comm, STEP)?;
-    let look = reader.settle(comm, SPIN / 2, |look| {
+    let look = reader.settle(comm, spin_time() / 2, |look| {
         look.state == 'R' && look.switches == queued.switches && look.frames == queued.frames
     })?;
     stage.still_queued(&inode::MKDIR)?;
@@ -130,7 +138,7 @@ fn start_spinning(stage: &mut Stage, cpu: usize) -> Result<Instant> {
     let rest = stage.rest.clone();
     stage.start("lab-spinner", move || {
         let ready = bind(Pid::from_raw(0), cpu).and_then(|()| become_real_time(PRIORITY + 1));
-        let ends = Instant::now() + SPIN;
+        let ends = Instant::now() + spin_time();
         let go = ready.is_ok();
         // The lab waits for just this.
         let _ = report.send(ready.map(|()| ends));

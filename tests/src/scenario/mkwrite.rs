@@ -4,10 +4,9 @@
 //! `do_shared_fault`). It is tried out in a process of its own, which is gone before the
 //! stall is made: where the fault does keep the lock, that is a short stall by itself.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, bail};
 
+use super::mmap;
 use crate::{
     fuse::{Node, Op, ROOT, Rule, Then, Which},
     stage::{STEP, Stage},
@@ -21,9 +20,6 @@ const WRITE: &str = "writeback of a page of the rehearsal";
 
 const WRITER: &str = "lab-r-writer";
 const PROBE: &str = "lab-r-probe";
-
-/// A lock that is free is taken and given back within this.
-const PROMPT: Duration = Duration::from_millis(500);
 
 pub(super) const NODE: Node = Node::file(FILE, ROOT, FILE_NAME);
 
@@ -65,7 +61,13 @@ pub(super) fn leaves_mmap_lock(stage: &mut Stage) -> Result<bool> {
     let (writer, _) = process.go(WRITER)?;
     writer.settle(WRITER, STEP, is_there)?;
     let (probe, _) = process.go(PROBE)?;
-    let free = probe.gone(PROBE, PROMPT).is_ok();
+    // It exits, or it is seen queued: then it is let go before that is long enough for
+    // somebody to call it a stall.
+    let queued = probe.settle(PROBE, STEP, |look| mmap::MAP.is_met(look));
+    let free = queued.is_err();
+    if free {
+        probe.gone(PROBE, STEP)?;
+    }
     stage.server.release(WRITE);
     if !process.end(STEP) {
         bail!("the process of the rehearsal had to be killed");

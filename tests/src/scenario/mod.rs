@@ -77,7 +77,7 @@ impl NotHere {
 /// How long the stall stands if nobody says how long, and at most.
 pub(crate) fn hold_times(scenario: Scenario) -> (Duration, Duration) {
     match scenario {
-        Scenario::Granted => (granted::SPIN, granted::SPIN),
+        Scenario::Granted => (granted::spin_time(), granted::spin_time()),
         Scenario::InodeWriteHeld
         | Scenario::MmapReadHeld
         | Scenario::MmapWriteHeld

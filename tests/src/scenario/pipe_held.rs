@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use lockwatch_tests::truth::{DecoyKind, Lock, LockKind, LockState, Mode};
+use lockwatch_tests::truth::{DecoyKind, Lock, LockClass, LockKind, LockState, Mode};
 use nix::{fcntl::OFlag, unistd::pipe2};
 
 use super::{Cast, Scenery, Standing};
@@ -114,7 +114,7 @@ pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
     Ok(Standing {
         lock: Lock {
             kind: LockKind::Mutex,
-            class: None,
+            class: Some(LockClass::Pipe),
             name: "mutex of a pipe".into(),
             path: None,
             ino: None,

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use lockwatch_tests::truth::{DecoyKind, Holder, Lock, LockKind, LockState, Mode};
+use lockwatch_tests::truth::{DecoyKind, Holder, Lock, LockClass, LockKind, LockState, Mode};
 
 use super::{Cast, Scenery, Standing};
 use crate::{
@@ -115,18 +115,20 @@ pub(super) fn raise_freezing(stage: &mut Stage, cast: Cast) -> Result<Standing> 
 }
 
 fn standing(stage: &Stage, state: LockState, holder: Option<Holder>) -> Result<Standing> {
+    let beside = stage.beside()?;
+    let (device, mount) = (beside.device()?, beside.mount.display());
     Ok(Standing {
         lock: Lock {
             kind: LockKind::PercpuRwsem,
-            class: None,
-            name: format!("s_writers of {}", stage.beside()?.mount.display()),
+            class: Some(LockClass::SWriters),
+            name: format!("s_writers (write level) of ext4 {device} on {mount}"),
             path: None,
             ino: None,
             tgid: None,
             comm: None,
         },
         state,
-        reader_count: holder.iter().map(|_| 1).next(),
+        reader_count: None,
         holders: holder.into_iter().collect(),
         next: None,
         ends: None,

@@ -6,7 +6,9 @@
 //! (mm/mmap_lock.c, `__vma_start_write`); everybody else waits for the madvise.
 
 use anyhow::Result;
-use lockwatch_tests::truth::{Held, Holder, Lock, LockKind, LockState, Mode, Stuck, Waiter};
+use lockwatch_tests::truth::{
+    Held, Holder, Lock, LockClass, LockKind, LockState, Mode, Stuck, Waiter,
+};
 
 use super::{Cast, NotHere, Scenery, Standing, mkwrite, mmap};
 use crate::{
@@ -116,8 +118,8 @@ fn lock(stage: &Stage) -> Result<Lock> {
     let tgid = mmap::target(stage)?.tgid();
     Ok(Lock {
         kind: LockKind::VmaLock,
-        class: None,
-        name: format!("VMA lock of {COMM}[{}]", tgid.0),
+        class: Some(LockClass::VmaLock),
+        name: format!("VMA lock of {COMM}[{}] at 0x", tgid.0),
         path: None,
         ino: None,
         tgid: Some(tgid),

@@ -83,6 +83,13 @@ pub enum Object {
         /// Name of the process.
         comm: Option<String>,
     },
+    /// One area of an address space.
+    Vma {
+        /// Its process.
+        tgid: Option<Tgid>,
+        /// Name of the process.
+        comm: Option<String>,
+    },
     /// A file or directory.
     Inode {
         /// File system type.

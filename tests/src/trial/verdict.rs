@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::report::{Confidence, Holder, Lock, Object, Report, Step};
-use crate::truth::{Decoy, DecoyKind, LockClass, LockState, Mode, Ready, Stuck, Tid};
+use crate::truth::{Decoy, DecoyKind, LockClass, LockKind, LockState, Mode, Ready, Stuck, Tid};
 
 /// Error of the clocks between us: a jiffy of 10 ms, and getting to work.
 const SLACK: Duration = Duration::from_millis(20);
@@ -96,6 +96,9 @@ impl Verdict {
     fn lock(&mut self, lock: &Lock, truth: &Ready) {
         self.expect(is_named_so(&lock.name, truth), || {
             format!("it is named `{}`, not `{}`", lock.name, truth.lock.name)
+        });
+        self.expect(lock.class == class_name(truth.lock.class), || {
+            format!("its class is {}", lock.class)
         });
         self.expect(lock.kind == Some(truth.lock.kind), || {
             format!("its kind is {:?}", lock.kind)
@@ -369,17 +372,15 @@ impl Verdict {
 
 fn is_the_lock(lock: &Lock, truth: &Ready) -> bool {
     let wanted = &truth.lock;
-    let Some(class) = wanted.class else {
+    if !matches!(
+        wanted.class,
+        Some(LockClass::MmapLock | LockClass::IRwsem | LockClass::SUmount)
+    ) {
         // A task waits for one lock at a time.
         let is_in_truth = |tid| truth.waiters.iter().any(|waiter| waiter.tid == tid);
         return lock.waiters.iter().any(|waiter| is_in_truth(waiter.tid));
-    };
-    let class = match class {
-        LockClass::MmapLock => "mmap_lock",
-        LockClass::IRwsem => "i_rwsem",
-        LockClass::SUmount => "s_umount",
-    };
-    lock.class == class
+    }
+    lock.class == class_name(wanted.class)
         && match &lock.object {
             Some(Object::Mm { tgid, comm }) => *tgid == wanted.tgid && *comm == wanted.comm,
             Some(Object::Inode { fstype, ino, path }) => {
@@ -389,22 +390,41 @@ fn is_the_lock(lock: &Lock, truth: &Ready) -> bool {
                     && *path == Some(format!("{}{inside}", truth.mount))
             }
             Some(Object::SuperBlock { fstype, .. }) => fstype == "fuse" && lock.name == wanted.name,
-            Some(Object::Symbol(_)) | None => false,
+            Some(Object::Vma { .. } | Object::Symbol(_)) | None => false,
         }
 }
 
-/// A lock without a class may have any name.
-fn is_named_so(name: &str, truth: &Ready) -> bool {
-    truth.lock.class.is_none() || name == truth.lock.name
+fn class_name(class: Option<LockClass>) -> &'static str {
+    match class {
+        Some(LockClass::MmapLock) => "mmap_lock",
+        Some(LockClass::IRwsem) => "i_rwsem",
+        Some(LockClass::SUmount) => "s_umount",
+        Some(LockClass::FPosLock) => "f_pos_lock",
+        Some(LockClass::Pipe) => "pipe",
+        Some(LockClass::VmaLock) => "vma_lock",
+        Some(LockClass::SWriters) => "s_writers",
+        None => "unknown",
+    }
 }
 
-/// Readers behind a writer, while readers hold the lock.
+fn is_named_so(name: &str, truth: &Ready) -> bool {
+    match truth.lock.class {
+        // The lab does not know its address.
+        Some(LockClass::VmaLock) => name.starts_with(&truth.lock.name),
+        _ => name == truth.lock.name,
+    }
+}
+
+/// Readers behind a writer, while readers hold the lock: they could have it, were it not
+/// for a fair queue. Behind a freeze they could not.
 fn is_convoy(truth: &Ready) -> bool {
     let behind = truth
         .waiters
         .iter()
         .skip_while(|waiter| waiter.mode == Mode::Read);
-    truth.state == LockState::ReadHeld && behind.skip(1).any(|waiter| waiter.mode == Mode::Read)
+    truth.lock.kind == LockKind::Rwsem
+        && truth.state == LockState::ReadHeld
+        && behind.skip(1).any(|waiter| waiter.mode == Mode::Read)
 }
 
 fn accused(lock: &Lock) -> impl Iterator<Item = &Holder> {

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::truth::{Held, LockKind};
+use crate::truth::Held;
 
 const MS: u64 = 1_000_000;
 
@@ -262,8 +262,8 @@ fn truth_of_two() -> Ready {
     truth.next = Some(Held {
         lock: crate::truth::Lock {
             kind: LockKind::VmaLock,
-            class: None,
-            name: "VMA lock".into(),
+            class: Some(LockClass::VmaLock),
+            name: "VMA lock of lab-target[10] at 0x".into(),
             path: None,
             ino: None,
             tgid: None,
@@ -282,9 +282,9 @@ fn report_of_two() -> Value {
     let mut next = report["locks"][0].clone();
     next["id"] = json!("b");
     next["kind"] = json!("vma_lock");
-    next["class"] = json!("unknown");
+    next["class"] = json!("vma_lock");
     next["object"] = json!(null);
-    next["name"] = json!("any name");
+    next["name"] = json!("VMA lock of lab-target[10] at 0x1000-0x2000");
     next["holders"][0]["tid"] = json!(12);
     next["holders"][0]["comm"] = json!("lab-last");
     let mut waiter = next["waiters"][0].clone();
@@ -298,7 +298,7 @@ fn report_of_two() -> Value {
     report["chains"] = json!([{"root": {"tid": 12, "comm": "lab-last"}, "blocked_tasks": 3,
         "path": [{"lock": "a"}, {"task": 11}, {"lock": "b"}, {"task": 12}],
         "sentence": "lab-last[12] blocks 3 tasks"}]);
-    let found = json!({"detector": "long-wait", "sentence": "1 task waits for any name",
+    let found = json!({"detector": "long-wait", "sentence": "1 task waits for VMA lock of lab-target[10] at 0x1000-0x2000",
                        "locks": ["b"], "tasks": [11]});
     tell(&mut report, "/findings/-", found);
     report
@@ -313,6 +313,12 @@ fn a_chain_of_two_locks_is_judged_at_both() {
     let lies = [
         ("/locks/0/holders/0/stuck/class", json!("fuse"), "stuck"),
         ("/locks/1/kind", json!("rwsem"), "kind"),
+        ("/locks/1/class", json!("unknown"), "class"),
+        (
+            "/locks/1/name",
+            json!("VMA lock of bash[9] at 0x1000"),
+            "named",
+        ),
         ("/locks/1/holders", json!([]), "accused"),
         ("/locks/1/holders/0/tid", json!(11), "accused"),
         ("/locks/1/waiters/0/tid", json!(13), "0 locks are"),
