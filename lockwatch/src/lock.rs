@@ -343,6 +343,9 @@ pub struct Lock {
     pub waiters: Vec<Waiter>,
     /// Tasks that spin for it.
     pub spinners: Vec<Tid>,
+    /// Its queue is in the order of priorities, not of arrival (rt_mutexes, and what
+    /// PREEMPT_RT makes of them).
+    pub by_priority: bool,
     /// Why no holder can be named, where that is known.
     pub note: Option<String>,
 }

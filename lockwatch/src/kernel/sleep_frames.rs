@@ -1,5 +1,6 @@
 //! Why a sleeping task sleeps, by the functions it sleeps in.
 
+use super::locks::{RT_SPINLOCK_ASKS, VMA_DRAINS};
 use crate::task::StuckClass;
 
 /// Functions that queue a task on a lock. The kernel's own unwinder leaves them out
@@ -26,18 +27,20 @@ pub const LOCK_SLOW_PATHS: &[&str] = &[
     "rwbase_write_lock",
     "__vma_start_write",
     "__vma_enter_locked",
+    "__vma_start_exclude_readers",
+    "__vma_exclude_readers_for_detach",
 ];
 
 /// Whether a function, by its stem, is one of a lock's own rather than its caller. Some of
-/// them lie outside of `.sched.text`, and the unwinder shows them.
+/// them lie outside of `.sched.text`, and the unwinder shows them: `rt_mutex_schedule`,
+/// `percpu_rwsem_wait`, those of mm/mmap_lock.c.
 pub fn is_lock_function(stem: &str) -> bool {
     LOCK_SLOW_PATHS.contains(&stem)
-        || stem.starts_with("rt_mutex_")
-        || stem.starts_with("__rt_mutex_")
-        || stem.starts_with("rwbase_")
-        || stem.starts_with("__rwbase_")
-        || stem.starts_with("vma_mark_")
-        || stem.starts_with("__vma_")
+        || VMA_DRAINS.contains(&stem)
+        || RT_SPINLOCK_ASKS.contains(&stem)
+        || ["rt_mutex_", "__rt_mutex_", "rwbase_", "__rwbase_"]
+            .iter()
+            .any(|family| stem.starts_with(family))
 }
 
 /// How a stem is matched.
@@ -64,9 +67,6 @@ const SLEEPS: &[(Match, StuckClass)] = &[
     (Begins("ceph_"), StuckClass::NetworkFs),
     (Begins("p9_client_"), StuckClass::NetworkFs),
     (Is("wait_for_response"), StuckClass::NetworkFs),
-    // Of 6.16 and later: outside of `.sched.text` (mm/mmap_lock.c).
-    (Begins("__vma_start_"), StuckClass::Lock),
-    (Is("__vma_enter_locked"), StuckClass::Lock),
     (Is("handle_userfault"), StuckClass::User),
     (Is("ptrace_stop"), StuckClass::User),
     (Is("do_signal_stop"), StuckClass::User),
@@ -191,14 +191,6 @@ mod tests {
                 "filemap_fault"
             ]),
             Some((StuckClass::BlockIo, "bt_get"))
-        );
-        assert_eq!(
-            classify(&[
-                "__vma_enter_locked",
-                "__vma_start_write",
-                "madvise_update_vma"
-            ]),
-            Some((StuckClass::Lock, "__vma_enter_locked"))
         );
         assert_eq!(
             classify(&[

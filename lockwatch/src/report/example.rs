@@ -114,6 +114,7 @@ pub(crate) fn mmap_lock(address: u64, tgid: u32, comm: &str) -> Lock {
         holders: Vec::new(),
         waiters: Vec::new(),
         spinners: Vec::new(),
+        by_priority: false,
         note: None,
     }
 }

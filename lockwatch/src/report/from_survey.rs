@@ -100,6 +100,7 @@ impl Lock {
             holders,
             waiters,
             spinners,
+            by_priority,
             note,
         } = lock;
         Self {
@@ -117,6 +118,7 @@ impl Lock {
             waiters: waiters.iter().map(|w| Waiter::new(w, stacks)).collect(),
             spinners: spinners.clone(),
             note: note.clone(),
+            by_priority: *by_priority,
             at: *address,
         }
     }

@@ -128,6 +128,9 @@ pub struct Lock {
     /// Why no holder can be named, in words. Absent where there is nothing to say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// Its queue is in the order of priorities, not of arrival.
+    #[serde(skip)]
+    pub by_priority: bool,
     /// `address` as the graph knows it.
     #[serde(skip)]
     pub at: LockAddr,

@@ -11,6 +11,7 @@ use crate::{
     },
     lock::{Evidence, EvidenceKind, LockClass, LockMode, LockState},
     survey::{
+        asking::Asking,
         confidence::{Strength, strength},
         functions::Functions,
         holds::TracedHold,
@@ -223,7 +224,7 @@ fn on_stack(
         return Ok(Vec::new());
     }
     // Asleep in a slow path, the innermost frame is the one that asks for a lock.
-    let askers = usize::from(is_asking(scene.functions, look, task));
+    let askers = askers(scene.functions, look, task);
     if let Some(found) = hold_frame(task, &stems, askers, lock, own_mm, &hits) {
         let linked = own_mm && found.known.own_mm
             || !link::points_at_another(
@@ -248,14 +249,15 @@ fn on_stack(
     Ok(hits.as_evidence(scene.functions, task))
 }
 
-fn is_asking(functions: &mut Functions<'_>, look: &Look, task: &TaskLook) -> bool {
-    look.scheduler_words(task).iter().any(|&word| {
-        if !is_kernel_address(word) {
-            return false;
-        }
-        let stem = functions.stem(word);
-        RWSEM_SLOW_PATHS.contains(&stem) || RT_RWSEM_ASKS.contains(&stem)
-    })
+/// How many of a task's first frames say nothing of what it holds: the lock's own functions,
+/// and the one that asks for an rwsem, which may be the very lock.
+fn askers(functions: &mut Functions<'_>, look: &Look, task: &TaskLook) -> usize {
+    let Some(asking) = Asking::of(functions, look, task) else {
+        return 0;
+    };
+    let is_rwsem = |stem: &&str| RWSEM_SLOW_PATHS.contains(stem) || RT_RWSEM_ASKS.contains(stem);
+    let asks = asking.functions(functions).any(|(stem, _)| is_rwsem(&stem));
+    asking.own_frames + usize::from(asks)
 }
 
 /// The words of a stack that point at the lock or at the object that contains it.

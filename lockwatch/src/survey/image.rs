@@ -64,6 +64,8 @@ const fn stack_base(n: u64) -> u64 {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Image {
     words: BTreeMap<u64, u64>,
+    /// What each task says it waits for (`pi_blocked_on`).
+    pub(super) pi_blocked_on: BTreeMap<u64, u64>,
 }
 
 impl Image {
@@ -71,23 +73,28 @@ impl Image {
         self.words.insert(address, word);
     }
 
+    /// These words from this address on.
+    pub(super) fn set_all(&mut self, address: u64, words: &[u64]) {
+        for (at, &word) in (address..).step_by(8).zip(words) {
+            self.set(at, word);
+        }
+    }
+
+    /// The stack of task `n`, as its `task_struct` tells it.
+    pub(super) fn task(&mut self, n: u64) {
+        self.set(task_address(n) + RWSEM.entry.task_stack, stack_base(n));
+    }
+
     /// The queue entry of task `n`, with the links that the list has.
     pub(super) fn entry(&mut self, n: u64, kind: u64, next: u64, prev: u64) {
-        self.set(task_address(n) + RWSEM.entry.task_stack, stack_base(n));
-        let at = entry_address(n);
-        for (index, word) in [next, prev, task_address(n), kind, JIFFIES - 100]
-            .into_iter()
-            .enumerate()
-        {
-            self.set(at + 8 * index as u64, word);
-        }
+        self.task(n);
+        let entry = [next, prev, task_address(n), kind, JIFFIES - 100];
+        self.set_all(entry_address(n), &entry);
     }
 
     /// A lock word with its list.
     pub(super) fn lock(&mut self, lock: u64, count: u64, owner: u64, first: u64, last: u64) {
-        for (index, word) in [count, owner, 0, first, last].into_iter().enumerate() {
-            self.set(lock + 8 * index as u64, word);
-        }
+        self.set_all(lock, &[count, owner, 0, first, last]);
     }
 
     /// A queue of `kinds` (0 = write, 1 = read) of tasks 1, 2, … on a lock.
@@ -118,6 +125,7 @@ impl Image {
             record.tgid = n as u32;
             record.start_time_ns = n;
             record.state = 2;
+            record.pi_blocked_on = self.pi_blocked_on.get(&n).copied().unwrap_or(0);
             record.stack_base = stack_base(n);
             record.stack_offset = 0x2f00;
             record.sp = stack_base(n) + 0x2f00;

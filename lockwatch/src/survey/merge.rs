@@ -109,6 +109,7 @@ impl Merger<'_, '_> {
             count: queue.word.count,
             owner: queue.word.owner,
             waiters,
+            by_priority: queue.by_priority,
             note: identity
                 .note
                 .filter(|_| is_holder_unknown(queue.word.state, &holders)),
@@ -165,7 +166,13 @@ impl Merger<'_, '_> {
 
     fn stack(&mut self, look: &Look, task: &TaskLook) -> StackId {
         let mut frames = Vec::with_capacity(task.frames.len() + 1);
-        if let Some((_, address)) = stuck::lock_slow_path(self.functions, look, task) {
+        // One that the unwinder has left out.
+        if let Some((_, address)) = stuck::slow_path(self.functions, look, task)
+            && task
+                .frames
+                .iter()
+                .all(|frame| frame.return_address != address)
+        {
             frames.push(self.functions.show(address));
         }
         for frame in &task.frames {

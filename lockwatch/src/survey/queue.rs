@@ -43,6 +43,8 @@ pub(super) struct Queue {
     pub(super) kind: LockKind,
     /// Its rt_mutex stands for a spinlock, on PREEMPT_RT.
     pub(super) is_spinlock: bool,
+    /// The queue is in the order of priorities.
+    pub(super) by_priority: bool,
     /// What its words mean.
     pub(super) word: LockWord,
     /// The queue in order.
@@ -60,6 +62,7 @@ impl Queue {
             lock,
             kind,
             is_spinlock: false,
+            by_priority: false,
             word,
             entries: Vec::new(),
             granted: Vec::new(),

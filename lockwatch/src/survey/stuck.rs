@@ -1,11 +1,9 @@
 //! Why a task does not go on.
 
 use crate::{
-    kernel::{
-        arch::is_kernel_address,
-        sleep_frames::{LOCK_SLOW_PATHS, classify},
-    },
+    kernel::sleep_frames::classify,
     survey::{
+        asking::Asking,
         functions::Functions,
         look::{Look, TaskLook},
     },
@@ -28,7 +26,7 @@ pub(super) fn of_task(
         TaskState::Running => (StuckClass::Running, None),
         TaskState::Runnable => (StuckClass::Runnable, innermost),
         TaskState::Dead => (StuckClass::Exit, innermost),
-        _ => match lock_slow_path(functions, look, task) {
+        _ => match slow_path(functions, look, task) {
             Some((slow_path, _)) => (StuckClass::Lock, Some(slow_path.to_owned())),
             None => match classify(&stems) {
                 Some((class, function)) => (class, Some(function.to_owned())),
@@ -44,29 +42,10 @@ pub(super) fn of_task(
 }
 
 /// The lock slow path that a task off the CPU is in, and the return address into it.
-///
-/// The unwinder leaves scheduler and lock functions out, so the words between the
-/// stack pointer and the first frame are asked, from the frame inwards: the first
-/// function met is the one that frame called.
-pub(super) fn lock_slow_path<'k>(
+pub(super) fn slow_path<'k>(
     functions: &mut Functions<'k>,
     look: &Look,
     task: &TaskLook,
 ) -> Option<(&'k str, u64)> {
-    if task.frames.is_empty() || task.record.on_cpu != 0 {
-        return None;
-    }
-    for &word in look.scheduler_words(task).iter().rev() {
-        if !is_kernel_address(word) {
-            continue;
-        }
-        let stem = functions.stem(word);
-        if LOCK_SLOW_PATHS.contains(&stem) {
-            return Some((stem, word));
-        }
-        if stem.starts_with("schedule") || stem.starts_with("io_schedule") {
-            return None;
-        }
-    }
-    None
+    Asking::of(functions, look, task)?.slow_path(functions)
 }

@@ -109,3 +109,22 @@ pub const RT_MUTEX_ASKS: &[&str] = &[
     "ww_mutex_lock",
     "ww_mutex_lock_interruptible",
 ];
+
+/// Functions through which a PREEMPT_RT task asks for a spinlock or rwlock
+/// (kernel/locking/spinlock_rt.c): it sleeps for them.
+pub const RT_SPINLOCK_ASKS: &[&str] = &[
+    "rt_spin_lock",
+    "rt_spin_lock_nested",
+    "rt_read_lock",
+    "rt_write_lock",
+    "rtlock_slowlock",
+    "rtlock_slowlock_locked",
+];
+
+/// Functions through which a task asks for an rt_mutex as such.
+pub const RT_MUTEX_ITSELF_ASKS: &[&str] = &[
+    "rt_mutex_lock",
+    "rt_mutex_lock_interruptible",
+    "rt_mutex_lock_killable",
+    "rt_mutex_wait_proxy_lock",
+];

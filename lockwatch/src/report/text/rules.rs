@@ -72,6 +72,10 @@ pub(super) fn why(lock: &Lock) -> Option<Text> {
         (LockState::ReadHeld, LockMode::Write) => {
             format!("writer #{position} waits until every reader has let go")
         }
+        (LockState::ReadHeld, LockMode::Read) if lock.by_priority => {
+            "readers queue although the lock is only read-held: a task is passing through"
+                .to_owned()
+        }
         (LockState::ReadHeld, LockMode::Read) => format!(
             "readers queue although the lock is only read-held and no writer is in front: \
              a wake-up grants it to at most {GRANTED_AT_ONCE} of them"
@@ -135,11 +139,16 @@ fn next_of_another(report: &Report, lock: &Lock) -> Option<Text> {
         LockState::WriteHeld if lock.note.is_some() => "when it is thawed",
         LockState::ReadHeld | LockState::WriteHeld => release(report, lock),
     };
-    Some(Text::plain(format!("{when}: #{}", first.position)))
+    let order = if lock.by_priority {
+        ", by priority"
+    } else {
+        ""
+    };
+    Some(Text::plain(format!("{when}: #{}{order}", first.position)))
 }
 
 pub(super) fn next(report: &Report, lock: &Lock) -> Option<Text> {
-    if lock.kind != LockKind::Rwsem {
+    if lock.kind != LockKind::Rwsem || lock.by_priority {
         return next_of_another(report, lock);
     }
     let queue = Queue::of(lock)?;
@@ -247,6 +256,7 @@ pub(super) fn ways_out(lock: &Lock) -> Option<Text> {
         ),
     };
     if lock.kind == LockKind::Rwsem
+        && !lock.by_priority
         && let Some(queue) = Queue::of(lock)
         && queue.is_convoy(lock)
         && queue.first.killable

@@ -6,13 +6,13 @@
 use super::{Queue, Row};
 use crate::{
     kernel::{
-        arch::{is_image_address, is_kernel_address},
+        arch::is_kernel_address,
         layout::Layout,
         locks::{LockWord, PERCPU_DRAINS, RT_RWSEM_DRAINS, VMA_DRAINS, VmaLockLayout, WordLayout},
         memory::{KernelMemory, MemoryError, half_word, word},
     },
     lock::{LockAddr, LockKind},
-    survey::{functions::Functions, look::Look},
+    survey::{asking::Asking, functions::Functions, look::Look},
 };
 
 /// Adds the locks that only such a writer waits for. Those with a queue as well have it
@@ -65,8 +65,7 @@ fn add(queues: &mut Vec<Queue>, queue: Queue) {
     }
 }
 
-/// The words from the stack pointer to the caller of the one of these functions that the
-/// task sleeps in; `None` if it sleeps in none.
+/// The words on which the task asks for a lock, if it does so in one of these functions.
 fn waits_in<'a>(
     look: &'a Look,
     functions: &mut Functions<'_>,
@@ -74,20 +73,14 @@ fn waits_in<'a>(
     stems: &[&str],
 ) -> Option<&'a [u64]> {
     let task = &look.tasks[index];
-    if !task.state.is_asleep() || task.frames.is_empty() || task.record.on_cpu != 0 {
+    if !task.state.is_asleep() {
         return None;
     }
-    let words = look.words(task);
-    let outer = task
-        .frames
-        .iter()
-        .position(|frame| !stems.contains(&functions.stem(frame.return_address)))?;
-    let end = task.frames[outer].at.min(words.len());
-    let is_in = outer > 0
-        || words[..end]
-            .iter()
-            .any(|&word| is_image_address(word) && stems.contains(&functions.stem(word)));
-    is_in.then_some(&words[..end])
+    let asking = Asking::of(functions, look, task)?;
+    let is_in = asking
+        .functions(functions)
+        .any(|(stem, _)| stems.contains(&stem));
+    is_in.then_some(asking.words)
 }
 
 /// The one lock among these words that names the task as its draining writer.

@@ -12,11 +12,14 @@ use super::{Entry, Queue, Queues};
 use crate::{
     kernel::{
         arch::is_kernel_address,
-        locks::{LockLayouts, PiLayout, RT_MUTEX_ASKS, RT_RWSEM_ASKS, RtRwsemLayout, WordLayout},
+        locks::{
+            LockLayouts, PiLayout, RT_MUTEX_ASKS, RT_MUTEX_ITSELF_ASKS, RT_RWSEM_ASKS,
+            RT_SPINLOCK_ASKS, RtRwsemLayout, WordLayout, is_pi_futex,
+        },
         memory::{KernelMemory, MemoryError, word},
     },
     lock::{LockAddr, LockKind, LockMode},
-    survey::{functions::Functions, look::Look},
+    survey::{asking::Asking, functions::Functions, look::Look},
 };
 
 /// A tree that is being changed is read again this often.
@@ -120,14 +123,8 @@ fn asked_of(look: &Look, functions: &mut Functions<'_>, tasks: &[usize], is_rt: 
         if look.tasks[index].record.state & RTLOCK_WAIT != 0 {
             return Asked::Spinlock;
         }
-        if let Some(asker) = asker(look, functions, index) {
-            return if RT_RWSEM_ASKS.contains(&asker) {
-                Asked::Rwsem
-            } else if RT_MUTEX_ASKS.contains(&asker) {
-                Asked::Mutex
-            } else {
-                Asked::RtMutex
-            };
+        if let Some((asked, _)) = asker(look, functions, index) {
+            return asked;
         }
     }
     // What is left are calls that became jumps; a mutex is by far the likeliest.
@@ -135,26 +132,25 @@ fn asked_of(look: &Look, functions: &mut Functions<'_>, tasks: &[usize], is_rt: 
 }
 
 /// The outermost function on this stack that asks for a lock.
-fn asker<'k>(look: &Look, functions: &mut Functions<'k>, index: usize) -> Option<&'k str> {
+fn asker<'k>(look: &Look, functions: &mut Functions<'k>, index: usize) -> Option<(Asked, &'k str)> {
     let task = &look.tasks[index];
-    let is_asker = |stem: &str| {
-        RT_RWSEM_ASKS.contains(&stem)
-            || RT_MUTEX_ASKS.contains(&stem)
-            || stem.starts_with("rt_mutex_lock")
-            || stem == "rt_mutex_wait_proxy_lock"
-    };
-    let first = task.frames.first().map(|frame| frame.return_address);
-    if let Some(first) = first
-        && functions.stem(first).starts_with("futex_")
+    let asking = Asking::of(functions, look, task)?;
+    let caller = task.frames.get(asking.own_frames);
+    if let Some(caller) = caller.map(|caller| functions.stem(caller.return_address))
+        && is_pi_futex(caller)
     {
-        return Some("rt_mutex_wait_proxy_lock");
+        return Some((Asked::RtMutex, caller));
     }
-    look.scheduler_words(task)
-        .iter()
-        .rev()
-        .filter(|&&word| is_kernel_address(word))
-        .map(|&word| functions.stem(word))
-        .find(|stem| is_asker(stem))
+    asking.functions(functions).find_map(|(stem, _)| {
+        let asked = match stem {
+            _ if RT_RWSEM_ASKS.contains(&stem) => Asked::Rwsem,
+            _ if RT_MUTEX_ASKS.contains(&stem) => Asked::Mutex,
+            _ if RT_SPINLOCK_ASKS.contains(&stem) => Asked::Spinlock,
+            _ if RT_MUTEX_ITSELF_ASKS.contains(&stem) => Asked::RtMutex,
+            _ => return None,
+        };
+        Some((asked, stem))
+    })
 }
 
 enum Outcome {
@@ -242,6 +238,7 @@ impl Read<'_> {
             lock: LockAddr(lock),
             kind: LockKind::RtMutex,
             is_spinlock: false,
+            by_priority: true,
             word: layout.decode(&bytes, true),
             entries,
             granted: Vec::new(),
@@ -253,7 +250,7 @@ impl Read<'_> {
 
     fn mode(&self, functions: &mut Functions<'_>, index: usize) -> LockMode {
         let reads = self.rwsem.is_some()
-            && asker(self.look, functions, index).is_some_and(|asker| asker.contains("read"));
+            && asker(self.look, functions, index).is_some_and(|(_, asker)| asker.contains("read"));
         if reads {
             LockMode::Read
         } else {
@@ -328,3 +325,6 @@ impl Read<'_> {
         order
     }
 }
+
+#[cfg(test)]
+mod tests;

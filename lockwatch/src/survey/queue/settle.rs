@@ -178,6 +178,7 @@ fn settle_once(
                 lock: LockAddr(lock),
                 kind: layout.kind,
                 is_spinlock: false,
+                by_priority: false,
                 word: decoded,
                 entries,
                 granted: Vec::new(),

@@ -6,8 +6,8 @@ use super::{
     *,
 };
 use crate::{
-    kernel::locks::{LockLayout, QueueLink},
-    lock::{LockMode, LockState},
+    kernel::locks::{EntryLayout, EntryMode, Granted, LockLayout, QueueLink, WordLayout},
+    lock::{LockKind, LockMode, LockState},
     survey::image::{Image, JIFFIES, RWSEM, entry_address, row, task_address},
 };
 
@@ -231,6 +231,128 @@ fn a_lone_waiter_is_a_ring_of_one() {
     };
     let found = find(&image.look(1), &[row(ring)], &mut image).unwrap();
     assert_eq!(found.queues.len(), 1);
+}
+
+/// As up to 5.2: the owner is a plain pointer, entries have no time-out.
+#[test]
+fn the_lock_of_an_old_kernel_is_read_on_the_same_way() {
+    let old = LockLayout {
+        word: WordLayout::RwsemBiases {
+            count: 0,
+            owner: Some(8),
+        },
+        entry: EntryLayout {
+            timeout: None,
+            granted: Granted::Untold,
+            size: 32,
+            ..RWSEM.entry
+        },
+        ..RWSEM
+    };
+    let mut image = Image::default();
+    // The incident: a reader, a queued writer, and readers behind it.
+    image.queue(LOCK, -4_294_967_295_i64 as u64, 0, &[0, 1, 1]);
+    let found = find(&image.look(4), &[row(old)], &mut image).unwrap();
+    let [queue] = &found.queues[..] else {
+        panic!("{found:?}")
+    };
+    assert_eq!(
+        (queue.word.state, queue.word.readers, queue.entries.len()),
+        (LockState::ReadHeld, Some(1), 3)
+    );
+    assert_eq!(queue.entries[0].mode, LockMode::Write);
+    assert_eq!(queue.entries[0].timeout, None);
+}
+
+#[test]
+fn a_mutex_is_a_row_of_the_table() {
+    let mutex = LockLayout {
+        kind: LockKind::Mutex,
+        size: 32,
+        word: WordLayout::Mutex { owner: 0 },
+        queue: QueueLink::Head(16),
+        entry: EntryLayout {
+            mode: EntryMode::Exclusive,
+            granted: Granted::Untold,
+            timeout: None,
+            size: 24,
+            ..RWSEM.entry
+        },
+        osq: None,
+        ..RWSEM
+    };
+    let mut image = Image::default();
+    let head = LOCK + 16;
+    image.entry(1, 7, entry_address(2), head);
+    image.entry(2, 7, head, entry_address(1));
+    image.set_all(
+        LOCK,
+        &[task_address(3) | 1, 0, entry_address(1), entry_address(2)],
+    );
+    let found = find(&image.look(3), &[row(RWSEM), row(mutex)], &mut image).unwrap();
+    assert!(
+        found.queues.is_empty(),
+        "the first row claims these functions"
+    );
+    let found = find(&image.look(3), &[row(mutex)], &mut image).unwrap();
+    let [queue] = &found.queues[..] else {
+        panic!("{found:?}")
+    };
+    assert_eq!(
+        (queue.kind, queue.word.owner_task, queue.entries.len()),
+        (LockKind::Mutex, task_address(3), 2)
+    );
+}
+
+#[test]
+fn a_writer_without_an_entry_is_first_in_line() {
+    let percpu = LockLayout {
+        kind: LockKind::PercpuRwsem,
+        size: 96,
+        word: WordLayout::PercpuRwsem {
+            block: 88,
+            writer: 56,
+        },
+        queue: QueueLink::Head(72),
+        // wait_queue_entry: flags, private, func, entry.
+        entry: EntryLayout {
+            links: 24,
+            task: 8,
+            granted: Granted::Unlinked,
+            mode: EntryMode::WakeFlags(0),
+            timeout: None,
+            size: 40,
+            task_stack: RWSEM.entry.task_stack,
+        },
+        osq: None,
+        ..RWSEM
+    };
+    let mut image = Image::default();
+    image.task(1);
+    let head = LOCK + 72;
+    let links = entry_address(1) + 24;
+    image.set_all(entry_address(1), &[0x5, task_address(1), 0, head, head]);
+    image.set_all(LOCK, &[0; 12]);
+    image.set(LOCK + 56, task_address(2));
+    image.set_all(head, &[links, links, 1]);
+    let found = find(&image.look(2), &[row(percpu)], &mut image).unwrap();
+    let [queue] = &found.queues[..] else {
+        panic!("{found:?}")
+    };
+    let order: Vec<_> = queue
+        .entries
+        .iter()
+        .map(|entry| (entry.task, entry.mode, entry.position))
+        .collect();
+    assert_eq!(order, [(1, LockMode::Write, 1), (0, LockMode::Read, 2)]);
+    assert_eq!(
+        (queue.word.state, queue.word.readers),
+        (LockState::ReadHeld, None)
+    );
+    // Granted: its task is cleared, and its links point at itself.
+    image.set_all(entry_address(1), &[0x5, 0, 0, links, links]);
+    let stacked = entry::on_stacks(&image.look(1), &[row(percpu)]);
+    assert!(stacked.iter().all(|stacked| stacked.granted) && stacked.len() == 1);
 }
 
 proptest! {

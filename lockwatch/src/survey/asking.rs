@@ -1,0 +1,70 @@
+//! The part of a stack on which a task asks for a lock.
+//!
+//! The unwinder leaves out scheduler and lock functions as far as they lie in
+//! `.sched.text`; some of a lock's own functions do not, and come first among the frames.
+
+use crate::{
+    kernel::{
+        arch::is_image_address,
+        sleep_frames::{LOCK_SLOW_PATHS, is_lock_function},
+    },
+    survey::{
+        functions::Functions,
+        look::{Look, TaskLook},
+    },
+};
+
+/// What a task at rest has on its stack further in than the caller of a lock function.
+pub(super) struct Asking<'a> {
+    /// The words from the stack pointer to the caller's frame.
+    pub(super) words: &'a [u64],
+    /// How many of the first frames are a lock's own functions.
+    pub(super) own_frames: usize,
+}
+
+impl<'a> Asking<'a> {
+    /// `None` for a task on a CPU, or whose frames are not known.
+    pub(super) fn of(
+        functions: &mut Functions<'_>,
+        look: &'a Look,
+        task: &TaskLook,
+    ) -> Option<Self> {
+        if task.frames.is_empty() || task.record.on_cpu != 0 {
+            return None;
+        }
+        let words = look.words(task);
+        let caller = task
+            .frames
+            .iter()
+            .position(|frame| !is_lock_function(functions.stem(frame.return_address)));
+        let end = caller.map_or(words.len(), |caller| task.frames[caller].at);
+        Some(Self {
+            words: &words[..end.min(words.len())],
+            own_frames: caller.unwrap_or(task.frames.len()),
+        })
+    }
+
+    /// The return addresses among the words with the stems of their functions, from the
+    /// caller inwards; old ones may be among them.
+    pub(super) fn functions<'k>(
+        &self,
+        functions: &mut Functions<'k>,
+    ) -> impl Iterator<Item = (&'k str, u64)> {
+        self.words
+            .iter()
+            .rev()
+            .filter(|&&word| is_image_address(word))
+            .map(|&word| (functions.stem(word), word))
+            .filter(|(stem, _)| !stem.is_empty())
+    }
+
+    /// The slow path that the caller called, and the return address into it; `None` if the
+    /// task does not wait for a lock.
+    pub(super) fn slow_path<'k>(&self, functions: &mut Functions<'k>) -> Option<(&'k str, u64)> {
+        self.functions(functions)
+            .take_while(|(stem, _)| {
+                !stem.starts_with("schedule") && !stem.starts_with("io_schedule")
+            })
+            .find(|(stem, _)| LOCK_SLOW_PATHS.contains(stem))
+    }
+}
