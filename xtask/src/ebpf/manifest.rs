@@ -285,21 +285,22 @@ checksum = "cc"
     fn a_changed_source_object_or_manifest_is_stale() {
         let tree = Tree::new("stale", &["Cargo.toml", "src/survey.rs"]);
         let root = &tree.0;
-        fs::create_dir_all(object_path(root, "survey").parent().unwrap()).unwrap();
         let real = fs::read(object_path(
             &Path::new(env!("CARGO_MANIFEST_DIR")).join(".."),
             "survey",
         ))
         .unwrap();
         for name in OBJECTS {
-            fs::write(object_path(root, name), &real).unwrap();
+            let path = object_path(root, name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, &real).unwrap();
         }
         let toolchain = Identity {
             rustc: "rustc 1".into(),
             llvm: "2".into(),
             bpf_linker: "bpf-linker 3".into(),
         };
-        let objects = [real.clone(), real];
+        let objects = OBJECTS.map(|_| real.clone());
         let sources = source_hash(root).unwrap();
         let manifest = Manifest::new(sources, &toolchain, &objects).unwrap();
         manifest.check_files(root).unwrap();

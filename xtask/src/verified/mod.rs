@@ -121,7 +121,7 @@ pub(crate) fn witness(args: &WitnessArgs) -> Result<()> {
     let mut all = Loaded::default();
     // `watch` loads everything before it looks at the first wait. Under ptrace, all is slow.
     for arguments in [
-        &["watch", "--for", "1s"][..],
+        &["watch", "--track-holds", "--for", "1s"][..],
         &["diagnose", "--deadline", "60s"],
     ] {
         let mut command = Command::new(&args.lockwatch);

@@ -18,8 +18,8 @@ const KEPT: usize = 15;
 /// The programs of all objects in the tree.
 #[derive(Debug)]
 pub(crate) struct Programs {
-    /// As far as the kernel keeps the name → whole names, and the objects that have them.
-    by_kept: BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)>,
+    /// Family → whole names, and the objects that have them.
+    by_family: BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)>,
 }
 
 impl Programs {
@@ -43,14 +43,14 @@ impl Programs {
     }
 
     fn new(all: impl IntoIterator<Item = (String, String)>) -> Self {
-        let mut by_kept: BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)> = BTreeMap::new();
+        let mut by_family: BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)> = BTreeMap::new();
         for (program, object) in all {
-            let kept = program.chars().take(KEPT).collect();
-            let (names, objects) = by_kept.entry(kept).or_default();
-            names.insert(program);
+            let kept: String = program.chars().take(KEPT).collect();
+            let (names, objects) = by_family.entry(family(&kept)).or_default();
+            names.insert(family(&program));
             objects.insert(object);
         }
-        Self { by_kept }
+        Self { by_family }
     }
 }
 
@@ -88,14 +88,17 @@ pub(crate) struct Table {
 impl Table {
     /// Only programs of ours: a loader also tries what the kernel can do.
     pub(crate) fn new(programs: &Programs, kernels: &[(&str, &Loaded)]) -> Self {
-        let rows = programs.by_kept.iter().map(|(kept, (names, objects))| Row {
-            program: joined(names),
-            objects: joined(objects),
-            cells: kernels
-                .iter()
-                .map(|(_, loaded)| cell(kept, loaded))
-                .collect(),
-        });
+        let rows = programs
+            .by_family
+            .iter()
+            .map(|(family, (names, objects))| Row {
+                program: joined(names),
+                objects: joined(objects),
+                cells: kernels
+                    .iter()
+                    .map(|(_, loaded)| cell(family, loaded))
+                    .collect(),
+            });
         let mut rows: Vec<Row> = rows.collect();
         rows.sort_by(|one, other| one.objects.cmp(&other.objects));
         Self {
@@ -163,10 +166,19 @@ fn joined(names: &BTreeSet<String>) -> String {
     names.join(", ")
 }
 
-fn cell(kept: &str, loaded: &Loaded) -> Cell {
+/// Copies of one program, for one place each, differ by a number: `wait_begin_7` is of the
+/// family `wait_begin_N`.
+fn family(program: &str) -> String {
+    match program.rsplit_once('_') {
+        Some((stem, number)) if number.parse::<u32>().is_ok() => format!("{stem}_N"),
+        _ => program.to_owned(),
+    }
+}
+
+fn cell(of: &str, loaded: &Loaded) -> Cell {
     let mut refused = None;
     let mut most: Option<(Option<u64>, u64)> = None;
-    for load in loaded.loads.iter().filter(|load| load.name == kept) {
+    for load in loaded.loads.iter().filter(|load| family(&load.name) == of) {
         match load.error {
             Some(error) => refused = Some(error),
             None => {
@@ -274,6 +286,8 @@ mod tests {
             ("rwsem_down_read_end", "stream"),
             ("hold", "holds"),
             ("hold", "holds_by_tid"),
+            ("wait_9", "stream"),
+            ("wait_10", "stream"),
         ];
         Programs::new(all.map(|(program, object)| (program.to_owned(), object.to_owned())))
     }
@@ -305,6 +319,8 @@ mod tests {
             load("tasks", 10, None),
             load("tasks", 30, None),
             load("rwsem_down_read", 9, Some(1)),
+            load("wait_9", 40, None),
+            load("wait_10", 50, None),
             load("aya_probe", 2, None),
         ]);
         let table = Table::new(&programs(), &[("6.1", &found)]);
@@ -318,6 +334,12 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("holds, holds_by_tid"), "{text}");
+        let families: Vec<&str> = text.lines().filter(|line| line.contains("wait_")).collect();
+        assert_eq!(families.len(), 1, "{text}");
+        assert!(
+            families[0].starts_with("wait_N ") && families[0].contains(" 50 (1.5)"),
+            "{text}"
+        );
         assert!(text.contains("4 KiB"), "{text}");
         let complaints = table.complaints(false);
         assert_eq!(complaints.len(), 1, "{complaints:?}");
