@@ -164,12 +164,8 @@ fn frames_in_stack(stack: &str) -> Vec<String> {
 /// Most kernels leave these out of `stack` by themselves; not all builds do. Where a lock
 /// function is traced, its caller called a trampoline (`bpf_trampoline_6442528376_0`).
 fn is_lock_or_scheduler(function: &str) -> bool {
-<<<<<<< HEAD
-    const PREFIXES: [&str; 20] = [
-=======
-    const PREFIXES: [&str; 9] = [
+    const PREFIXES: [&str; 21] = [
         "bpf_trampoline_",
->>>>>>> help-g
         "schedule",
         "__schedule",
         "rwsem_",

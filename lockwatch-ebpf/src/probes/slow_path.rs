@@ -18,7 +18,7 @@ use aya_ebpf::{
 };
 use lockwatch_ebpf::stream::{self as abi, WaitKey, WaitSite, flags, outcome};
 
-use super::{argument::word, member::global, task::TASK_LAYOUT, waits};
+use super::{argument::word, global::global, task::TASK_LAYOUT, waits};
 
 #[unsafe(no_mangle)]
 static WAIT_SITES: [WaitSite; abi::WAIT_SITES] = [WaitSite {
@@ -41,7 +41,11 @@ macro_rules! site {
             let mut wait_flags = global!(WAIT_SITES[$index].flags);
             if wait_flags & BY_ARGUMENT == BY_ARGUMENT {
                 let reader: u64 = ctx.arg(1);
-                wait_flags &= if reader & 0xff == 0 { !flags::READ } else { !flags::WRITE };
+                wait_flags &= if reader & 0xff == 0 {
+                    !flags::READ
+                } else {
+                    !flags::WRITE
+                };
             }
             begin(ctx.arg(0), wait_flags)
         }
@@ -75,7 +79,11 @@ macro_rules! site {
             };
             let mut wait_flags = global!(WAIT_SITES[$index].flags);
             if wait_flags & BY_ARGUMENT == BY_ARGUMENT {
-                wait_flags &= if reader & 0xff == 0 { !flags::READ } else { !flags::WRITE };
+                wait_flags &= if reader & 0xff == 0 {
+                    !flags::READ
+                } else {
+                    !flags::WRITE
+                };
             }
             begin(lock, wait_flags);
             0

@@ -22,11 +22,7 @@ use tokio::{
 
 use self::{filter::Filter, output::Output, session::Session, sources::Sources};
 use super::{Outcome, allow_closed_pipe, lock_memory};
-use crate::{
-    cli::WatchArgs,
-    figures::Span,
-    task::Nanos,
-};
+use crate::{cli::WatchArgs, figures::Span, task::Nanos};
 
 /// The graph is brought up to date this many times within the threshold …
 const TICKS_PER_THRESHOLD: u32 = 4;

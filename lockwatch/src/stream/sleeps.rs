@@ -70,7 +70,10 @@ mod tests {
         )
         .unwrap();
         let slept = |functions: &[u64], ns| Slept {
-            frames: functions.iter().map(|at| 0xffff_ffff_8100_0010 + at).collect(),
+            frames: functions
+                .iter()
+                .map(|at| 0xffff_ffff_8100_0010 + at)
+                .collect(),
             time: Nanos(ns),
         };
         let times = Times {

@@ -55,7 +55,12 @@ impl Times {
             .map(|slot| {
                 let sleep = &watched.sleeps[slot];
                 Slept {
-                    frames: sleep.frames.iter().copied().take_while(|&at| at != 0).collect(),
+                    frames: sleep
+                        .frames
+                        .iter()
+                        .copied()
+                        .take_while(|&at| at != 0)
+                        .collect(),
                     time: slept(sleep.ns, slot as u32),
                 }
             })
@@ -76,7 +81,10 @@ impl Times {
     pub fn since(&self, earlier: &Self) -> Self {
         let minus = |now: Nanos, then: Nanos| Nanos(now.0.saturating_sub(then.0));
         let sleeps = self.sleeps.iter().map(|slept| {
-            let then = earlier.sleeps.iter().find(|then| then.frames == slept.frames);
+            let then = earlier
+                .sleeps
+                .iter()
+                .find(|then| then.frames == slept.frames);
             Slept {
                 frames: slept.frames.clone(),
                 time: minus(slept.time, then.map_or(Nanos(0), |then| then.time)),

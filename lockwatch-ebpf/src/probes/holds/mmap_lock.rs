@@ -5,7 +5,7 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
 use super::{
     argument::word,
-    member::global,
+    global::global,
     state::{Mode, acquired, released},
 };
 
@@ -32,7 +32,11 @@ fn mmap_lock_acquire_returned(ctx: BtfTracePointContext) -> i32 {
     if success & 0xff == 0 {
         return 0;
     }
-    let mode = if write & 0xff == 0 { Mode::Read } else { Mode::Write };
+    let mode = if write & 0xff == 0 {
+        Mode::Read
+    } else {
+        Mode::Write
+    };
     acquired(lock(&ctx), mode);
     0
 }

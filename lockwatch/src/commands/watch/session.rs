@@ -54,12 +54,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(
-        threshold: Nanos,
-        filter: Filter,
-        output: Output,
-        sources: Sources,
-    ) -> Self {
+    pub(super) fn new(threshold: Nanos, filter: Filter, output: Output, sources: Sources) -> Self {
         Self {
             graph: WaitGraph::new(threshold),
             stream: sources.stream,
@@ -346,9 +341,8 @@ impl Session {
             return;
         };
         for begun in stream.scan().waits {
-            let is_same = |seen: &&mut Wait| {
-                seen.task.key == begun.task.key && seen.lock == begun.lock
-            };
+            let is_same =
+                |seen: &&mut Wait| seen.task.key == begun.task.key && seen.lock == begun.lock;
             match survey.waits.iter_mut().find(is_same) {
                 Some(seen) => seen.since_ns = begun.since_ns,
                 None if begun.since_ns < survey.at_ns => {

@@ -7,11 +7,7 @@ use anyhow::Context as _;
 
 use super::surveys::Surveys;
 use crate::{
-    kernel::{
-        btf::Btf,
-        layout::Layout,
-        symbols::Symbols,
-    },
+    kernel::{btf::Btf, layout::Layout, symbols::Symbols},
     plan::{Gap, Plan, Purpose, Wanted, plan},
     probes::{
         holds::{HoldProbes, HoldsError},
@@ -160,10 +156,7 @@ impl Attached {
             Some(format!("{what} from {places}"))
         };
         let waits = from("lock waits", |purpose| {
-            matches!(
-                purpose,
-                Purpose::WaitBegin { .. } | Purpose::WaitEnd { .. }
-            )
+            matches!(purpose, Purpose::WaitBegin { .. } | Purpose::WaitEnd { .. })
         });
         let holds = from("holds", |purpose| {
             matches!(
