@@ -210,7 +210,7 @@ impl Board {
             let inside = unsafe { whole.byte_add(PAGE) };
             for page in (0..MUCH).step_by(PAGE) {
                 // SAFETY: inside of the mapping, which nothing else uses.
-                unsafe { inside.byte_add(page).cast::<u8>().write_volatile(1) };
+                unsafe { inside.wrapping_byte_add(page).cast::<u8>().write_volatile(1) };
             }
             // SAFETY: nothing refers to it.
             self.turn(|| unsafe { munmap(inside, MUCH) })?;
