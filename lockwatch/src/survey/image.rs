@@ -42,7 +42,7 @@ pub(super) const RWSEM: LockLayout = LockLayout {
 pub(super) fn row(layout: LockLayout) -> Row {
     Row {
         layout,
-        slow_paths: vec![SLOW_PATH - 0x50..SLOW_PATH + 0x50],
+        slow_paths: std::iter::once(SLOW_PATH - 0x50..SLOW_PATH + 0x50).collect(),
     }
 }
 
