@@ -209,9 +209,14 @@ impl Board {
             // SAFETY: inside of the mapping.
             let inside = unsafe { whole.byte_add(PAGE) };
             for page in (0..MUCH).step_by(PAGE) {
-                let page_at = inside.as_ptr().wrapping_byte_add(page).cast::<u8>();
                 // SAFETY: inside of the mapping, which nothing else uses.
-                unsafe { page_at.write_volatile(1) };
+                unsafe {
+                    inside
+                        .as_ptr()
+                        .wrapping_byte_add(page)
+                        .cast::<u8>()
+                        .write_volatile(1)
+                };
             }
             // SAFETY: nothing refers to it.
             self.turn(|| unsafe { munmap(inside, MUCH) })?;
