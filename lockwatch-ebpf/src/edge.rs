@@ -5,9 +5,8 @@
 #![cfg_attr(
     target_arch = "bpf",
     expect(
-        clippy::multiple_unsafe_ops_per_block,
         clippy::needless_pass_by_value,
-        reason = "every load from the kernel is unsafe here, and aya's macros hand contexts over by value"
+        reason = "aya's macros hand contexts over by value"
     )
 )]
 
@@ -15,7 +14,7 @@
 mod probes {
     mod argument;
     mod edge;
-    mod member;
+    mod global;
 }
 
 #[cfg(target_arch = "bpf")]

@@ -15,6 +15,7 @@ mod probes {
     mod argument;
     #[path = "holds/functions.rs"]
     mod functions;
+    mod global;
     mod member;
     #[path = "holds/mmap_lock.rs"]
     mod mmap_lock;

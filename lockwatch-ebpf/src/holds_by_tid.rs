@@ -13,6 +13,7 @@
 mod probes {
     #[path = "holds/functions.rs"]
     mod functions;
+    mod global;
     mod member;
     #[path = "holds/state.rs"]
     mod state;

@@ -14,6 +14,7 @@
 mod probes {
     mod argument;
     mod contention;
+    mod global;
     mod member;
     mod sched;
     mod slow_path;

@@ -26,6 +26,8 @@ pub mod flags {
     pub const PERCPU: u32 = 16;
     /// Mutex.
     pub const MUTEX: u32 = 32;
+    /// Lock of a VMA. Ours: no tracepoint tells of it, only user space enters such waits.
+    pub const VMA: u32 = 1 << 31;
 }
 
 /// How the stream's programs behave. Set once, before loading, as a read-only

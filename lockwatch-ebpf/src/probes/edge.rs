@@ -18,7 +18,7 @@ use aya_ebpf::{
 };
 use lockwatch_ebpf::edge::{EdgeConfig, counter};
 
-use super::{argument::word, member::global};
+use super::{argument::word, global::global};
 
 #[unsafe(no_mangle)]
 static EDGE_CONFIG: EdgeConfig = EdgeConfig {

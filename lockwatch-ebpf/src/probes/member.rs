@@ -2,22 +2,6 @@
 
 use lockwatch_ebpf::Member;
 
-/// Reads one field of a read-only global, so that the compiler cannot fold the
-/// value it has at build time.
-macro_rules! global {
-    ($static:ident $([$index:literal])? $(. $field:ident)?) => {
-        $crate::probes::member::read_global(&$static $([$index])? $(.$field)?)
-    };
-}
-pub(crate) use global;
-
-/// What the loader put there.
-#[inline(always)]
-pub(crate) fn read_global<T: Copy>(global: &T) -> T {
-    // SAFETY: a reference is valid, aligned and initialised.
-    unsafe { core::ptr::read_volatile(global) }
-}
-
 /// The member of the structure at `base` as an unsigned number; 0 where the
 /// kernel has no such member.
 ///

@@ -153,8 +153,8 @@ fn fall_asleep(ctx: &BtfTracePointContext, watched: &mut Watched) -> u32 {
         return sleep::OTHER;
     }
     let mut digest = 1u64;
-    for frame in 0..SLEEP_FRAMES {
-        digest = (digest ^ stack[frame])
+    for frame in stack.iter() {
+        digest = (digest ^ frame)
             .wrapping_mul(0x0100_0000_01b3)
             .rotate_left(17);
     }

@@ -18,7 +18,7 @@ use aya_ebpf::{
 };
 use lockwatch_ebpf::stream::{self as abi, WaitKey, WaitSite, flags, outcome};
 
-use super::{argument::word, member::global, task::TASK_LAYOUT, waits};
+use super::{argument::word, global::global, task::TASK_LAYOUT, waits};
 
 #[unsafe(no_mangle)]
 static WAIT_SITES: [WaitSite; abi::WAIT_SITES] = [WaitSite {

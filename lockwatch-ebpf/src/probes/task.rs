@@ -2,7 +2,7 @@
 
 use lockwatch_ebpf::survey::TaskLayout;
 
-use super::member::{global, load};
+use super::{global::global, member::load};
 
 #[unsafe(no_mangle)]
 // SAFETY: plain integers, for which zero means "absent".

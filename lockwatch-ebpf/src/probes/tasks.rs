@@ -13,7 +13,7 @@ use aya_ebpf::{
 };
 use lockwatch_ebpf::survey::{COMM_LEN, FRAMES_MAX, STACK_MAX, TaskLayout, TaskRecord};
 
-use super::member::{global, load};
+use super::{global::global, member::load};
 
 #[unsafe(no_mangle)]
 // SAFETY: plain integers, for which zero means "absent".

@@ -13,7 +13,7 @@ use lockwatch_ebpf::{
     survey::COMM_LEN,
 };
 
-use super::member::global;
+use super::global::global;
 
 #[unsafe(no_mangle)]
 static STREAM_CONFIG: StreamConfig = StreamConfig {

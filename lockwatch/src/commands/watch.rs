@@ -7,6 +7,7 @@ mod progress;
 mod session;
 mod sources;
 mod surveys;
+mod unseen;
 
 use std::{
     io::{self, Write as _},

@@ -113,7 +113,8 @@ impl Wait {
             LockKind::RtMutex => flags::RT,
             LockKind::Semaphore => 0,
             LockKind::PercpuRwsem => flags::PERCPU | mode,
-            LockKind::Rwsem | LockKind::VmaLock | LockKind::Unknown => mode,
+            LockKind::VmaLock => flags::VMA | mode,
+            LockKind::Rwsem | LockKind::Unknown => mode,
         };
         let key = WaitKey {
             lock: self.lock.0,
@@ -150,7 +151,9 @@ impl Event {
 /// Which primitive `contention_begin` means (see KERNEL facts in `abi::stream::flags`).
 fn lock_kind(wait_flags: u32) -> LockKind {
     let is = |flag| wait_flags & flag != 0;
-    if is(flags::MUTEX) {
+    if is(flags::VMA) {
+        LockKind::VmaLock
+    } else if is(flags::MUTEX) {
         LockKind::Mutex
     } else if is(flags::PERCPU) {
         LockKind::PercpuRwsem
@@ -196,6 +199,11 @@ mod tests {
                 flags::PERCPU | flags::READ,
                 LockKind::PercpuRwsem,
                 LockMode::Read,
+            ),
+            (
+                flags::VMA | flags::WRITE,
+                LockKind::VmaLock,
+                LockMode::Write,
             ),
             (flags::RT, LockKind::RtMutex, LockMode::Write),
             (0, LockKind::Semaphore, LockMode::Write),

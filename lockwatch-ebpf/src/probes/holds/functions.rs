@@ -11,15 +11,27 @@ use aya_ebpf::{
 
 use super::state::{Mode, acquired, downgraded, released};
 
-/// fexit of a function that acquires; `$acquired` reads what it returns, the word behind
-/// its parameters.
+/// fexit of a function that acquires: always, or if what it returns, the word behind its
+/// parameters, says so.
 macro_rules! acquire {
-    ($function:ident, $name:literal, $mode:ident, |$ctx:ident| $acquired:expr) => {
+    ($function:ident, $name:literal, $mode:ident) => {
+        #[doc = concat!("fexit of `void ", $name, "(struct rw_semaphore *sem, …)`, 5.10+.")]
+        #[fexit(function = $name)]
+        fn $function(ctx: FExitContext) -> i32 {
+            acquired(ctx.arg(0), Mode::$mode);
+            0
+        }
+    };
+    ($function:ident, $name:literal, $mode:ident, |$result:ident| $acquired:expr) => {
+        acquire!($function, $name, $mode, 1, |$result| $acquired);
+    };
+    ($function:ident, $name:literal, $mode:ident, $parameters:literal, |$result:ident| $acquired:expr) => {
         #[doc = concat!("fexit of `", $name, "(struct rw_semaphore *sem, …)`, 5.10+.")]
         #[fexit(function = $name)]
-        fn $function($ctx: FExitContext) -> i32 {
+        fn $function(ctx: FExitContext) -> i32 {
+            let $result: i32 = ctx.arg($parameters);
             if $acquired {
-                acquired($ctx.arg(0), Mode::$mode);
+                acquired(ctx.arg(0), Mode::$mode);
             }
             0
         }
@@ -37,46 +49,55 @@ macro_rules! release {
     };
 }
 
-acquire!(down_read, "down_read", Read, |ctx| true);
+acquire!(down_read, "down_read", Read);
 acquire!(
     down_read_interruptible,
     "down_read_interruptible",
     Read,
-    |ctx| ctx.arg::<i32>(1) == 0
+    |error| error == 0
 );
-acquire!(down_read_killable, "down_read_killable", Read, |ctx| ctx
-    .arg::<i32>(1)
-    == 0);
-acquire!(down_read_trylock, "down_read_trylock", Read, |ctx| ctx
-    .arg::<u8>(1)
-    != 0);
-acquire!(down_write, "down_write", Write, |ctx| true);
-acquire!(down_write_killable, "down_write_killable", Write, |ctx| ctx
-    .arg::<i32>(1)
-    == 0);
-acquire!(down_write_trylock, "down_write_trylock", Write, |ctx| ctx
-    .arg::<u8>(1)
-    != 0);
+acquire!(
+    down_read_killable,
+    "down_read_killable",
+    Read,
+    |error| error == 0
+);
+acquire!(
+    down_read_trylock,
+    "down_read_trylock",
+    Read,
+    |success| success & 0xff != 0
+);
+acquire!(down_write, "down_write", Write);
+acquire!(
+    down_write_killable,
+    "down_write_killable",
+    Write,
+    |error| error == 0
+);
+acquire!(
+    down_write_trylock,
+    "down_write_trylock",
+    Write,
+    |success| success & 0xff != 0
+);
 // With lock debugging (DEBUG_LOCK_ALLOC) alone; they have a second parameter.
-acquire!(down_read_nested, "down_read_nested", Read, |ctx| true);
+acquire!(down_read_nested, "down_read_nested", Read);
 acquire!(
     down_read_killable_nested,
     "down_read_killable_nested",
     Read,
-    |ctx| ctx.arg::<i32>(2) == 0
+    2,
+    |error| error == 0
 );
-acquire!(down_write_nested, "down_write_nested", Write, |ctx| true);
-acquire!(
-    down_write_nest_lock,
-    "_down_write_nest_lock",
-    Write,
-    |ctx| { true }
-);
+acquire!(down_write_nested, "down_write_nested", Write);
+acquire!(down_write_nest_lock, "_down_write_nest_lock", Write);
 acquire!(
     down_write_killable_nested,
     "down_write_killable_nested",
     Write,
-    |ctx| ctx.arg::<i32>(2) == 0
+    2,
+    |error| error == 0
 );
 release!(up_read, "up_read", released);
 release!(up_read_non_owner, "up_read_non_owner", released);

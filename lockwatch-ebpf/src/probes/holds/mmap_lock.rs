@@ -5,7 +5,7 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 
 use super::{
     argument::word,
-    member::global,
+    global::global,
     state::{Mode, acquired, released},
 };
 

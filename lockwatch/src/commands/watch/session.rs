@@ -11,14 +11,14 @@ use crate::{
             progress::{Progress, Reason, WatchedHolder},
             sources::Sources,
             surveys::{SurveyAnswer, Surveys},
+            unseen::{self, Seeds},
         },
     },
     graph::{Change, Stall, StallId, WaitGraph},
     kernel::symbols::Symbols,
-    lock::LockAddr,
-    stream::{Lost, PolledWaits, Scan, Stream, UnseenEnds, Wait, asleep_in, now_ns},
+    stream::{Lost, PolledWaits, Stream, UnseenEnds, Wait, asleep_in, now_ns},
     survey::{Survey, SurveyError},
-    task::{Nanos, TaskKey},
+    task::Nanos,
 };
 
 /// What a session waits for besides the clock.
@@ -40,8 +40,7 @@ pub(super) struct Session {
     /// Names for the stacks of holders; there with surveys.
     symbols: Option<Arc<Symbols>>,
     polled: PolledWaits,
-    /// Waits that a survey found and the stream had not seen begin.
-    seeds: BTreeMap<(TaskKey, LockAddr), Wait>,
+    seeds: Seeds,
     progress: BTreeMap<StallId, Progress>,
     filter: Filter,
     output: Output,
@@ -61,7 +60,7 @@ impl Session {
             surveys: sources.surveys,
             symbols: sources.symbols,
             polled: PolledWaits::default(),
-            seeds: BTreeMap::new(),
+            seeds: Seeds::default(),
             progress: BTreeMap::new(),
             filter,
             output,
@@ -146,9 +145,8 @@ impl Session {
     fn needs_survey_for_ends(&self) -> bool {
         match self.stream.as_ref().map(Stream::unseen_ends) {
             None => true,
-            Some(UnseenEnds::None) => false,
-            Some(UnseenEnds::OfSeeds) => !self.seeds.is_empty(),
             Some(UnseenEnds::OfAll) => self.is_hinted || !self.progress.is_empty(),
+            Some(ends) => self.seeds.end_unseen(ends),
         }
     }
 
@@ -183,15 +181,24 @@ impl Session {
             }
         };
         let mut scan = self.polled.read(&survey);
-        let sees_ends = |stream: &Stream| stream.unseen_ends() != UnseenEnds::OfAll;
-        if self.stream.as_ref().is_some_and(sees_ends) {
-            self.check_seeds(&scan.waits);
-            self.seed(&scan.waits);
-            self.read_waits()?;
-        } else {
-            self.take_out_ended(&mut scan);
-            self.graph.reconcile_waits(&scan);
-            self.advance(scan.at_ns)?;
+        match &mut self.stream {
+            Some(stream) if stream.unseen_ends() != UnseenEnds::OfAll => {
+                self.seeds.check(stream, &mut self.graph, &scan.waits);
+                if self.seeds.enter(stream, &scan.waits)
+                    && let Some(surveys) = &mut self.surveys
+                {
+                    surveys.allow_now();
+                    surveys.request(now_ns());
+                }
+                self.read_waits()?;
+            }
+            stream => {
+                if let Some(stream) = stream {
+                    unseen::settle(stream, &mut scan);
+                }
+                self.graph.reconcile_waits(&scan);
+                self.advance(scan.at_ns)?;
+            }
         }
         let now_ns = now_ns();
         self.graph.reconcile_survey(&survey);
@@ -293,64 +300,6 @@ impl Session {
             stream.release(watched.task.key);
         }
         times
-    }
-
-    /// Waits that the survey sees and the stream did not see begin: they began
-    /// before it was attached, or did not fit. From here on their ends are seen.
-    fn seed(&mut self, waits: &[Wait]) {
-        let Some(stream) = &mut self.stream else {
-            return;
-        };
-        let known = self.seeds.len();
-        for wait in waits {
-            let key = (wait.task.key, wait.lock);
-            if !self.seeds.contains_key(&key) && stream.seed(wait) {
-                self.seeds.insert(key, wait.clone());
-            }
-        }
-        if self.seeds.len() > known
-            && let Some(surveys) = &mut self.surveys
-        {
-            // A wait can have ended between the survey and this: one more look.
-            surveys.allow_now();
-            surveys.request(now_ns());
-        }
-    }
-
-    /// Takes out seeds that this survey, taken after they were entered, does not see.
-    fn check_seeds(&mut self, waits: &[Wait]) {
-        let Some(stream) = &mut self.stream else {
-            return;
-        };
-        let (graph, polled) = (&mut self.graph, waits);
-        let ends_are_seen = stream.unseen_ends() == UnseenEnds::None;
-        self.seeds.retain(|key, seed| {
-            let stands = polled.iter().any(|wait| (wait.task.key, wait.lock) == *key);
-            // Where its end would have been seen, it was over before it was entered.
-            if !stands && stream.take_out(seed) && ends_are_seen {
-                graph.refute(seed);
-            }
-            stands
-        });
-    }
-
-    /// Where a program sees waits begin and none sees them end: takes out those that this
-    /// survey does not see, and dates those that it does.
-    fn take_out_ended(&mut self, survey: &mut Scan) {
-        let Some(stream) = &mut self.stream else {
-            return;
-        };
-        for begun in stream.scan().waits {
-            let is_same =
-                |seen: &&mut Wait| seen.task.key == begun.task.key && seen.lock == begun.lock;
-            match survey.waits.iter_mut().find(is_same) {
-                Some(seen) => seen.since_ns = begun.since_ns,
-                None if begun.since_ns < survey.at_ns => {
-                    stream.take_out(&begun);
-                }
-                None => {}
-            }
-        }
     }
 
     fn say_losses(&mut self) {
