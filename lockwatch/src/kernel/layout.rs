@@ -206,7 +206,8 @@ impl Layout {
                 mutex: at64(btf, "pipe_inode_info.mutex")?,
                 ring_size: at64(btf, "pipe_inode_info.ring_size")?,
             },
-            readers_clear_owner: btf.member("task_struct.blocker").is_some()
+            readers_clear_owner: !cfg!(feature = "mutation-no-reader-owner")
+                && btf.member("task_struct.blocker").is_some()
                 && btf.has_function("rwsem_owner"),
         })
     }

@@ -14,7 +14,7 @@ pub fn write(out: &mut dyn Write) -> io::Result<()> {
     json::write_pretty(out, &schema)
 }
 
-/// As [`write`], for the contract of `check`.
+/// As [`write()`], for the contract of `check`.
 ///
 /// # Errors
 /// When `out` does.
