@@ -110,7 +110,7 @@ fn an_attempt_that_fails_is_no_hold() {
     until("a lock that is refused to the first in its queue", || {
         agitator.count().unwrap().refused > 0
     });
-    let lock = agitator.lock(tracker.mmap_lock).unwrap();
+    let lock = agitator.refused(tracker.mmap_lock).unwrap();
     assert_held_by(&mut tracker, lock, &lab.truth);
     drop(agitator);
     lab.finish().unwrap();
@@ -124,7 +124,7 @@ fn a_recursive_reader_holds_until_its_last_release() {
     let lab = Lab::raise(Scenario::MmapReadHeld, 3).unwrap();
     let count = agitator.count().unwrap();
     assert!(count.nested > 0, "it never read recursively: {count:?}");
-    let lock = agitator.lock(tracker.mmap_lock).unwrap();
+    let lock = agitator.taken(tracker.mmap_lock).unwrap();
     assert_held_by(&mut tracker, lock, &lab.truth);
     drop(agitator);
     lab.finish().unwrap();
@@ -159,7 +159,7 @@ fn a_wait_given_up_for_an_address_space_leaves_nothing() {
     // Only for the lock's address.
     let agitator = Agitator::attach(c"lab-holder", Place::UnderIt, tracker.means).unwrap();
     let lab = Lab::raise(Scenario::MmapReadHeld, 1).unwrap();
-    let lock = agitator.lock(tracker.mmap_lock).unwrap();
+    let lock = agitator.taken(tracker.mmap_lock).unwrap();
     drop(agitator);
     let target = lab.truth.lock.tgid.unwrap().0;
     let reader = format!("read line < /proc/{target}/cmdline");

@@ -35,3 +35,13 @@ pub mod counter {
     /// Number of counters.
     pub const COUNT: u32 = 4;
 }
+
+/// Indexes into the array `LAST`.
+pub mod last {
+    /// What a program took last.
+    pub const TAKEN: u32 = 0;
+    /// What a task of the configured comm was refused last.
+    pub const REFUSED: u32 = 1;
+    /// Number of indexes.
+    pub const COUNT: u32 = 2;
+}

@@ -16,7 +16,7 @@ use aya_ebpf::{
     maps::{Array, PerCpuArray},
     programs::{BtfTracePointContext, FEntryContext, FExitContext},
 };
-use lockwatch_ebpf::edge::{EdgeConfig, counter};
+use lockwatch_ebpf::edge::{EdgeConfig, counter, last};
 
 use super::{argument::word, global::global};
 
@@ -31,9 +31,10 @@ static EDGE_CONFIG: EdgeConfig = EdgeConfig {
 #[map]
 static EDGE_COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::COUNT, 0);
 
-/// What a look-up took last: an `mm_struct` or its lock, as the watching programs see it.
+/// What a look-up took last, and what was refused last ([`last`]): an `mm_struct` or its
+/// lock, as the watching programs see it.
 #[map]
-static TAKEN_LAST: Array<u64> = Array::with_max_entries(1, 0);
+static LAST: Array<u64> = Array::with_max_entries(last::COUNT, 0);
 
 /// What was taken last on this CPU, as the watching programs see it.
 #[map]
@@ -128,7 +129,7 @@ fn take(ctx: &impl EbpfContext) -> bool {
     let taken = counted(counter::TAKEN) != before;
     if taken {
         let lock = TAKEN_HERE.get(0).copied().unwrap_or(0);
-        let _ = TAKEN_LAST.set(0, lock, 0);
+        let _ = LAST.set(last::TAKEN, lock, 0);
     }
     taken
 }
@@ -140,6 +141,7 @@ fn attempted(lock: u64, success: bool) {
     }
     if !success {
         count(counter::REFUSED);
+        let _ = LAST.set(last::REFUSED, lock, 0);
         return;
     }
     count(counter::TAKEN);
@@ -151,7 +153,7 @@ fn attempted(lock: u64, success: bool) {
 
 #[inline(always)]
 fn released(lock: u64) {
-    if TAKEN_LAST.get(0).is_some_and(|taken| *taken == lock) && !is_ours() {
+    if LAST.get(last::TAKEN).is_some_and(|taken| *taken == lock) && !is_ours() {
         count(counter::ELSEWHERE);
     }
 }

@@ -9,7 +9,7 @@ use aya::{
     maps::{Array, PerCpuArray},
     programs::{BtfTracePoint, FEntry, FExit, Program},
 };
-use lockwatch_ebpf::edge::{EdgeConfig, counter};
+use lockwatch_ebpf::edge::{EdgeConfig, counter, last};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../object/edge.bpf.o");
 
@@ -42,7 +42,7 @@ pub enum Means {
 pub struct Agitator {
     means: Means,
     counters: PerCpuArray<aya::maps::MapData, u64>,
-    taken: Array<aya::maps::MapData, u64>,
+    last: Array<aya::maps::MapData, u64>,
     _ebpf: Ebpf,
 }
 
@@ -119,11 +119,11 @@ impl Agitator {
             }
         }
         let counters = ebpf.take_map("EDGE_COUNTERS").context("no EDGE_COUNTERS")?;
-        let taken = ebpf.take_map("TAKEN_LAST").context("no TAKEN_LAST")?;
+        let last = ebpf.take_map("LAST").context("no LAST")?;
         Ok(Self {
             means,
             counters: PerCpuArray::try_from(counters)?,
-            taken: Array::try_from(taken)?,
+            last: Array::try_from(last)?,
             _ebpf: ebpf,
         })
     }
@@ -147,9 +147,23 @@ impl Agitator {
     ///
     /// # Errors
     /// When they took none, or it cannot be read.
-    pub fn lock(&self, offset: u64) -> Result<u64> {
-        match (self.taken.get(&0, 0)?, self.means) {
-            (0, _) => bail!("no lock was taken"),
+    pub fn taken(&self, offset: u64) -> Result<u64> {
+        self.lock(last::TAKEN, offset)
+            .context("which lock was taken")
+    }
+
+    /// As [`Agitator::taken`], of the one that was refused last.
+    ///
+    /// # Errors
+    /// When none was refused, or it cannot be read.
+    pub fn refused(&self, offset: u64) -> Result<u64> {
+        self.lock(last::REFUSED, offset)
+            .context("which lock was refused")
+    }
+
+    fn lock(&self, which: u32, offset: u64) -> Result<u64> {
+        match (self.last.get(&which, 0)?, self.means) {
+            (0, _) => bail!("there was none"),
             (lock, Means::Functions) => Ok(lock),
             (mm, Means::Tracepoints { .. }) => Ok(mm + offset),
         }

@@ -3,6 +3,7 @@
 mod protocol;
 mod server;
 mod tree;
+mod writeback;
 
 pub(crate) use protocol::Op;
 pub(crate) use server::{MOUNT_FLAGS, Server, Source};

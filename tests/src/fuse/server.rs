@@ -28,6 +28,7 @@ use nix::{
 use super::{
     protocol::{REQUEST_BUFFER, Request},
     tree::{Answer, Tree},
+    writeback,
 };
 use crate::device::Device;
 
@@ -108,6 +109,9 @@ impl Server {
         match outcome.recv() {
             Ok(outcome) => outcome?,
             Err(_) => bail!("the FUSE server thread ended before it mounted anything"),
+        }
+        if matches!(source, Source::Nothing) {
+            writeback::ensure_share(at)?;
         }
         Ok(Self { shared, thread })
     }
