@@ -16,6 +16,8 @@ use aya::{
     sys::{BpfHelper, is_helper_supported, is_map_supported},
 };
 
+use rustix::process::{Resource, Rlimit, setrlimit};
+
 use crate::kernel::{
     btf::Btf,
     capabilities::{self, Missing},
@@ -37,7 +39,22 @@ pub fn ask(btf: Option<&Btf>) -> Offer {
     Offer::of_this_kernel(btf, may_load.then(|| try_all(btf)))
 }
 
+/// Up to 5.10 what BPF uses counts as locked memory, and what was freed goes on counting
+/// until a grace period later (kernel/bpf/syscall.c, `bpf_charge_memlock`): some programs
+/// that come and go, and the next one is refused with EPERM. Best effort: later kernels do
+/// not need it.
+fn lift_memory_limit() {
+    let unlimited = Rlimit {
+        current: None,
+        maximum: None,
+    };
+    if let Err(error) = setrlimit(Resource::Memlock, unlimited) {
+        tracing::debug!("cannot lift the limit of locked memory: {error}");
+    }
+}
+
 fn try_all(btf: Option<&Btf>) -> Trial {
+    lift_memory_limit();
     let mut trial = Trial::default();
     for mechanism in Mechanism::ALL {
         if let Err(why) = try_mechanism(mechanism, btf) {
