@@ -15,9 +15,6 @@ use lockwatch_tests::{
     truth::{DecoyKind, Ready, Scenario, Tgid},
 };
 
-/// `diagnose` must have ended by then, whatever is stuck.
-const PROMISE: Duration = Duration::from_secs(2);
-
 /// It is killed then.
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -29,9 +26,8 @@ const WAITERS: [u32; 4] = [3, 4, 5, 6];
 
 fn diagnose() -> Ended {
     let mut command = Command::new(trial::lockwatch().unwrap());
-    command.args(["diagnose", "--format", "json", "--threshold", "1ms"]);
-    let promise = trial::bound(PROMISE).as_millis();
-    command.arg("--deadline").arg(format!("{promise}ms"));
+    command.args(trial::diagnose());
+    command.args(["--format", "json", "--threshold", "1ms"]);
     Program::run(&mut command, LIMIT).unwrap()
 }
 
@@ -58,7 +54,7 @@ fn try_once(scenario: Scenario, waiters: u32, summary: &mut Summary) -> Option<V
     }
     // One of two CPUs is taken away by this one.
     let slow = if scenario == Scenario::Granted { 2 } else { 1 };
-    if ended.took > slow * trial::bound(PROMISE) {
+    if ended.took > slow * trial::bound(trial::PROMISE) {
         verdict.wrong.push(format!("it took {:?}", ended.took));
     }
     if truth.ends_at_ns < ended.ended_ns {
@@ -305,7 +301,7 @@ fn a_stall_is_found_while_others_come_and_go() {
     let target = truth.lock.tgid.unwrap();
     let end = AtomicBool::new(false);
     // A slow machine has no time for all of them.
-    let latest = truth.ends_at_ns - trial::bound(PROMISE).as_nanos() as u64;
+    let latest = truth.ends_at_ns - trial::bound(trial::PROMISE).as_nanos() as u64;
     let ended: Vec<Ended> = thread::scope(|scope| {
         scope.spawn(|| come_and_go(target, &end));
         let ended = (0..DIAGNOSES)

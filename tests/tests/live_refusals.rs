@@ -24,7 +24,7 @@ fn run(command: &mut Command) -> Ended {
 
 fn diagnose(arguments: &[&str]) -> Ended {
     let mut command = Command::new(trial::lockwatch().unwrap());
-    run(command.arg("diagnose").args(arguments))
+    run(command.args(trial::diagnose()).args(arguments))
 }
 
 /// One line of error that has one of the words of each group in it, nothing
@@ -91,7 +91,7 @@ fn a_container_is_told_to_use_the_host() {
     command
         .args(["--pid", "--fork", "--mount-proc"])
         .arg(trial::lockwatch().unwrap())
-        .arg("diagnose");
+        .args(trial::diagnose());
     assert_refused(
         &run(&mut command),
         &[&["PID namespace"], &["nsenter", "on the host"]],
@@ -102,7 +102,7 @@ fn a_container_is_told_to_use_the_host() {
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn nobody_is_told_which_capabilities_are_missing() {
     let copy = PublicCopy::new();
-    let ended = run(as_nobody(&copy.binary()).arg("diagnose"));
+    let ended = run(as_nobody(&copy.binary()).args(trial::diagnose()));
     let remedy: &[&str] = &["run as root", "setcap"];
     assert_refused(
         &ended,
@@ -116,8 +116,9 @@ fn a_kernel_without_btf_is_named() {
     let mut command = Command::new("unshare");
     command
         .args(["--mount", "sh", "-c"])
-        .arg("mount -t tmpfs none /sys/kernel/btf && exec \"$0\" diagnose")
-        .arg(trial::lockwatch().unwrap());
+        .arg("mount -t tmpfs none /sys/kernel/btf && exec \"$0\" \"$@\"")
+        .arg(trial::lockwatch().unwrap())
+        .args(trial::diagnose());
     assert_refused(
         &run(&mut command),
         &[&["/sys/kernel/btf/vmlinux"], &["CONFIG_DEBUG_INFO_BTF"]],
@@ -188,7 +189,9 @@ fn an_unwritable_file_is_an_error_before_any_work() {
     assert_refused(&diagnose(&["-o", "/nonexistent/report"]), place);
     let copy = PublicCopy::new();
     let mut command = as_nobody(&copy.binary());
-    let ended = run(command.args(["diagnose", "-o", "/nonexistent/report"]));
+    let ended = run(command
+        .args(trial::diagnose())
+        .args(["-o", "/nonexistent/report"]));
     assert_refused(&ended, place);
     assert!(!ended.stderr.contains("CAP_"), "{}", ended.describe());
 }
@@ -198,8 +201,9 @@ fn an_unwritable_file_is_an_error_before_any_work() {
 fn a_full_disk_is_an_error() {
     let mut command = Command::new("sh");
     command
-        .args(["-c", "exec \"$0\" diagnose > /dev/full"])
-        .arg(trial::lockwatch().unwrap());
+        .args(["-c", "exec \"$0\" \"$@\" > /dev/full"])
+        .arg(trial::lockwatch().unwrap())
+        .args(trial::diagnose());
     assert_refused(
         &run(&mut command),
         &[&["standard output"], &["No space left"]],
@@ -216,7 +220,8 @@ fn nobody_listening_is_no_error() {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let mut child = Command::new(trial::lockwatch().unwrap())
-            .args(["diagnose", "--threshold", "1ms", "--format", format])
+            .args(trial::diagnose())
+            .args(["--threshold", "1ms", "--format", format])
             .stdout(writer)
             .stderr(Stdio::piped())
             .spawn()
@@ -228,8 +233,9 @@ fn nobody_listening_is_no_error() {
     }
     let mut command = Command::new("sh");
     command
-        .args(["-c", "exec \"$0\" diagnose --threshold 1ms >&-"])
-        .arg(trial::lockwatch().unwrap());
+        .args(["-c", "exec \"$0\" \"$@\" --threshold 1ms >&-"])
+        .arg(trial::lockwatch().unwrap())
+        .args(trial::diagnose());
     let closed = run(&mut command);
     lab.finish().unwrap();
     for (format, code, stderr) in outcomes {

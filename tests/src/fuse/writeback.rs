@@ -30,7 +30,7 @@ fn device_of<'m>(mounts: &'m str, at: &str) -> Option<&'m str> {
             let (device, _, place) = (fields.next()?, fields.next()?, fields.next()?);
             (place == at).then_some(device)
         })
-        .last()
+        .next_back()
 }
 
 #[cfg(test)]

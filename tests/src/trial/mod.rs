@@ -49,6 +49,15 @@ pub fn bound(time: Duration) -> Duration {
     }
 }
 
+/// `diagnose` must have ended by then, whatever is stuck.
+pub const PROMISE: Duration = Duration::from_secs(2);
+
+/// Arguments of a `diagnose` that keeps its promise on this machine.
+pub fn diagnose() -> [String; 3] {
+    let deadline = format!("{}ms", bound(PROMISE).as_millis());
+    ["diagnose".to_owned(), "--deadline".to_owned(), deadline]
+}
+
 /// The binary under test.
 ///
 /// # Errors

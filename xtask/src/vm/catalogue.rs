@@ -11,54 +11,21 @@ pub(crate) struct Kernel {
     pub(crate) suffix: &'static str,
     /// Every `cargo xtask test` boots it.
     pub(crate) required: bool,
-    /// Scenarios that the stall lab cannot make on it; their tests may leave themselves out.
+    /// What cannot be made on it: scenarios of the stall lab, and tests by name. They may
+    /// leave themselves out, and say why; nothing else may.
     pub(crate) impossible: &'static [&'static str],
-    /// Tests that cannot pass on it.
-    pub(crate) exceptions: &'static [Exception],
 }
 
-/// Tests that are run on a kernel and expected to fail, and why: that counts as skipped.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Exception {
-    /// Part of `target::test`.
-    pub(crate) tests: &'static str,
-    pub(crate) reason: &'static str,
-}
-
-/// `lock:contention_begin` came with 5.19 (include/trace/events/lock.h).
-const NO_CONTENTION: Exception = Exception {
-    tests: "live_watch::",
-    reason: "no lock:contention tracepoints before Linux 5.19",
-};
-
-/// On 6.12 and older, MAP_FIXED over a dirty FUSE mapping does not wait for the
-/// late WRITE while it holds mmap_lock; on 6.18 and 7.3 it does.
-const NO_WRITER: Exception = Exception {
-    tests: "address_space_held_by_a_writer",
-    reason: "the lab cannot hold an mmap_lock for write on this kernel",
-};
-const NO_WRITER_EITHER: Exception = Exception {
-    tests: "address_space_is_write_held",
-    ..NO_WRITER
-};
-
-/// A sync does not wait for FUSE before 6.18; a write fault keeps mmap_lock itself before 6.7;
-/// PREEMPT_RT hands a lock to nobody before it runs.
-const UP_TO_6_12: &[&str] = &["super-read-held-sync"];
-const UP_TO_6_12_RT: &[&str] = &["super-read-held-sync", "granted"];
-const UP_TO_6_1: &[&str] = &["super-read-held-sync", "vma-read-held"];
-const UP_TO_6_1_RT: &[&str] = &["super-read-held-sync", "vma-read-held", "granted"];
-const RT: &[&str] = &["granted"];
-
-/// A sync is passed on to the lab by fuseblk's SYNCFS (fs/fuse/inode.c, fuse_sync_fs).
-const NO_SYNCFS: Exception = Exception {
-    tests: "a_file_system_that_a_sync_has_passed",
-    reason: "fuseblk gets no SYNCFS before Linux 6.18",
-};
-const NO_SYNCFS_EITHER: Exception = Exception {
-    tests: "a_sync_that_has_passed_is_no_suspect",
-    ..NO_SYNCFS
-};
+/// A sync does not wait for FUSE before 6.18 (fs/fuse/inode.c, `fuse_sync_fs`).
+const NO_SYNC: &str = "super-read-held-sync";
+/// A write fault keeps mmap_lock itself before 6.7.
+const NO_VMA: &str = "vma-read-held";
+/// PREEMPT_RT hands a lock to nobody before it runs,
+const NOT_GRANTED: &str = "granted";
+/// and takes none with interrupts off, where only a try would do.
+const NOT_REFUSED: &str = "an_attempt_that_fails_is_no_hold";
+const NOT_ELSEWHERE: &str = "a_lock_released_by_another_task_is_held_no_more";
+const NOT_IN_ANOTHER_NAME: &str = "a_release_in_the_name_of_another_holder_accuses_nobody";
 
 /// What the stall lab's scenarios need, with all they depend on, where it is not built in.
 pub(crate) const MODULES: [&str; 4] = ["fuse", "loop", "overlay", "ext4"];
@@ -69,34 +36,36 @@ pub(crate) const MODULES_IF_SHIPPED: [&str; 1] = ["crc32c_generic"];
 /// All kernels, oldest first.
 pub(crate) const KERNELS: [Kernel; 9] = [
     Kernel {
-        impossible: UP_TO_6_1,
-        exceptions: &[
-            NO_CONTENTION,
-            NO_WRITER,
-            NO_WRITER_EITHER,
-            NO_SYNCFS,
-            NO_SYNCFS_EITHER,
-        ],
+        impossible: &[NO_SYNC, NO_VMA],
         ..kernel("5.10", "linux-image-5.10.0-", "-cloud-amd64")
     },
     Kernel {
-        impossible: UP_TO_6_1,
-        exceptions: &[NO_WRITER, NO_WRITER_EITHER, NO_SYNCFS, NO_SYNCFS_EITHER],
+        impossible: &[NO_SYNC, NO_VMA],
         ..kernel("6.1", "linux-image-6.1.0-", "-cloud-amd64")
     },
     Kernel {
-        impossible: UP_TO_6_1_RT,
-        exceptions: &[NO_WRITER, NO_WRITER_EITHER, NO_SYNCFS, NO_SYNCFS_EITHER],
+        impossible: &[
+            NO_SYNC,
+            NO_VMA,
+            NOT_GRANTED,
+            NOT_REFUSED,
+            NOT_ELSEWHERE,
+            NOT_IN_ANOTHER_NAME,
+        ],
         ..kernel("6.1-rt", "linux-image-6.1.0-", "-rt-amd64")
     },
     Kernel {
-        impossible: UP_TO_6_12,
-        exceptions: &[NO_WRITER, NO_WRITER_EITHER, NO_SYNCFS, NO_SYNCFS_EITHER],
+        impossible: &[NO_SYNC],
         ..kernel("6.12", "linux-image-6.12.", "-cloud-amd64")
     },
     Kernel {
-        impossible: UP_TO_6_12_RT,
-        exceptions: &[NO_WRITER, NO_WRITER_EITHER, NO_SYNCFS, NO_SYNCFS_EITHER],
+        impossible: &[
+            NO_SYNC,
+            NOT_GRANTED,
+            NOT_REFUSED,
+            NOT_ELSEWHERE,
+            NOT_IN_ANOTHER_NAME,
+        ],
         required: false,
         ..kernel("6.12-rt", "linux-image-6.12.", "-rt-amd64")
     },
@@ -107,19 +76,10 @@ pub(crate) const KERNELS: [Kernel; 9] = [
     },
     kernel("7.3", "linux-binary-7.3.", "-cloud-amd64"),
     Kernel {
-        impossible: RT,
+        impossible: &[NOT_GRANTED, NOT_REFUSED, NOT_ELSEWHERE, NOT_IN_ANOTHER_NAME],
         ..kernel("7.3-rt", "linux-binary-7.3.", "-rt-amd64")
     },
 ];
-
-/// That stall stands for 0.7 s at most; a survey takes longer in an emulated machine.
-const TOO_SHORT: Exception = Exception {
-    tests: "granted_to_a_reader_without_a_cpu",
-    reason: "the stall is over before an emulated machine can look at it",
-};
-
-/// What no guest can run.
-const EVERYWHERE: &[Exception] = &[TOO_SHORT];
 
 const fn kernel(name: &'static str, prefix: &'static str, suffix: &'static str) -> Kernel {
     Kernel {
@@ -128,7 +88,6 @@ const fn kernel(name: &'static str, prefix: &'static str, suffix: &'static str) 
         suffix,
         required: true,
         impossible: &[],
-        exceptions: &[],
     }
 }
 
@@ -173,15 +132,6 @@ impl Kernel {
             .split('.')
             .map(|number| number.parse().ok())
             .collect()
-    }
-
-    /// Why a test, `target::name`, is expected to fail on this kernel.
-    pub(crate) fn exception(&self, test: &str) -> Option<&'static str> {
-        self.exceptions
-            .iter()
-            .chain(EVERYWHERE)
-            .find(|exception| test.contains(exception.tests))
-            .map(|exception| exception.reason)
     }
 }
 
@@ -234,12 +184,5 @@ mod tests {
         for kernel in &KERNELS {
             assert_eq!(Kernel::by_name(kernel.name), Some(kernel));
         }
-    }
-
-    #[test]
-    fn an_exception_says_why() {
-        let kernel = Kernel::by_name("5.10").unwrap();
-        assert!(kernel.exception("live_watch::any").is_some());
-        assert!(kernel.exception("live_diagnose::any").is_none());
     }
 }

@@ -23,7 +23,6 @@ pub(crate) fn document(outcomes: &[Outcome]) -> String {
                 took: outcome.total,
                 verdict: Verdict::Failed(trouble.clone()),
                 output: String::new(),
-                note: None,
             };
             case(&mut xml, outcome, &machine);
         }
@@ -113,7 +112,6 @@ mod tests {
                 took: Duration::from_secs(1),
                 verdict: Verdict::Failed("a < \"b\"".to_owned()),
                 output: "\u{1b}[1mred & \n".to_owned(),
-                note: None,
             }],
             is_whole: true,
             facts: BTreeMap::new(),

@@ -49,8 +49,8 @@ use crate::workspace::Workspace;
 /// Results: a table; vm/junit.xml and vm/results.json (of a run of all tests; docs/kernels.md
 /// is made of it) in cargo's target directory; and per kernel a folder beside them with console.log (what the kernel says) and guest.log (what the tests say).
 /// The last line is the sum: `N passed, N failed, N skipped`. A kernel that cannot be fetched
-/// or booted is a failure. A test that cannot pass on a kernel is run there all the same: its
-/// failure counts as skipped, with the reason, and its success is pointed out.
+/// or booted is a failure. A test whose stall a kernel cannot have leaves itself
+/// out, with the reason, and counts as skipped; the catalogue names it beforehand.
 ///
 /// Needs a Debian system; QEMU, busybox and strace are installed if they are missing
 /// and we are root.

@@ -155,7 +155,7 @@ impl Display for Table<'_> {
             }
             for run in &outcome.runs {
                 let (word, why) = match &run.verdict {
-                    Verdict::Passed => ("ok", run.note.as_deref().unwrap_or_default()),
+                    Verdict::Passed => ("ok", ""),
                     Verdict::Failed(why) => ("FAILED", why.as_str()),
                     Verdict::Skipped(why) => ("skipped", why.as_str()),
                 };
@@ -196,7 +196,6 @@ mod tests {
             took: Duration::from_millis(1250),
             verdict,
             output: String::new(),
-            note: None,
         }
     }
 

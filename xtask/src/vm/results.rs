@@ -61,7 +61,7 @@ pub(crate) fn document(outcomes: &[Outcome]) -> Result<String> {
 fn result(outcome: &Outcome) -> KernelResult {
     let tests = outcome.runs.iter().map(|run| {
         let (verdict, why) = match &run.verdict {
-            Verdict::Passed => (Word::Passed, run.note.clone()),
+            Verdict::Passed => (Word::Passed, None),
             Verdict::Skipped(why) => (Word::Skipped, Some(why.clone())),
             Verdict::Failed(why) => (Word::Failed, Some(why.clone())),
         };

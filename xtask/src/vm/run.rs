@@ -79,12 +79,6 @@ impl Runner<'_> {
         for test in &planned[outcome.runs.len().min(planned.len())..] {
             outcome.runs.push(not_run(test));
         }
-        // A test whose machine was lost has not failed as expected.
-        if outcome.trouble.is_none() {
-            for run in &mut outcome.runs {
-                run.except(kernel);
-            }
-        }
         outcome.facts = transcript.facts;
         if self.wants_facts() {
             outcome.runs.push(self.verified(&outcome));
@@ -125,7 +119,6 @@ impl Runner<'_> {
             took: Duration::ZERO,
             verdict,
             output,
-            note: None,
         }
     }
 
@@ -271,7 +264,6 @@ fn not_run(test: &PlannedTest) -> TestRun {
         took: Duration::ZERO,
         verdict: Verdict::Failed("not run: the machine ended before".to_owned()),
         output: String::new(),
-        note: None,
     }
 }
 

@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::catalogue::Kernel;
-
 /// How one test went.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -24,29 +22,10 @@ pub(crate) struct TestRun {
     pub(crate) verdict: Verdict,
     /// All that it has said.
     pub(crate) output: String,
-    /// What a reader should know besides.
-    pub(crate) note: Option<String>,
 }
 
 /// Before the reason, in what a test says that leaves itself out (`LOCKWATCH_MAY_SKIP`).
 const SKIPPED: &str = "skipped: ";
-
-impl TestRun {
-    /// Weighs the verdict against what is known of the kernel: a failure that is expected is
-    /// a skipped test, and a test that passes against expectation is worth a word.
-    pub(crate) fn except(&mut self, kernel: &Kernel) {
-        let Some(reason) = kernel.exception(&format!("{}::{}", self.target, self.name)) else {
-            return;
-        };
-        match &self.verdict {
-            Verdict::Failed(_) => self.verdict = Verdict::Skipped(reason.to_owned()),
-            Verdict::Passed => {
-                self.note = Some(format!("passes, although it was not expected to: {reason}"));
-            }
-            Verdict::Skipped(_) => {}
-        }
-    }
-}
 
 /// What a command in a guest has said of its kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,7 +100,6 @@ impl Transcript {
                     took: Duration::ZERO,
                     verdict: Verdict::Passed,
                     output: String::new(),
-                    note: None,
                 });
                 News::Nothing
             }
@@ -248,32 +226,6 @@ mod tests {
         );
         assert_eq!(found.runs[0].took, Duration::from_millis(1500));
         assert!(found.runs[1].output.contains("it went wrong"));
-    }
-
-    #[test]
-    fn an_exception_excuses_a_failure_and_notes_a_success() {
-        let kernel = Kernel::by_name("6.12").unwrap();
-        let judged = |name: &str, verdict: Verdict| {
-            let mut run = TestRun {
-                target: "live_diagnose".to_owned(),
-                name: name.to_owned(),
-                took: Duration::ZERO,
-                verdict,
-                output: String::new(),
-                note: None,
-            };
-            run.except(kernel);
-            run
-        };
-        let failed = Verdict::Failed("it went wrong".to_owned());
-        let (excepted, other) = ("an_address_space_held_by_a_writer", "another");
-        assert!(matches!(
-            judged(excepted, failed.clone()).verdict,
-            Verdict::Skipped(_)
-        ));
-        assert_eq!(judged(other, failed.clone()).verdict, failed);
-        assert!(judged(excepted, Verdict::Passed).note.is_some());
-        assert_eq!(judged(other, Verdict::Passed).note, None);
     }
 
     #[test]
