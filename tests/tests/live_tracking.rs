@@ -17,7 +17,7 @@ use lockwatch_tests::{
         self, Lab, Program,
         event::{Event, Stall},
     },
-    truth::{Ready, Scenario, Tid},
+    truth::{LockClass, Ready, Scenario, Tid},
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -98,10 +98,12 @@ impl Tracking {
 /// lock be tracked, each was seen taking it.
 fn track(scenario: Scenario) {
     let mut tracking = Tracking::start();
-    let is_mmap_lock = matches!(scenario, Scenario::MmapReadHeld | Scenario::MmapWriteHeld);
-    let is_tracked = is_mmap_lock || tracking.tracked == Tracked::AllRwsems;
-    let lab = Lab::raise_for(scenario, 3, HOLD).unwrap();
+    let Some(lab) = Lab::raise_for_or_skip(scenario, 3, HOLD).unwrap() else {
+        return;
+    };
     let truth = lab.truth.clone();
+    let is_mmap_lock = truth.lock.class == Some(LockClass::MmapLock);
+    let is_tracked = is_mmap_lock || tracking.tracked == Tracked::AllRwsems;
     let stall = tracking.stall(&truth);
     lab.outlast().unwrap();
 
@@ -170,6 +172,30 @@ fn readers_of_a_directory_were_seen_taking_it() {
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn a_reader_of_a_super_block_was_seen_taking_it() {
     track(Scenario::SuperReadHeld);
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_writer_of_an_address_space_was_seen_taking_it() {
+    track(Scenario::MmapWriteHeld);
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_writer_that_waits_for_an_area_was_seen_taking_the_address_space() {
+    track(Scenario::VmaReadHeld);
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn readers_of_a_directory_below_an_overlay_were_seen_taking_it() {
+    track(Scenario::InodeReadHeldOverlay);
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_reader_of_a_super_block_beside_a_sync_was_seen_taking_it() {
+    track(Scenario::SuperReadHeldSync);
 }
 
 /// Tasks sleep inside functions at whose return a program is attached.
