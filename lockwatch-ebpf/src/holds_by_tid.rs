@@ -1,5 +1,6 @@
 //! The holds object for kernels without task storage: the same by tid.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![cfg_attr(
     target_arch = "bpf",
     expect(
@@ -11,10 +12,14 @@
 
 #[cfg(target_arch = "bpf")]
 mod probes {
+    mod access;
+    mod argument;
     #[path = "holds/functions.rs"]
     mod functions;
     mod global;
     mod member;
+    #[path = "holds/mmap_lock.rs"]
+    mod mmap_lock;
     #[path = "holds/state.rs"]
     mod state;
     #[path = "holds/by_tid.rs"]

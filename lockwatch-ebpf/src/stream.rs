@@ -12,6 +12,7 @@
 
 #[cfg(target_arch = "bpf")]
 mod probes {
+    mod access;
     mod argument;
     mod contention;
     mod global;

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValuePars
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::{
+    plan::Mechanism,
     report::text::Style,
     task::{Nanos, Tgid},
 };
@@ -153,6 +154,10 @@ pub struct WatchArgs {
     /// that notes it: about 0.1 µs more for each pair.
     #[arg(long)]
     pub track_holds: bool,
+    /// Do without this way of hooking (tp_btf, raw_tp, fentry, fexit, kprobe), as if the
+    /// kernel refused it: for tests, and for kernels on which it does harm; may be repeated
+    #[arg(long, value_name = "MECHANISM", value_parser = mechanism, hide = true)]
+    pub without: Vec<Mechanism>,
     /// How to write events; json is one line per event
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
@@ -285,6 +290,12 @@ fn duration(text: &str) -> Result<Duration, String> {
         return Err("too long: at most 584 years".to_owned());
     }
     Ok(duration)
+}
+
+fn mechanism(text: &str) -> Result<Mechanism, String> {
+    let mut all = Mechanism::ALL.into_iter();
+    all.find(|mechanism| mechanism.name() == text)
+        .ok_or_else(|| "no way of hooking has this name".to_owned())
 }
 
 fn tgid(text: &str) -> Result<Tgid, std::num::ParseIntError> {

@@ -6,14 +6,18 @@
 mod tracker;
 
 use std::{
-    fs,
     path::Path,
     process::Command,
+    sync::Barrier,
     thread,
     time::{Duration, Instant},
 };
 
-use lockwatch::{lock::LockMode, survey::TracedHold};
+use lockwatch::{
+    lock::LockMode,
+    plan::{Feature, Hook, Mechanism, Offer, Purpose},
+    survey::TracedHold,
+};
 use lockwatch_tests::{
     edge::{
         actor::{Actor, BESIDE, Part},
@@ -267,25 +271,17 @@ fn tasks_that_end_leave_nothing() {
     if let Some(entries) = tracker::entries() {
         let deadline = Instant::now() + trial::bound(PATIENCE);
         let mut kept = entries;
-        while kept > live_tasks() && Instant::now() < deadline {
+        while kept > tracker::live_tasks() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(100));
             kept = tracker::entries().unwrap();
         }
         assert!(
-            kept <= live_tasks(),
+            kept <= tracker::live_tasks(),
             "{kept} tasks are kept, {} live",
-            live_tasks()
+            tracker::live_tasks()
         );
-        eprintln!("{kept} tasks kept of {} alive", live_tasks());
+        eprintln!("{kept} tasks kept of {} alive", tracker::live_tasks());
     }
-}
-
-fn live_tasks() -> usize {
-    let folders = |path: &str| fs::read_dir(path).into_iter().flatten().flatten();
-    folders("/proc")
-        .filter(|entry| entry.file_name().to_string_lossy().parse::<u32>().is_ok())
-        .map(|entry| folders(&entry.path().join("task").to_string_lossy()).count())
-        .sum()
 }
 
 #[test]
@@ -299,4 +295,76 @@ fn a_new_task_has_nothing_of_an_old_one_with_its_number() {
     drop((actor, agitator));
     let _reborn = Reborn::with(number).unwrap();
     assert_eq!(tracker.of_task(number), []);
+}
+
+/// As where typed tracepoints are refused.
+fn refuse_typed(offer: &mut Offer) {
+    let why = "by the test".to_owned();
+    offer.refused.insert(Mechanism::TpBtf, why);
+}
+
+/// Nor is there task storage.
+fn refuse_typed_and_storage(offer: &mut Offer) {
+    refuse_typed(offer);
+    let why = "by the test".to_owned();
+    offer.lacking.insert(Feature::TaskStorage, why);
+}
+
+/// The holder that the lab made is found until it lets go.
+fn follow_by_raw_tp(less: fn(&mut Offer)) {
+    let mut tracker = Tracker::attach_by(less);
+    let agitator = Agitator::attach(c"lab-holder", Place::UnderIt, tracker.means).unwrap();
+    let lab = Lab::raise(Scenario::MmapReadHeld, 3).unwrap();
+    let lock = agitator.taken(tracker.mmap_lock).unwrap();
+    drop(agitator);
+    assert_held_by(&mut tracker, lock, &lab.truth);
+    lab.finish().unwrap();
+    until("a lock that nobody holds any more", || {
+        tracker.of_lock(lock).is_empty()
+    });
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn without_typed_tracepoints_holds_are_kept_in_task_storage() {
+    follow_by_raw_tp(refuse_typed);
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn without_typed_tracepoints_holds_are_kept_by_thread() {
+    follow_by_raw_tp(refuse_typed_and_storage);
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn without_typed_tracepoints_tasks_that_end_are_taken_out() {
+    const THREADS: usize = 400;
+    let tracker = Tracker::attach_by(refuse_typed_and_storage);
+    let is_exit = |hook: &&Hook| hook.purpose == Purpose::TaskExit;
+    let exit = tracker.plan.hooks.iter().find(is_exit);
+    assert_eq!(exit.unwrap().mechanism, Mechanism::RawTp);
+    let alive = Barrier::new(THREADS + 1);
+    thread::scope(|threads| {
+        // Each maps its signal stack, for which it takes the mmap_lock.
+        for _ in 0..THREADS {
+            threads.spawn(|| {
+                alive.wait();
+                alive.wait();
+            });
+        }
+        alive.wait();
+        let kept = tracker::entries().unwrap();
+        assert!(kept >= THREADS, "{kept} tasks are kept");
+        alive.wait();
+    });
+    let live = tracker::live_tasks();
+    assert!(live < THREADS, "{live} live");
+    let deadline = Instant::now() + trial::bound(PATIENCE);
+    let mut kept = tracker::entries().unwrap();
+    while kept > live && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(100));
+        kept = tracker::entries().unwrap();
+    }
+    assert!(kept <= live, "{kept} tasks are kept, {live} live");
 }

@@ -1,14 +1,18 @@
 //! Waits for sleeping locks by the kernel's own tracepoints.
 
 use aya_ebpf::{
+    EbpfContext,
     helpers::{bpf_get_current_pid_tgid, generated::bpf_get_current_task_btf},
-    macros::btf_tracepoint,
-    programs::BtfTracePointContext,
+    macros::{btf_tracepoint, raw_tracepoint},
+    programs::{BtfTracePointContext, RawTracePointContext},
 };
 use aya_log_ebpf::debug;
 use lockwatch_ebpf::stream::{WaitKey, flags};
 
-use super::{task, waits};
+use super::{
+    access::{Access, Trusted},
+    task, waits,
+};
 
 /// `TASK_RTLOCK_WAIT` (include/linux/sched.h, 5.15+): asleep on a spinlock that
 /// `PREEMPT_RT` turned into a sleeping lock.
@@ -25,7 +29,17 @@ const RWBASE_RTMUTEX: u64 = 8;
 /// Keeps an open wait; emits `WAIT_BEGIN` if configured.
 #[btf_tracepoint(function = "contention_begin")]
 fn contention_begin(ctx: BtfTracePointContext) -> i32 {
-    let wait_flags: u32 = ctx.arg(1);
+    begin(&ctx, ctx.arg(0), ctx.arg(1))
+}
+
+/// The same by raw_tp.
+#[raw_tracepoint(tracepoint = "contention_begin")]
+fn raw_contention_begin(ctx: RawTracePointContext) -> i32 {
+    begin(&ctx, ctx.arg(0), ctx.arg(1))
+}
+
+#[inline(always)]
+fn begin(ctx: &impl EbpfContext, lock: u64, wait_flags: u32) -> i32 {
     // A mutex's optimistic phase counts as waiting; a spinlock is none of ours.
     if wait_flags & (flags::SPIN | flags::MUTEX) == flags::SPIN {
         return 0;
@@ -36,23 +50,18 @@ fn contention_begin(ctx: BtfTracePointContext) -> i32 {
         return 0;
     }
     let key = WaitKey {
-        lock: ctx.arg(0),
+        lock,
         tid: ids as u32,
         _pad: 0,
     };
     // SAFETY: no preconditions; the result is a trusted pointer to this task.
-    let current = unsafe { bpf_get_current_task_btf() }
-        .cast::<u8>()
-        .cast_const();
-    // SAFETY: `current` is trusted.
-    if wait_flags == flags::RT && unsafe { is_inner_rt_wait(current, &key) } {
+    let current = unsafe { Trusted::new(bpf_get_current_task_btf().cast()) };
+    if wait_flags == flags::RT && is_inner_rt_wait(current, &key) {
         return 0;
     }
-    // SAFETY: `current` is trusted.
-    let start_time_ns = unsafe { task::start_time_ns(current) };
-    waits::begin(&key, tgid, start_time_ns, wait_flags);
+    waits::begin(&key, tgid, task::start_time_ns(current), wait_flags);
     debug!(
-        &ctx,
+        ctx,
         "wait begins: tid {} lock {:x} flags {}", key.tid, key.lock, wait_flags
     );
     0
@@ -66,26 +75,33 @@ fn contention_begin(ctx: BtfTracePointContext) -> i32 {
 /// was as long as configured.
 #[btf_tracepoint(function = "contention_end")]
 fn contention_end(ctx: BtfTracePointContext) -> i32 {
+    end(ctx.arg(0), ctx.arg(1))
+}
+
+/// The same by raw_tp.
+#[raw_tracepoint(tracepoint = "contention_end")]
+fn raw_contention_end(ctx: RawTracePointContext) -> i32 {
+    end(ctx.arg(0), ctx.arg(1))
+}
+
+#[inline(always)]
+fn end(lock: u64, result: i32) -> i32 {
     let key = WaitKey {
-        lock: ctx.arg(0),
+        lock,
         tid: bpf_get_current_pid_tgid() as u32,
         _pad: 0,
     };
-    waits::end(&key, ctx.arg(1));
+    waits::end(&key, result);
     0
 }
 
 /// True for the waits of `PREEMPT_RT` that another event tells better: the rtmutex
 /// inside an rwsem, whose begin names the rwsem first, and sleeping spinlocks.
-///
-/// # Safety
-/// `current` must be a trusted pointer to the running task.
 #[inline(always)]
-unsafe fn is_inner_rt_wait(current: *const u8, key: &WaitKey) -> bool {
+fn is_inner_rt_wait(current: impl Access, key: &WaitKey) -> bool {
     let outer = WaitKey {
         lock: key.lock.wrapping_sub(RWBASE_RTMUTEX),
         ..*key
     };
-    // SAFETY: passed on.
-    (unsafe { task::state(current) }) & TASK_RTLOCK_WAIT != 0 || waits::is_open(&outer)
+    task::state(current) & TASK_RTLOCK_WAIT != 0 || waits::is_open(&outer)
 }

@@ -10,13 +10,16 @@ use core::ptr;
 use aya_ebpf::{
     EbpfContext,
     helpers::generated::{bpf_get_stack, bpf_ktime_get_ns},
-    macros::{btf_tracepoint, map},
+    macros::{btf_tracepoint, map, raw_tracepoint},
     maps::{Array, HashMap, PerCpuArray},
-    programs::BtfTracePointContext,
+    programs::{BtfTracePointContext, RawTracePointContext},
 };
 use lockwatch_ebpf::stream::{SLEEP_FRAMES, SLEEPS, WATCHED_MAX, Watched, phase, sleep};
 
-use super::task;
+use super::{
+    access::{Access, Trusted, Word},
+    task,
+};
 
 #[map]
 static WATCHED: HashMap<u32, Watched> = HashMap::with_max_entries(WATCHED_MAX, 0);
@@ -41,28 +44,39 @@ fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     if !is_watching() {
         return 0;
     }
-    let preempted: u64 = ctx.arg(0);
-    let prev: *const u8 = ctx.arg(1);
-    let next: *const u8 = ctx.arg(2);
     // SAFETY: both are the tracepoint's own typed arguments.
-    unsafe {
-        // A task that is woken between here and its last instruction shows 0 and
-        // can run indeed.
-        let to = if preempted & 1 != 0 || task::state(prev) == 0 {
-            phase::RUNNABLE
-        } else {
-            phase::ASLEEP
-        };
-        change(prev, |watched| {
-            watched.phase = phase::RUNNING;
-            watched.switches += 1;
-            if to == phase::ASLEEP {
-                watched.sleep = fall_asleep(&ctx, watched);
-            }
-            to
-        });
-        change(next, |_| phase::RUNNING);
+    let (prev, next) = unsafe { (Trusted::new(ctx.arg(1)), Trusted::new(ctx.arg(2))) };
+    switched(&ctx, ctx.arg(0), prev, next)
+}
+
+/// The same by raw_tp. Cost: helper calls in the place of loads, while anything is
+/// watched.
+#[raw_tracepoint(tracepoint = "sched_switch")]
+fn raw_sched_switch(ctx: RawTracePointContext) -> i32 {
+    if !is_watching() {
+        return 0;
     }
+    switched(&ctx, ctx.arg(0), Word(ctx.arg(1)), Word(ctx.arg(2)))
+}
+
+#[inline(always)]
+fn switched(ctx: &impl EbpfContext, preempted: u64, prev: impl Access, next: impl Access) -> i32 {
+    // A task that is woken between here and its last instruction shows 0 and
+    // can run indeed.
+    let to = if preempted & 1 != 0 || task::state(prev) == 0 {
+        phase::RUNNABLE
+    } else {
+        phase::ASLEEP
+    };
+    change(prev, |watched| {
+        watched.phase = phase::RUNNING;
+        watched.switches += 1;
+        if to == phase::ASLEEP {
+            watched.sleep = fall_asleep(ctx, watched);
+        }
+        to
+    });
+    change(next, |_| phase::RUNNING);
     0
 }
 
@@ -75,15 +89,26 @@ fn sched_wakeup(ctx: BtfTracePointContext) -> i32 {
     if !is_watching() {
         return 0;
     }
-    let woken: *const u8 = ctx.arg(0);
-    // SAFETY: the tracepoint's own typed argument. A running task can be woken,
-    // too, and stays on its CPU.
-    unsafe {
-        change(woken, |watched| match watched.phase {
-            phase::RUNNING => phase::RUNNING,
-            _ => phase::RUNNABLE,
-        });
+    // SAFETY: the tracepoint's own typed argument.
+    woken(unsafe { Trusted::new(ctx.arg(0)) })
+}
+
+/// The same by raw_tp.
+#[raw_tracepoint(tracepoint = "sched_wakeup")]
+fn raw_sched_wakeup(ctx: RawTracePointContext) -> i32 {
+    if !is_watching() {
+        return 0;
     }
+    woken(Word(ctx.arg(0)))
+}
+
+#[inline(always)]
+fn woken(task: impl Access) -> i32 {
+    // A running task can be woken, too, and stays on its CPU.
+    change(task, |watched| match watched.phase {
+        phase::RUNNING => phase::RUNNING,
+        _ => phase::RUNNABLE,
+    });
     0
 }
 
@@ -97,20 +122,15 @@ fn is_watching() -> bool {
 
 /// Closes the current phase of a watched task and opens the one that `next` says.
 /// `next` may first correct which phase it was.
-///
-/// # Safety
-/// `task` must be a task pointer that the verifier trusts.
 #[inline(always)]
-unsafe fn change(task: *const u8, next: impl FnOnce(&mut Watched) -> u32) {
-    // SAFETY: passed on.
-    let (tid, start_time_ns) = unsafe { (task::tid(task), task::start_time_ns(task)) };
-    let Some(watched) = WATCHED.get_ptr_mut(tid) else {
+fn change(task: impl Access, next: impl FnOnce(&mut Watched) -> u32) {
+    let Some(watched) = WATCHED.get_ptr_mut(task::tid(task)) else {
         return;
     };
     // SAFETY: changes of one task are serialised by its run-queue lock; user space
     // reads a copy that may be one phase behind.
     let watched = unsafe { &mut *watched };
-    if watched.start_time_ns != start_time_ns {
+    if watched.start_time_ns != task::start_time_ns(task) {
         return;
     }
     let phase = next(watched);
@@ -133,7 +153,7 @@ unsafe fn change(task: *const u8, next: impl FnOnce(&mut Watched) -> u32) {
 
 /// Keeps the stack with which the running task falls asleep; which of its sleeps that is.
 #[inline(always)]
-fn fall_asleep(ctx: &BtfTracePointContext, watched: &mut Watched) -> u32 {
+fn fall_asleep(ctx: &impl EbpfContext, watched: &mut Watched) -> u32 {
     let Some(stack) = STACK.get_ptr_mut(0) else {
         return sleep::OTHER;
     };

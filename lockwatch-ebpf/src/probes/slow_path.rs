@@ -6,19 +6,14 @@
 //! contended. A task leaves a function by way of the program at its end only if it
 //! entered it while that was attached: ends of older waits are not seen.
 
-use core::{ffi::c_void, mem::size_of};
-
 use aya_ebpf::{
-    helpers::{
-        bpf_get_current_pid_tgid,
-        generated::{bpf_get_current_task, bpf_probe_read_kernel},
-    },
+    helpers::{bpf_get_current_pid_tgid, generated::bpf_get_current_task},
     macros::{fentry, fexit, kprobe},
     programs::{FEntryContext, FExitContext, ProbeContext},
 };
 use lockwatch_ebpf::stream::{self as abi, WaitKey, WaitSite, flags, outcome};
 
-use super::{argument::word, global::global, task::TASK_LAYOUT, waits};
+use super::{access::Word, argument::word, global::global, task, waits};
 
 #[unsafe(no_mangle)]
 static WAIT_SITES: [WaitSite; abi::WAIT_SITES] = [WaitSite {
@@ -105,6 +100,10 @@ site!(8, wait_begin_8, wait_end_8, wait_kprobe_8);
 site!(9, wait_begin_9, wait_end_9, wait_kprobe_9);
 site!(10, wait_begin_10, wait_end_10, wait_kprobe_10);
 site!(11, wait_begin_11, wait_end_11, wait_kprobe_11);
+site!(12, wait_begin_12, wait_end_12, wait_kprobe_12);
+site!(13, wait_begin_13, wait_end_13, wait_kprobe_13);
+site!(14, wait_begin_14, wait_end_14, wait_kprobe_14);
+site!(15, wait_begin_15, wait_end_15, wait_kprobe_15);
 
 #[inline(always)]
 fn begin(lock: u64, wait_flags: u32) -> i32 {
@@ -112,7 +111,9 @@ fn begin(lock: u64, wait_flags: u32) -> i32 {
     let tgid = (ids >> 32) as u32;
     if waits::is_wanted(tgid) {
         let key = key(lock, ids);
-        waits::begin(&key, tgid, start_time_ns(), wait_flags);
+        // SAFETY: no preconditions. Not typed: that can be had from 5.11 on only.
+        let current = Word(unsafe { bpf_get_current_task() });
+        waits::begin(&key, tgid, task::start_time_ns(current), wait_flags);
     }
     0
 }
@@ -130,21 +131,4 @@ fn key(lock: u64, ids: u64) -> WaitKey {
         tid: ids as u32,
         _pad: 0,
     }
-}
-
-/// The running task's; read, because a typed pointer to it can be had from 5.11 on only.
-#[inline(always)]
-fn start_time_ns() -> u64 {
-    // SAFETY: no preconditions.
-    let current = unsafe { bpf_get_current_task() };
-    let mut start_time_ns = 0u64;
-    // SAFETY: reads 8 bytes into a local of that size.
-    let _ = unsafe {
-        bpf_probe_read_kernel(
-            (&raw mut start_time_ns).cast::<c_void>(),
-            size_of::<u64>() as u32,
-            (current + u64::from(global!(TASK_LAYOUT.start_time).offset)) as *const c_void,
-        )
-    };
-    start_time_ns
 }

@@ -2,23 +2,20 @@
 
 use lockwatch_ebpf::survey::TaskLayout;
 
-use super::{global::global, member::load};
+use super::{access::Access, global::global};
 
 #[unsafe(no_mangle)]
 // SAFETY: plain integers, for which zero means "absent".
-pub(super) static TASK_LAYOUT: TaskLayout = unsafe { core::mem::zeroed() };
+static TASK_LAYOUT: TaskLayout = unsafe { core::mem::zeroed() };
 
 macro_rules! reader {
     ($(#[$doc:meta])* $name:ident -> $type:ty, $member:ident) => {
         $(#[$doc])*
-        ///
-        /// # Safety
-        /// `task` must be a task pointer that the verifier trusts.
         #[inline(always)]
-        pub(super) unsafe fn $name(task: *const u8) -> $type {
+        pub(super) fn $name(task: impl Access) -> $type {
             let member = global!(TASK_LAYOUT.$member);
             // SAFETY: the layout describes `task_struct` of this kernel.
-            unsafe { load(task, member) as $type }
+            unsafe { task.load(member) as $type }
         }
     };
 }

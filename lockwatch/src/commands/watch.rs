@@ -48,7 +48,7 @@ async fn watch(args: &WatchArgs) -> anyhow::Result<Outcome> {
     let threshold = Nanos::from_duration(args.threshold);
     // Everything is loaded and attached before the first wait is looked at: later,
     // on a host that hangs, it might not be possible.
-    let sources = Sources::open(threshold, args.track_holds)?;
+    let sources = Sources::open(threshold, args)?;
     let tick = (args.threshold / TICKS_PER_THRESHOLD).clamp(TICK_MIN, TICK_MAX);
     let stdout = Box::new(io::BufWriter::new(io::stdout()));
     let mut output = Output::new(stdout, args.format, args.look.for_stdout(), threshold);

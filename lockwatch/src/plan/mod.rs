@@ -188,7 +188,11 @@ pub fn plan(offer: &Offer, wanted: Wanted) -> Plan {
     if wanted.holds {
         hold::add(&mut plan, offer);
     }
-    if let Some(why) = offer.lacking.get(&Feature::TaskStorage) {
+    // Task storage is read by the iterator.
+    let lacking = [Feature::TaskStorage, Feature::TaskIterator]
+        .iter()
+        .find_map(|feature| offer.lacking.get(feature));
+    if let Some(why) = lacking {
         plan.state = State::Hash;
         plan.reasons.push(format!(
             "the state of tasks is kept in a hash map, not in task storage: {why}"

@@ -1,6 +1,6 @@
 //! Places where a program can run, as an [`Offer`] has them.
 
-use crate::kernel::offer::{Mechanism, Offer};
+use crate::kernel::offer::{Lockdown, Mechanism, Offer};
 
 /// How a function can be hooked.
 #[derive(Debug, PartialEq, Eq)]
@@ -105,7 +105,13 @@ pub(super) fn tracepoint<'a>(
         let why = offer.refusal(mechanism)?;
         Some(format!("{} is refused: {why}", mechanism.name()))
     };
-    match (refused(Mechanism::TpBtf), refused(Mechanism::RawTp)) {
+    let raw = refused(Mechanism::RawTp).or_else(|| {
+        (offer.lockdown == Some(Lockdown::Confidentiality)).then(|| {
+            "a raw_tp program has to read the kernel's memory, which is locked down for confidentiality"
+                .to_owned()
+        })
+    });
+    match (refused(Mechanism::TpBtf), raw) {
         (None, _) => Ok((Mechanism::TpBtf, arguments)),
         (Some(_), None) => Ok((Mechanism::RawTp, arguments)),
         (Some(typed), Some(raw)) => Err(format!("{typed}; {raw}")),

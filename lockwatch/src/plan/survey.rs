@@ -68,13 +68,4 @@ pub(super) fn add(plan: &mut Plan, offer: &Offer) {
             Some("sysctl kernel.kptr_restrict=1"),
         ));
     }
-    if let Some(why) = offer.lacking.get(&Feature::RingBuffer) {
-        plan.gaps.push(Gap {
-            subject: Subject::WaitEnds,
-            missing: "exact ends of waits".to_owned(),
-            why: why.clone(),
-            cost: "watch sees waits in surveys alone, a second apart".to_owned(),
-            remedy: None,
-        });
-    }
 }

@@ -8,10 +8,11 @@ use crate::kernel::lock_functions::tracepoint::{SCHED_PROCESS_FREE, SCHED_SWITCH
 
 const TASK: &str = "struct task_struct *";
 
-/// Adds the scheduler's hooks, if there is anything whose holders could be watched.
+/// Adds the scheduler's hooks, for stalls that are seen as they stand, and the one that
+/// keeps the table of holds clean.
 pub(super) fn add(plan: &mut Plan, offer: &Offer) {
-    if plan.hooks.is_empty() {
-        return;
+    if plan.sees_waits() {
+        holder_times(plan, offer);
     }
     let holds = plan.hooks.iter().any(|hook| {
         matches!(
@@ -19,6 +20,13 @@ pub(super) fn add(plan: &mut Plan, offer: &Offer) {
             Purpose::Release { .. } | Purpose::MmapReleased { .. }
         )
     });
+    // Task storage goes with its task.
+    if holds && plan.state == State::Hash {
+        exit(plan, offer);
+    }
+}
+
+fn holder_times(plan: &mut Plan, offer: &Offer) {
     let mut hooks = Vec::new();
     let mut refused = None;
     let mut hook = |name: &str, purpose: fn(&[String]) -> Option<Purpose>| {
@@ -59,10 +67,6 @@ pub(super) fn add(plan: &mut Plan, offer: &Offer) {
         });
     } else {
         plan.hooks.append(&mut hooks);
-    }
-    // Task storage goes with its task.
-    if holds && plan.state == State::Hash {
-        exit(plan, offer);
     }
 }
 

@@ -1,10 +1,11 @@
 use std::collections::BTreeSet;
 
+use lockwatch_ebpf::stream::WAIT_SITES;
 use proptest::prelude::*;
 use serde::Deserialize;
 
 use super::*;
-use crate::lock::LockKind;
+use crate::{kernel::offer::Lockdown, lock::LockKind};
 
 /// A file of `check --format json`.
 #[derive(Deserialize)]
@@ -23,7 +24,7 @@ pub(crate) fn offer(kernel: &str) -> Offer {
 }
 
 /// The kernels that were run, and those made from source facts.
-const KERNELS: [&str; 12] = [
+pub(crate) const KERNELS: [&str; 12] = [
     "3.10",
     "4.19",
     "5.10",
@@ -170,7 +171,9 @@ fn without_types_kprobes_would_see_begins_but_nothing_can_run() {
             ],
         ),
     ] {
-        let plan = planned(kernel);
+        let mut offer = offer(kernel);
+        offer.lacking.remove(&Feature::RingBuffer);
+        let plan = plan(&offer, Wanted { holds: true });
         let found = targets(&plan, Mechanism::Kprobe);
         assert_eq!(found, names.iter().copied().collect(), "{kernel}");
         assert_eq!(found.len(), plan.hooks.len(), "{kernel}: nothing else");
@@ -195,6 +198,62 @@ fn a_clone_or_a_release_out_of_sight_leaves_no_hold_for_ever() {
     assert!(
         plan.gaps_in(Subject::Holds)
             .any(|gap| gap.why.contains("isra"))
+    );
+}
+
+#[test]
+fn where_typed_tracepoints_are_refused_raw_ones_do() {
+    let mut offer = offer("6.18-restricted");
+    offer
+        .refused
+        .insert(Mechanism::TpBtf, "forbidden".to_owned());
+    let raw = plan(&offer, Wanted { holds: true });
+    let typed = planned("6.18-restricted");
+    assert_eq!(
+        targets(&raw, Mechanism::RawTp),
+        targets(&typed, Mechanism::TpBtf)
+    );
+    assert_eq!(raw.hooks.len(), typed.hooks.len(), "nothing else");
+    assert_eq!(raw.gaps, typed.gaps);
+}
+
+#[test]
+fn what_a_raw_tracepoint_must_read_and_may_not_is_a_gap() {
+    let mut offer = offer("6.18-restricted");
+    offer
+        .refused
+        .insert(Mechanism::TpBtf, "forbidden".to_owned());
+    offer.lockdown = Some(Lockdown::Confidentiality);
+    let plan = plan(&offer, Wanted { holds: true });
+    assert_eq!(plan.hooks, []);
+    for subject in [Subject::WaitBegins, Subject::Holds] {
+        assert!(
+            plan.gaps_in(subject)
+                .any(|gap| gap.why.contains("confidentiality")),
+            "{subject:?}: {:?}",
+            plan.gaps
+        );
+    }
+}
+
+#[test]
+fn more_functions_than_programs_are_a_gap() {
+    let mut offer = offer("5.10");
+    for mechanism in [Mechanism::Fentry, Mechanism::Fexit] {
+        offer.refused.insert(mechanism, "forbidden".to_owned());
+    }
+    let clones = (0..WAIT_SITES).map(|number| format!("rwsem_down_read_slowpath.isra.{number}"));
+    offer
+        .symbols
+        .insert("rwsem_down_read_slowpath".to_owned(), clones.collect());
+    let plan = plan(&offer, Wanted { holds: false });
+    let begins = |hook: &&Hook| matches!(hook.purpose, Purpose::WaitBegin { .. });
+    assert_eq!(plan.hooks.iter().filter(begins).count(), WAIT_SITES);
+    assert!(
+        plan.gaps_in(Subject::WaitBegins)
+            .any(|gap| gap.missing.contains("waits in rwsem_down_write_slowpath")),
+        "{:?}",
+        plan.gaps
     );
 }
 
@@ -229,36 +288,48 @@ fn a_layout_that_nobody_knows_is_a_gap_and_not_a_guess() {
 }
 
 /// An offer from which anything may be taken away.
-fn less(offer: Offer) -> impl Strategy<Value = Offer> {
+pub(crate) fn less(offer: Offer) -> impl Strategy<Value = Offer> {
     let keep = |len: usize| prop::collection::vec(prop::bool::weighted(0.8), len);
     let refuse = prop::sample::subsequence(Mechanism::ALL.to_vec(), 0..=Mechanism::ALL.len());
+    let features = [
+        Feature::TaskStorage,
+        Feature::TaskIterator,
+        Feature::RingBuffer,
+    ];
+    let lack = prop::sample::subsequence(features.to_vec(), 0..=1);
     (
         keep(offer.tracepoints.len()),
         keep(offer.functions.len()),
         keep(offer.symbols.len()),
         refuse,
+        lack,
         prop::bool::weighted(0.9),
     )
-        .prop_map(move |(tracepoints, functions, symbols, refused, btf)| {
-            let mut offer = offer.clone();
-            let mut kept = tracepoints.iter();
-            offer
-                .tracepoints
-                .retain(|_, _| *kept.next().unwrap_or(&true));
-            let mut kept = functions.iter();
-            offer.functions.retain(|_, _| *kept.next().unwrap_or(&true));
-            let mut kept = symbols.iter();
-            offer.symbols.retain(|_, _| *kept.next().unwrap_or(&true));
-            if !btf {
-                offer.btf = false;
-                offer.tracepoints.clear();
-                offer.functions.clear();
-            }
-            for mechanism in refused {
-                offer.refused.insert(mechanism, "forbidden".to_owned());
-            }
-            offer
-        })
+        .prop_map(
+            move |(tracepoints, functions, symbols, refused, lacking, btf)| {
+                let mut offer = offer.clone();
+                let mut kept = tracepoints.iter();
+                offer
+                    .tracepoints
+                    .retain(|_, _| *kept.next().unwrap_or(&true));
+                let mut kept = functions.iter();
+                offer.functions.retain(|_, _| *kept.next().unwrap_or(&true));
+                let mut kept = symbols.iter();
+                offer.symbols.retain(|_, _| *kept.next().unwrap_or(&true));
+                if !btf {
+                    offer.btf = false;
+                    offer.tracepoints.clear();
+                    offer.functions.clear();
+                }
+                for mechanism in refused {
+                    offer.refused.insert(mechanism, "forbidden".to_owned());
+                }
+                for feature in lacking {
+                    offer.lacking.insert(feature, "not there".to_owned());
+                }
+                offer
+            },
+        )
 }
 
 /// Whether the kernel offers this hook, as it is spelled.

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use lockwatch_ebpf::stream::WAIT_SITES;
+
 use super::{
-    Gap, Hook, Mechanism, Offer, Plan, Purpose, Subject, WaitEnds,
+    Feature, Gap, Hook, Mechanism, Offer, Plan, Purpose, Subject, WaitEnds,
     place::{Function, count, tracepoint, typed_refusal},
 };
 use crate::{
@@ -16,6 +18,10 @@ use crate::{
 
 /// Adds the best hooks for waits; what they leave out becomes gaps.
 pub(super) fn add(plan: &mut Plan, offer: &Offer) {
+    if let Some(why) = offer.lacking.get(&Feature::RingBuffer) {
+        plan.gaps.push(unseen("waits", why.clone()));
+        return;
+    }
     let ends = tracepoint(offer, CONTENTION_END);
     let begins = tracepoint(offer, CONTENTION_BEGIN);
     match (ends, begins) {
@@ -60,7 +66,7 @@ fn slow_paths(plan: &mut Plan, offer: &Offer, no_tracepoints: &str) {
     let mut ends = Vec::new();
     let mut begins = Vec::new();
     let mut seen = Vec::new();
-    let mut unseen = BTreeMap::<String, Vec<&str>>::new();
+    let mut unseen_kinds = BTreeMap::<String, Vec<&str>>::new();
     for (kind, called) in KINDS {
         let found = SlowPaths::of(offer, kind);
         if !found.typed.is_empty() {
@@ -119,7 +125,10 @@ fn slow_paths(plan: &mut Plan, offer: &Offer, no_tracepoints: &str) {
             });
         }
         if found.typed.is_empty() && untyped.is_empty() {
-            unseen.entry(found.why_none()).or_default().push(called);
+            unseen_kinds
+                .entry(found.why_none())
+                .or_default()
+                .push(called);
         }
     }
     if !seen.is_empty() {
@@ -128,15 +137,42 @@ fn slow_paths(plan: &mut Plan, offer: &Offer, no_tracepoints: &str) {
             seen.join(", ")
         ));
     }
-    plan.gaps.extend(unseen.into_iter().map(|(why, kinds)| Gap {
-        subject: Subject::WaitBegins,
-        missing: format!("waits for {} as they begin and end", kinds.join(", ")),
-        why: format!("{no_tracepoints}, and {why}"),
-        cost: "surveys alone show them: short ones are missed, all times are rough".to_owned(),
-        remedy: None,
-    }));
+    plan.gaps
+        .extend(unseen_kinds.into_iter().map(|(why, kinds)| {
+            let waits = format!("waits for {}", kinds.join(", "));
+            unseen(&waits, format!("{no_tracepoints}, and {why}"))
+        }));
+    let left_out = leave_out(&mut begins, &mut ends);
+    if !left_out.is_empty() {
+        plan.gaps.push(unseen(
+            &format!("waits in {}", left_out.join(", ")),
+            format!("{no_tracepoints}, and lockwatch has programs for {WAIT_SITES} functions"),
+        ));
+    }
     plan.hooks.extend(ends);
     plan.hooks.extend(begins);
+}
+
+/// Waits that no program sees.
+fn unseen(waits: &str, why: String) -> Gap {
+    Gap {
+        subject: Subject::WaitBegins,
+        missing: format!("{waits} as they begin and end"),
+        why,
+        cost: "surveys alone show them: short ones are missed, all times are rough".to_owned(),
+        remedy: None,
+    }
+}
+
+/// Takes out the functions for which there are no more programs, and names them: the last
+/// ones, which are of the rarest kinds.
+fn leave_out(begins: &mut Vec<Hook>, ends: &mut Vec<Hook>) -> Vec<String> {
+    let left_out: Vec<String> = begins
+        .drain(begins.len().min(WAIT_SITES)..)
+        .map(|hook| hook.target)
+        .collect();
+    ends.retain(|hook| !left_out.contains(&hook.target));
+    left_out
 }
 
 /// A function from the begin of a wait to its end.

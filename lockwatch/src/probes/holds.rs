@@ -72,13 +72,7 @@ impl HoldProbes {
         btf: &Btf,
     ) -> Result<Option<Self>, HoldsError> {
         let by_tid = plan.state == State::Hash;
-        let hooks: Vec<(String, Hook)> = plan
-            .hooks
-            .iter()
-            // Storage goes with its task.
-            .filter(|hook| by_tid || hook.purpose != Purpose::TaskExit)
-            .filter_map(|hook| Some((program_of(hook)?.to_owned(), hook.clone())))
-            .collect();
+        let hooks = programs(&plan.hooks)?;
         if hooks.is_empty() {
             return Ok(None);
         }
@@ -93,17 +87,11 @@ impl HoldProbes {
         loader
             .btf(Some(btf))
             .allow_unsupported_maps()
-            .override_global("TASK_LAYOUT", &layout, true);
+            .override_global("TASK_LAYOUT", &layout, true)
+            .override_global("MMAP_LOCK", &mmap_lock, true)
+            .override_global("MEMCG_PATH", &memcg_path, true);
         log::configure(&mut loader, &log_level);
-        let object = if by_tid {
-            BY_TID
-        } else {
-            loader
-                .override_global("MMAP_LOCK", &mmap_lock, true)
-                .override_global("MEMCG_PATH", &memcg_path, true);
-            IN_TASK_STORAGE
-        };
-        let mut ebpf = loader.load(object).map_err(LoadError::object)?;
+        let mut ebpf = loader.load(object(plan.state)).map_err(LoadError::object)?;
         if !by_tid {
             let tasks: &mut Iter = iterator::program(&mut ebpf, TASK_HOLDS)?;
             tasks.load("task", btf).map_err(LoadError::program)?;
@@ -180,17 +168,46 @@ impl HoldProbes {
     }
 }
 
-/// The program that serves a hook, if it is one of this object.
-fn program_of(hook: &Hook) -> Option<&str> {
-    // A name that begins with an underscore is no program's.
-    let name = hook.target.trim_start_matches('_');
-    match (hook.purpose, hook.mechanism) {
-        (Purpose::Acquire { .. }, Mechanism::Fexit)
-        | (Purpose::Release { .. } | Purpose::Downgrade, Mechanism::Fentry)
-        | (
-            Purpose::MmapAcquired { .. } | Purpose::MmapReleased { .. } | Purpose::TaskExit,
-            Mechanism::TpBtf,
-        ) => Some(name),
-        _ => None,
+pub(super) fn object(state: State) -> &'static [u8] {
+    match state {
+        State::TaskStorage => IN_TASK_STORAGE,
+        State::Hash => BY_TID,
     }
+}
+
+/// The programs that serve the hooks of this object, in the plan's order.
+///
+/// # Errors
+/// When a hook has no program.
+pub(super) fn programs(hooks: &[Hook]) -> Result<Vec<(String, Hook)>, Refused> {
+    let mut served = Vec::new();
+    for hook in hooks {
+        let name = match hook.purpose {
+            Purpose::MmapAcquired { .. } | Purpose::MmapReleased { .. } | Purpose::TaskExit => {
+                hook.tracepoint_program()
+            }
+            Purpose::Acquire { .. } | Purpose::Release { .. } | Purpose::Downgrade => {
+                function_program(hook)
+            }
+            // Of the stream object.
+            Purpose::WaitBegin { .. }
+            | Purpose::WaitEnd { .. }
+            | Purpose::HolderSwitch { .. }
+            | Purpose::HolderWakeup => continue,
+        };
+        served.push((name.ok_or_else(|| hook.unserved())?, hook.clone()));
+    }
+    Ok(served)
+}
+
+/// The program for a function, at the end of it that the purpose wants.
+fn function_program(hook: &Hook) -> Option<String> {
+    let is_acquire = matches!(hook.purpose, Purpose::Acquire { .. });
+    let wanted = if is_acquire {
+        Mechanism::Fexit
+    } else {
+        Mechanism::Fentry
+    };
+    // A name that begins with an underscore is no program's.
+    (hook.mechanism == wanted).then(|| hook.target.trim_start_matches('_').to_owned())
 }

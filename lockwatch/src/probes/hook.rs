@@ -2,7 +2,7 @@
 
 use aya::{
     Btf, Ebpf,
-    programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError},
+    programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError, RawTracePoint},
 };
 
 use crate::{
@@ -62,6 +62,23 @@ impl Hooks {
     }
 }
 
+impl Hook {
+    /// The program for a tracepoint that this hook is at; none if it is at a function.
+    pub(super) fn tracepoint_program(&self) -> Option<String> {
+        match self.mechanism {
+            Mechanism::TpBtf => Some(self.target.clone()),
+            Mechanism::RawTp => Some(format!("raw_{}", self.target)),
+            Mechanism::Fentry | Mechanism::Fexit | Mechanism::Kprobe => None,
+        }
+    }
+
+    /// The error when no program serves it.
+    pub(super) fn unserved(&self) -> Refused {
+        let wanted = format!("at {} by {}", self.target, self.mechanism.name());
+        Refused::new(self, LoadError::NoProgram(wanted))
+    }
+}
+
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str, hook: &Hook) -> Result<&'a mut Program, Refused> {
     ebpf.program_mut(name)
         .ok_or_else(|| Refused::new(hook, LoadError::NoProgram(name.to_owned())))
@@ -70,6 +87,7 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str, hook: &Hook) -> Result<&'a mut Pr
 fn load(program: &mut Program, target: &str, btf: &Btf) -> Result<(), ProgramError> {
     match program {
         Program::BtfTracePoint(program) => BtfTracePoint::load(program, target, btf),
+        Program::RawTracePoint(program) => RawTracePoint::load(program),
         Program::FEntry(program) => FEntry::load(program, target, btf),
         Program::FExit(program) => FExit::load(program, target, btf),
         Program::KProbe(program) => KProbe::load(program),
@@ -80,6 +98,7 @@ fn load(program: &mut Program, target: &str, btf: &Btf) -> Result<(), ProgramErr
 fn attach(program: &mut Program, target: &str) -> Result<(), ProgramError> {
     match program {
         Program::BtfTracePoint(program) => program.attach().map(drop),
+        Program::RawTracePoint(program) => program.attach(target).map(drop),
         Program::FEntry(program) => program.attach().map(drop),
         Program::FExit(program) => program.attach().map(drop),
         Program::KProbe(program) => program.attach(target, 0).map(drop),

@@ -7,6 +7,8 @@ mod log;
 pub mod offer;
 pub mod stream;
 pub mod survey;
+#[cfg(test)]
+mod tests;
 
 use std::{fs, io};
 

@@ -29,7 +29,7 @@ use crate::{
     },
 };
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!("object/stream.bpf.o");
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("object/stream.bpf.o");
 
 /// `BPF_NOEXIST`: insert, never replace.
 const NOEXIST: u64 = 1;
@@ -87,7 +87,7 @@ impl StreamProbes {
         config: &StreamConfig,
         btf: &Btf,
     ) -> Result<Self, StreamLoadError> {
-        let (hooks, sites) = programs(&plan.hooks);
+        let (hooks, sites) = programs(&plan.hooks)?;
         let begins = |(_, hook): &(String, Hook)| matches!(hook.purpose, Purpose::WaitBegin { .. });
         if !hooks.iter().any(begins) {
             return Err(StreamLoadError::NoWaits);
@@ -212,57 +212,56 @@ impl StreamProbes {
     }
 }
 
-/// The programs that serve the hooks of this object, in the plan's order, and what those
-/// at functions need to know.
-fn programs(hooks: &[Hook]) -> (Vec<(String, Hook)>, [WaitSite; WAIT_SITES]) {
+/// Programs with the hooks that they serve, in the plan's order.
+pub(super) type Served = Vec<(String, Hook)>;
+
+/// The programs that serve the hooks of this object, and what those at functions need to
+/// know.
+///
+/// # Errors
+/// When a hook has no program, or there are more places than programs.
+pub(super) fn programs(hooks: &[Hook]) -> Result<(Served, [WaitSite; WAIT_SITES]), Refused> {
     let mut sites = [WaitSite::default(); WAIT_SITES];
     let mut targets: Vec<&str> = Vec::new();
     let mut served = Vec::new();
     for hook in hooks {
-        let name = match (hook.purpose, hook.mechanism) {
-            (
-                Purpose::WaitBegin { awaited: None, .. }
-                | Purpose::WaitEnd { awaited: None, .. }
-                | Purpose::HolderSwitch { .. }
-                | Purpose::HolderWakeup,
-                Mechanism::TpBtf,
-            ) => hook.target.clone(),
-            (
-                Purpose::WaitBegin {
-                    awaited: Some(awaited),
-                    ..
-                }
-                | Purpose::WaitEnd {
-                    awaited: Some(awaited),
-                    ..
-                },
-                mechanism,
-            ) => {
+        let (awaited, outcome) = match hook.purpose {
+            Purpose::WaitBegin { awaited, .. } => (awaited, None),
+            Purpose::WaitEnd { awaited, outcome } => (awaited, Some(outcome)),
+            Purpose::HolderSwitch { .. } | Purpose::HolderWakeup => (None, None),
+            // Of the holds object.
+            Purpose::Acquire { .. }
+            | Purpose::Release { .. }
+            | Purpose::Downgrade
+            | Purpose::MmapAcquired { .. }
+            | Purpose::MmapReleased { .. }
+            | Purpose::TaskExit => continue,
+        };
+        let name = match awaited {
+            None => hook.tracepoint_program(),
+            Some(awaited) => {
                 let known = targets.iter().position(|target| *target == hook.target);
                 let index = known.unwrap_or(targets.len());
-                let (Some(site), Some(kind)) = (sites.get_mut(index), wait_program(mechanism))
-                else {
-                    // More places than programs: the rarest kinds come last in a plan.
-                    continue;
-                };
                 if known.is_none() {
                     targets.push(&hook.target);
                 }
-                site.flags = wait_flags(awaited);
-                if let Purpose::WaitEnd { outcome, .. } = hook.purpose {
-                    site.outcome = outcome_code(outcome);
-                    // Of a function that returns nothing, nothing may be read.
-                    if outcome != Outcome::Always {
-                        site.parameters = hook.parameters.into();
+                sites.get_mut(index).and_then(|site| {
+                    site.flags = wait_flags(awaited);
+                    if let Some(outcome) = outcome {
+                        site.outcome = outcome_code(outcome);
+                        // Of a function that returns nothing, nothing may be read.
+                        if outcome != Outcome::Always {
+                            site.parameters = hook.parameters.into();
+                        }
                     }
-                }
-                format!("{kind}_{index}")
+                    let kind = wait_program(hook.mechanism)?;
+                    Some(format!("{kind}_{index}"))
+                })
             }
-            _ => continue,
         };
-        served.push((name, hook.clone()));
+        served.push((name.ok_or_else(|| hook.unserved())?, hook.clone()));
     }
-    (served, sites)
+    Ok((served, sites))
 }
 
 fn wait_program(mechanism: Mechanism) -> Option<&'static str> {

@@ -6,7 +6,7 @@ use aya::maps::{HashMap, Map, MapData, MapType, loaded_maps};
 use lockwatch::{
     kernel::{btf::Btf, layout::Layout},
     lock::LockAddr,
-    plan::{Mechanism, Plan, Purpose, Wanted, plan},
+    plan::{Mechanism, Offer, Plan, Purpose, Wanted, plan},
     probes::{holds::HoldProbes, offer},
     stream::TracedHolds,
     survey::{HoldSource, TracedHold},
@@ -25,14 +25,21 @@ pub(crate) struct Tracker {
     /// Offset in an `mm_struct`.
     pub(crate) mmap_lock: u64,
     pub(crate) preempt_rt: bool,
+    pub(crate) plan: Plan,
 }
 
 impl Tracker {
     pub(crate) fn attach() -> Self {
+        Self::attach_by(|_| {})
+    }
+
+    /// As by a kernel that offers less.
+    pub(crate) fn attach_by(less: impl FnOnce(&mut Offer)) -> Self {
         let types = Btf::from_sys().unwrap();
         let layout = Layout::from_btf(&types).unwrap();
         let btf = aya::Btf::from_sys_fs().unwrap();
-        let offer = offer::ask(Some(&types));
+        let mut offer = offer::ask(Some(&types));
+        less(&mut offer);
         let plan = plan(&offer, Wanted { holds: true });
         let mmap_lock = layout.mm.mmap_lock;
         let mut probes = HoldProbes::load(&plan, &layout.task, mmap_lock, &btf)
@@ -44,6 +51,7 @@ impl Tracker {
             means: means(&plan),
             mmap_lock,
             preempt_rt: offer.preempt_rt,
+            plan,
         }
     }
 
@@ -67,6 +75,15 @@ impl Tracker {
         holds.retain(|hold| hold.lock == LockAddr(lock));
         holds
     }
+}
+
+/// The number of tasks that live.
+pub(crate) fn live_tasks() -> usize {
+    let folders = |path: &str| fs::read_dir(path).into_iter().flatten().flatten();
+    folders("/proc")
+        .filter(|entry| entry.file_name().to_string_lossy().parse::<u32>().is_ok())
+        .map(|entry| folders(&entry.path().join("task").to_string_lossy()).count())
+        .sum()
 }
 
 fn means(plan: &Plan) -> Means {

@@ -19,7 +19,11 @@ const SINGLY: [(&str, &str); 3] = [
     ("live_holds", "hold tracking"),
 ];
 /// Others are one feature together.
-const TOGETHER: [(&str, &str); 3] = [
+const TOGETHER: [(&str, &str); 4] = [
+    (
+        "live_raw",
+        "raw tracepoints do where typed ones are refused",
+    ),
     ("live_hang_safe", "nothing that can hang is touched"),
     ("live_refusals", "refusals and errors say what is wrong"),
     (

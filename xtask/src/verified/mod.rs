@@ -23,7 +23,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 ///
 /// lockwatch itself loads them, as it does for a user: `watch` and `diagnose` are run under
 /// ptrace, and each bpf(2) that loads a program is made to write the verifier's sum. So every
-/// program counts that lockwatch chooses on that kernel, and no other.
+/// program counts that lockwatch chooses on that kernel, and no other; `watch` also chooses
+/// as if typed tracepoints were refused.
 ///
 /// A table of programs and kernels: instructions that the verifier has processed, and how long
 /// the load took; below it, the memory of the maps. The running kernel comes first, where
@@ -120,10 +121,9 @@ pub(crate) struct WitnessArgs {
 pub(crate) fn witness(args: &WitnessArgs) -> Result<()> {
     let mut all = Loaded::default();
     // `watch` loads everything before it looks at the first wait. Under ptrace, all is slow.
-    for arguments in [
-        &["watch", "--track-holds", "--for", "1s"][..],
-        &["diagnose", "--deadline", "60s"],
-    ] {
+    let watch = ["watch", "--track-holds", "--for", "1s"];
+    let raw = [&watch[..], &["--without", "tp_btf"]].concat();
+    for arguments in [&watch[..], &raw, &["diagnose", "--deadline", "60s"]] {
         let mut command = Command::new(&args.lockwatch);
         command.args(arguments).stdout(Stdio::null());
         let line = process::name(&command);

@@ -1,23 +1,21 @@
 //! Each task's holds in a hash by tid: for kernels without task storage for such
 //! programs (before 5.13).
 
-use core::{ffi::c_void, mem::size_of};
-
 use aya_ebpf::{
-    helpers::{
-        bpf_get_current_pid_tgid,
-        generated::{bpf_get_current_task, bpf_probe_read_kernel},
-    },
-    macros::{btf_tracepoint, map},
+    helpers::{bpf_get_current_pid_tgid, generated::bpf_get_current_task},
+    macros::{btf_tracepoint, map, raw_tracepoint},
     maps::HashMap,
-    programs::BtfTracePointContext,
+    programs::{BtfTracePointContext, RawTracePointContext},
 };
 use lockwatch_ebpf::{
     holds::{Holds, TASKS_MAX, TaskHolds},
     survey::TaskLayout,
 };
 
-use super::{global::global, member::load};
+use super::{
+    access::{Access, Trusted, Word},
+    global::global,
+};
 
 #[unsafe(no_mangle)]
 // SAFETY: plain integers, for which zero means "absent".
@@ -46,22 +44,13 @@ pub(super) fn of_current_or_new<'a>() -> Option<&'a mut Holds> {
         return Some(holds);
     }
     let ids = bpf_get_current_pid_tgid();
-    let mut entry = TaskHolds {
-        start_time_ns: 0,
+    // SAFETY: no preconditions. Not typed: that can be had from 5.11 on only.
+    let current = Word(unsafe { bpf_get_current_task() });
+    let entry = TaskHolds {
+        start_time_ns: start_time_ns(current),
         tid: ids as u32,
         tgid: (ids >> 32) as u32,
         holds: Holds::default(),
-    };
-    // SAFETY: no preconditions.
-    let current = unsafe { bpf_get_current_task() };
-    let start_time = current + u64::from(global!(TASK_LAYOUT.start_time).offset);
-    // SAFETY: reads 8 bytes into a local of that size.
-    let _ = unsafe {
-        bpf_probe_read_kernel(
-            (&raw mut entry.start_time_ns).cast::<c_void>(),
-            size_of::<u64>() as u32,
-            start_time as *const c_void,
-        )
     };
     HOLDS.insert(entry.tid, entry, 0).ok()?;
     of_current()
@@ -74,20 +63,32 @@ pub(super) fn of_current_or_new<'a>() -> Option<&'a mut Holds> {
 /// ends. Emits nothing.
 #[btf_tracepoint(function = "sched_process_free")]
 fn sched_process_free(ctx: BtfTracePointContext) -> i32 {
-    let task: *const u8 = ctx.arg(0);
     // SAFETY: the tracepoint's own typed argument.
-    let (tid, start_time_ns) = unsafe {
-        (
-            load(task, global!(TASK_LAYOUT.pid)) as u32,
-            load(task, global!(TASK_LAYOUT.start_time)),
-        )
-    };
+    freed(unsafe { Trusted::new(ctx.arg(0)) })
+}
+
+/// The same by raw_tp.
+#[raw_tracepoint(tracepoint = "sched_process_free")]
+fn raw_sched_process_free(ctx: RawTracePointContext) -> i32 {
+    freed(Word(ctx.arg(0)))
+}
+
+#[inline(always)]
+fn freed(task: impl Access) -> i32 {
+    // SAFETY: the layout describes `task_struct` of this kernel.
+    let tid = unsafe { task.load(global!(TASK_LAYOUT.pid)) } as u32;
     // The tid may be another's already: its entry stays.
     if let Some(entry) = HOLDS.get_ptr(tid)
         // SAFETY: a plain load from the entry.
-        && unsafe { (*entry).start_time_ns } == start_time_ns
+        && unsafe { (*entry).start_time_ns } == start_time_ns(task)
     {
         let _ = HOLDS.remove(tid);
     }
     0
+}
+
+#[inline(always)]
+fn start_time_ns(task: impl Access) -> u64 {
+    // SAFETY: the layout describes `task_struct` of this kernel.
+    unsafe { task.load(global!(TASK_LAYOUT.start_time)) }
 }

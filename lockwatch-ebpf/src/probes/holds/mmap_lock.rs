@@ -1,7 +1,11 @@
 //! `mmap_lock` alone, by its tracepoints: for kernels whose policy forbids programs at
 //! functions.
 
-use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{
+    EbpfContext,
+    macros::{btf_tracepoint, raw_tracepoint},
+    programs::{BtfTracePointContext, RawTracePointContext},
+};
 
 use super::{
     argument::word,
@@ -24,10 +28,21 @@ static MEMCG_PATH: u32 = 0;
 /// acquired for read. Cost and effect as the functions'.
 #[btf_tracepoint(function = "mmap_lock_acquire_returned")]
 fn mmap_lock_acquire_returned(ctx: BtfTracePointContext) -> i32 {
+    acquire_returned(&ctx)
+}
+
+/// The same by raw_tp.
+#[raw_tracepoint(tracepoint = "mmap_lock_acquire_returned")]
+fn raw_mmap_lock_acquire_returned(ctx: RawTracePointContext) -> i32 {
+    acquire_returned(&ctx)
+}
+
+#[inline(always)]
+fn acquire_returned(ctx: &impl EbpfContext) -> i32 {
     let (write, success) = if global!(MEMCG_PATH) == 0 {
-        (word::<8>(&ctx), word::<16>(&ctx))
+        (word::<8>(ctx), word::<16>(ctx))
     } else {
-        (word::<16>(&ctx), word::<24>(&ctx))
+        (word::<16>(ctx), word::<24>(ctx))
     };
     if success & 0xff == 0 {
         return 0;
@@ -37,7 +52,7 @@ fn mmap_lock_acquire_returned(ctx: BtfTracePointContext) -> i32 {
     } else {
         Mode::Write
     };
-    acquired(lock(&ctx), mode);
+    acquired(lock(ctx), mode);
     0
 }
 
@@ -51,7 +66,14 @@ fn mmap_lock_released(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
+/// The same by raw_tp.
+#[raw_tracepoint(tracepoint = "mmap_lock_released")]
+fn raw_mmap_lock_released(ctx: RawTracePointContext) -> i32 {
+    released(lock(&ctx));
+    0
+}
+
 #[inline(always)]
-fn lock(ctx: &BtfTracePointContext) -> u64 {
-    ctx.arg::<u64>(0).wrapping_add(global!(MMAP_LOCK))
+fn lock(ctx: &impl EbpfContext) -> u64 {
+    word::<0>(ctx).wrapping_add(global!(MMAP_LOCK))
 }

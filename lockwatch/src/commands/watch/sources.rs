@@ -7,8 +7,9 @@ use anyhow::Context as _;
 
 use super::surveys::Surveys;
 use crate::{
+    cli::WatchArgs,
     kernel::{btf::Btf, layout::Layout, symbols::Symbols},
-    plan::{Gap, Plan, Purpose, Wanted, plan},
+    plan::{Gap, Mechanism, Plan, Purpose, Wanted, plan},
     probes::{
         holds::{HoldProbes, HoldsError},
         hook::Refused,
@@ -34,31 +35,40 @@ pub(super) struct Sources {
 
 impl Sources {
     /// Opens what this host allows; what is missing is said, with its cost.
-    pub(super) fn open(threshold: Nanos, track_holds: bool) -> anyhow::Result<Self> {
+    pub(super) fn open(threshold: Nanos, args: &WatchArgs) -> anyhow::Result<Self> {
         let options = StreamOptions {
             ends_from: threshold,
             begins: false,
         };
         let surveyor = Surveyor::open().map_err(anyhow::Error::new);
-        let wanted = Wanted { holds: track_holds };
-        let attached = Attached::by_plan(wanted, &options);
-        let mut said = Vec::new();
-        let (attached, surveyor) = match (attached, surveyor) {
-            (Err(stream), Err(surveyor)) => {
-                tracing::debug!("no stream: {stream:#}");
+        let wanted = Wanted {
+            holds: args.track_holds,
+        };
+        let attached = Attached::by_plan(wanted, &args.without, &options);
+        let has_stream = attached
+            .as_ref()
+            .is_ok_and(|attached| attached.stream.is_some());
+        let surveyor = match surveyor {
+            Err(surveyor) if !has_stream => {
+                if let Err(stream) = &attached {
+                    tracing::debug!("no stream: {stream:#}");
+                }
                 return Err(surveyor.context("nothing can be watched on this host"));
             }
-            sources => sources,
+            surveyor => surveyor,
         };
+        let mut said = Vec::new();
+        if !has_stream {
+            said.push("lock waits from a survey a second".to_owned());
+        }
         let mut gaps = Vec::new();
         let (stream, holds) = match attached {
             Ok(attached) => {
                 said.extend(attached.said());
                 gaps = attached.plan.gaps;
-                (Some(attached.stream), attached.holds)
+                (attached.stream, attached.holds)
             }
             Err(error) => {
-                said.push("lock waits from a survey a second".to_owned());
                 tracing::warn!("short stalls are missed, and all times are rough: {error:#}");
                 (None, None)
             }
@@ -91,29 +101,40 @@ impl Sources {
 /// The plan that was carried out.
 struct Attached {
     plan: Plan,
-    stream: Stream,
+    /// `None` where the plan sees no waits.
+    stream: Option<Stream>,
     holds: Option<HoldProbes>,
 }
 
 impl Attached {
     /// Asks the kernel what it offers, makes a plan and carries it out. What the kernel
-    /// refuses all the same is left out of the next plan, once.
-    fn by_plan(wanted: Wanted, options: &StreamOptions) -> anyhow::Result<Self> {
+    /// refuses all the same is left out of the next plan.
+    fn by_plan(
+        wanted: Wanted,
+        without: &[Mechanism],
+        options: &StreamOptions,
+    ) -> anyhow::Result<Self> {
         let types = Btf::from_sys()?;
         let layout = Layout::from_btf(&types)?;
         let btf = aya::Btf::from_sys_fs().context("cannot use the kernel's type information")?;
         let mut offer = offer::ask(Some(&types));
-        match Self::carry_out(plan(&offer, wanted), &layout, &btf, options) {
-            Err(error) => match refusal(&error) {
+        for &mechanism in without {
+            let why = "it is not wanted (--without)".to_owned();
+            offer.refused.insert(mechanism, why);
+        }
+        loop {
+            let carried_out = Self::carry_out(plan(&offer, wanted), &layout, &btf, options);
+            let Err(error) = carried_out else {
+                return carried_out;
+            };
+            match refusal(&error) {
                 Some(refused) if !offer.refused.contains_key(&refused.mechanism) => {
                     let (mechanism, why) = (refused.mechanism, format!("{error:#}"));
                     tracing::warn!("doing without {}: {why}", mechanism.name());
                     offer.refused.insert(mechanism, why);
-                    Self::carry_out(plan(&offer, wanted), &layout, &btf, options)
                 }
-                _ => Err(error),
-            },
-            attached => attached,
+                _ => return Err(error),
+            }
         }
     }
 
@@ -123,10 +144,15 @@ impl Attached {
         btf: &aya::Btf,
         options: &StreamOptions,
     ) -> anyhow::Result<Self> {
-        let mut stream = Stream::load(&plan, layout, btf, options)?;
+        let mut stream = None;
+        if plan.sees_waits() {
+            stream = Some(Stream::load(&plan, layout, btf, options)?);
+        }
         let mut holds = HoldProbes::load(&plan, &layout.task, layout.mm.mmap_lock, btf)?;
         // All is loaded before the first is attached.
-        stream.attach()?;
+        if let Some(stream) = &mut stream {
+            stream.attach()?;
+        }
         if let Some(holds) = &mut holds {
             holds.attach()?;
         }
