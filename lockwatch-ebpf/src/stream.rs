@@ -17,6 +17,7 @@ mod probes {
     mod contention;
     mod global;
     mod member;
+    mod rt_rwsem;
     mod sched;
     mod slow_path;
     mod task;

@@ -39,7 +39,7 @@ fn attach() -> (StreamProbes, Plan) {
         begins: 0,
         own_tgid: std::process::id(),
     };
-    let mut probes = StreamProbes::load(&plan, &layout.task, &config, &btf).unwrap();
+    let mut probes = StreamProbes::load(&plan, &layout.task, &config, &[], &btf).unwrap();
     probes.attach().unwrap();
     (probes, plan)
 }

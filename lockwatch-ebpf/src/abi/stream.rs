@@ -28,6 +28,9 @@ pub mod flags {
     pub const MUTEX: u32 = 32;
     /// Lock of a VMA. Ours: no tracepoint tells of it, only user space enters such waits.
     pub const VMA: u32 = 1 << 31;
+    /// The waiting task spins for the spinlock inside an rtmutex, which has the same
+    /// address: the next end is that of the spinning. Ours, on `PREEMPT_RT` only.
+    pub const SPINS_INSIDE: u32 = 1 << 30;
 }
 
 /// How the stream's programs behave. Set once, before loading, as a read-only
@@ -66,6 +69,22 @@ pub struct WaitSite {
 /// Pairs of programs there are for such functions: 5.10 has 13 of them. More are a gap in
 /// the plan.
 pub const WAIT_SITES: usize = 16;
+
+/// Code of one function: the read-only global `RT_WRITERS` has those through which tasks
+/// ask for an rwsem of `PREEMPT_RT` for write, elsewhere none.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Code {
+    /// Its first address.
+    pub start: u64,
+    /// Its length in bytes; 0: there is no such function.
+    pub len: u64,
+}
+
+/// Functions there is room for: three, and the parts that a compiler splits off.
+pub const RT_WRITERS: usize = 8;
 
 /// How a returned value tells whether the lock was acquired.
 pub mod outcome {

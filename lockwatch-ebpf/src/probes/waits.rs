@@ -83,16 +83,32 @@ pub(super) fn begin(key: &WaitKey, tgid: u32, start_time_ns: u64, wait_flags: u3
     }
 }
 
-/// This task's wait ends, with a negative `result` if it gave up. One lookup without
-/// locks, and nothing else unless a begin is open for this very lock and task.
+/// Adds flags to an open wait of this task; false if none is open on this very lock.
 #[inline(always)]
-pub(super) fn end(key: &WaitKey, result: i32) {
-    let Some(open) = WAITS.get_ptr(key) else {
-        return;
+pub(super) fn mark(key: &WaitKey, with: u32) -> bool {
+    let Some(open) = WAITS.get_ptr_mut(key) else {
+        return false;
+    };
+    // SAFETY: this task alone changes its entry, see `end`.
+    unsafe { (*open).flags |= with };
+    true
+}
+
+/// This task's wait ends, with a negative `result` if it gave up; false if none is open on
+/// this very lock: then it is one lookup without locks.
+#[inline(always)]
+pub(super) fn end(key: &WaitKey, result: i32) -> bool {
+    let Some(open) = WAITS.get_ptr_mut(key) else {
+        return false;
     };
     // SAFETY: this task alone removes its entry (user space only where a survey
     // refutes it), so that it is not reused under us.
     let wait = unsafe { *open };
+    if wait.flags & flags::SPINS_INSIDE != 0 {
+        // SAFETY: as above.
+        unsafe { (*open).flags &= !flags::SPINS_INSIDE };
+        return true;
+    }
     // SAFETY: no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let waited_ns = now_ns.wrapping_sub(wait.since_ns);
@@ -103,6 +119,7 @@ pub(super) fn end(key: &WaitKey, result: i32) {
         count(counter::LOST_END);
     }
     let _ = WAITS.remove(key);
+    true
 }
 
 /// False if the ring buffer is full.

@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    ops::Range,
     os::fd::{AsFd as _, BorrowedFd},
 };
 
@@ -12,8 +13,8 @@ use aya::{
 };
 use lockwatch_ebpf::{
     stream::{
-        Event, OpenWait, StreamConfig, WAIT_SITES, WAITS_MAX, WaitKey, WaitSite, Watched, counter,
-        flags, outcome,
+        Code, Event, OpenWait, RT_WRITERS, StreamConfig, WAIT_SITES, WAITS_MAX, WaitKey, WaitSite,
+        Watched, counter, flags, outcome,
     },
     survey::TaskLayout,
 };
@@ -54,7 +55,8 @@ pod!(
     Key(WaitKey),
     Wait(OpenWait),
     Times(Watched),
-    Sites([WaitSite; WAIT_SITES])
+    Sites([WaitSite; WAIT_SITES]),
+    Codes([Code; RT_WRITERS])
 );
 
 /// The loaded programs and their maps. Dropping it detaches all, as
@@ -77,7 +79,8 @@ impl std::fmt::Debug for StreamProbes {
 }
 
 impl StreamProbes {
-    /// Loads the programs that the plan asks for.
+    /// Loads the programs that the plan asks for. `rt_writers`: the code through which tasks
+    /// ask for an rwsem of `PREEMPT_RT` for write; none elsewhere.
     ///
     /// # Errors
     /// When the plan has no hook for waits, or the kernel refuses a program or a map.
@@ -85,6 +88,7 @@ impl StreamProbes {
         plan: &Plan,
         layout: &TaskLayout,
         config: &StreamConfig,
+        rt_writers: &[Range<u64>],
         btf: &Btf,
     ) -> Result<Self, StreamLoadError> {
         let (hooks, sites) = programs(&plan.hooks)?;
@@ -93,13 +97,15 @@ impl StreamProbes {
             return Err(StreamLoadError::NoWaits);
         }
         let (layout, config, sites) = (Layout(*layout), Config(*config), Sites(sites));
+        let rt_writers = Codes(codes(rt_writers));
         let log_level = log::level();
         let mut loader = EbpfLoader::new();
         loader
             .btf(Some(btf))
             .override_global("TASK_LAYOUT", &layout, true)
             .override_global("STREAM_CONFIG", &config, true)
-            .override_global("WAIT_SITES", &sites, true);
+            .override_global("WAIT_SITES", &sites, true)
+            .override_global("RT_WRITERS", &rt_writers, true);
         log::configure(&mut loader, &log_level);
         let mut ebpf = loader.load(OBJECT).map_err(LoadError::object)?;
         let hooks = Hooks::new(hooks);
@@ -210,6 +216,16 @@ impl StreamProbes {
         }
         let _ = self.watched.remove(&tid);
     }
+}
+
+/// As the programs want it; what finds no room is not recognised.
+fn codes(ranges: &[Range<u64>]) -> [Code; RT_WRITERS] {
+    std::array::from_fn(|index| {
+        ranges.get(index).map_or(Code::default(), |range| Code {
+            start: range.start,
+            len: range.end - range.start,
+        })
+    })
 }
 
 /// Programs with the hooks that they serve, in the plan's order.

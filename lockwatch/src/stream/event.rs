@@ -150,6 +150,7 @@ impl Event {
 
 /// Which primitive `contention_begin` means (see KERNEL facts in `abi::stream::flags`).
 fn lock_kind(wait_flags: u32) -> LockKind {
+    let wait_flags = wait_flags & !flags::SPINS_INSIDE;
     let is = |flag| wait_flags & flag != 0;
     if is(flags::VMA) {
         LockKind::VmaLock

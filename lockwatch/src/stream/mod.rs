@@ -22,7 +22,7 @@ use watched::Watching;
 pub use watched::{Slept, Times};
 
 use crate::{
-    kernel::layout::Layout,
+    kernel::{layout::Layout, locks::RT_RWSEM_DRAINS, symbols::Symbols},
     plan::{Plan, Purpose, WaitEnds},
     probes::{
         hook::Refused,
@@ -121,13 +121,15 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Loads what the plan asks for. Must be called inside a tokio runtime.
+    /// Loads what the plan asks for. Must be called inside a tokio runtime. Without
+    /// `symbols`, waits of writers for rwsems of `PREEMPT_RT` look like waits for rtmutexes.
     ///
     /// # Errors
     /// When the plan sees no waits or the kernel refuses the programs.
     pub fn load(
         plan: &Plan,
         layout: &Layout,
+        symbols: Option<&Symbols>,
         btf: &aya::Btf,
         options: &StreamOptions,
     ) -> Result<Self, StreamError> {
@@ -136,7 +138,10 @@ impl Stream {
             begins: options.begins.into(),
             own_tgid: std::process::id(),
         };
-        let probes = StreamProbes::load(plan, &layout.task, &config, btf)?;
+        let rt_writers = symbols
+            .filter(|_| layout.locks.rt_rwsem.is_some())
+            .map_or_else(Vec::new, |symbols| symbols.ranges_of(RT_RWSEM_DRAINS));
+        let probes = StreamProbes::load(plan, &layout.task, &config, &rt_writers, btf)?;
         let events = probes.events_fd().try_clone_to_owned();
         // SAFETY: an `OwnedFd` keeps its number open and the same for its life.
         let ready = events

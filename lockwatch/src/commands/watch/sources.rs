@@ -44,7 +44,8 @@ impl Sources {
         let wanted = Wanted {
             holds: args.track_holds,
         };
-        let attached = Attached::by_plan(wanted, &args.without, &options);
+        let symbols = surveyor.as_ref().ok().map(Surveyor::symbols);
+        let attached = Attached::by_plan(wanted, &args.without, symbols.as_deref(), &options);
         let has_stream = attached
             .as_ref()
             .is_ok_and(|attached| attached.stream.is_some());
@@ -73,19 +74,17 @@ impl Sources {
                 (None, None)
             }
         };
-        let (surveys, symbols) = match surveyor {
+        let surveys = match surveyor {
             Ok(mut surveyor) => {
                 said.push("surveys".to_owned());
                 if let Some(holds) = holds {
                     surveyor = surveyor.with_holds(Box::new(TracedHolds::new(holds)));
                 }
-                let symbols = surveyor.symbols();
-                let surveys = Surveys::start(surveyor).context("cannot start a thread")?;
-                (Some(surveys), Some(symbols))
+                Some(Surveys::start(surveyor).context("cannot start a thread")?)
             }
             Err(error) => {
                 tracing::warn!("holders and names of locks are not known: {error:#}");
-                (None, None)
+                None
             }
         };
         Ok(Self {
@@ -112,6 +111,7 @@ impl Attached {
     fn by_plan(
         wanted: Wanted,
         without: &[Mechanism],
+        symbols: Option<&Symbols>,
         options: &StreamOptions,
     ) -> anyhow::Result<Self> {
         let types = Btf::from_sys()?;
@@ -123,7 +123,8 @@ impl Attached {
             offer.refused.insert(mechanism, why);
         }
         loop {
-            let carried_out = Self::carry_out(plan(&offer, wanted), &layout, &btf, options);
+            let carried_out =
+                Self::carry_out(plan(&offer, wanted), &layout, symbols, &btf, options);
             let Err(error) = carried_out else {
                 return carried_out;
             };
@@ -141,12 +142,13 @@ impl Attached {
     fn carry_out(
         plan: Plan,
         layout: &Layout,
+        symbols: Option<&Symbols>,
         btf: &aya::Btf,
         options: &StreamOptions,
     ) -> anyhow::Result<Self> {
         let mut stream = None;
         if plan.sees_waits() {
-            stream = Some(Stream::load(&plan, layout, btf, options)?);
+            stream = Some(Stream::load(&plan, layout, symbols, btf, options)?);
         }
         let mut holds = HoldProbes::load(&plan, &layout.task, layout.mm.mmap_lock, btf)?;
         // All is loaded before the first is attached.

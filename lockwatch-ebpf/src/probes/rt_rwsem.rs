@@ -1,0 +1,75 @@
+//! The rwsem round an rtmutex: on `PREEMPT_RT` a writer that queues is told as a wait for
+//! the rtmutex inside (kernel/locking/rwbase_rt.c, `rwbase_write_lock`, 5.19–7.3).
+
+use aya_ebpf::{EbpfContext, helpers::generated::bpf_get_stack};
+use lockwatch_ebpf::stream::{self as abi, Code, WaitKey, flags};
+
+use super::{global::global, waits};
+
+/// Offset of the rtmutex in the rwsem (`rwbase.rtmutex`, behind `readers`).
+const RTMUTEX: u64 = 8;
+
+/// All zero elsewhere: then the verifier drops what depends on it.
+#[unsafe(no_mangle)]
+static RT_WRITERS: [Code; abi::RT_WRITERS] = [Code { start: 0, len: 0 }; abi::RT_WRITERS];
+
+/// Frames in which the asking function is looked for: this program's own, the tracepoint's,
+/// and the slow paths of the rtmutex come first.
+const FRAMES: usize = 16;
+
+/// True if this kernel has such rwsems.
+#[inline(always)]
+pub(super) fn are_there() -> bool {
+    global!(RT_WRITERS[0].len) != 0
+}
+
+/// The wait for the rwsem that the awaited rtmutex would be inside of.
+#[inline(always)]
+pub(super) fn of(inner: &WaitKey) -> WaitKey {
+    WaitKey {
+        lock: inner.lock.wrapping_sub(RTMUTEX),
+        ..*inner
+    }
+}
+
+/// The task begins to spin for a spinlock: that of the rtmutex it waits for lies at the
+/// rtmutex's own address (`rt_mutex_base.wait_lock`), so that the end of the spinning looks
+/// like the end of the wait.
+#[inline(always)]
+pub(super) fn spins_inside(spinlock: &WaitKey) {
+    if !waits::mark(spinlock, flags::SPINS_INSIDE) {
+        waits::mark(&of(spinlock), flags::SPINS_INSIDE);
+    }
+}
+
+/// True if the running task is in a function that asks for an rwsem for write. Such a
+/// function waits for nothing but its rwsem.
+#[inline(always)]
+pub(super) fn is_wanted_for_write(ctx: &impl EbpfContext) -> bool {
+    if !are_there() {
+        return false;
+    }
+    let mut frames = [0_u64; FRAMES];
+    // SAFETY: the buffer has the size that is told.
+    unsafe {
+        bpf_get_stack(
+            ctx.as_ptr(),
+            frames.as_mut_ptr().cast(),
+            size_of_val(&frames) as u32,
+            0,
+        )
+    };
+    let mut writes = false;
+    for frame in frames {
+        // A return address may lie one byte behind the function's last call.
+        let at = frame.wrapping_sub(1);
+        macro_rules! is_in {
+            ($($index:literal)*) => {
+                $(writes |= at.wrapping_sub(global!(RT_WRITERS[$index].start))
+                    < global!(RT_WRITERS[$index].len);)*
+            };
+        }
+        is_in!(0 1 2 3 4 5 6 7);
+    }
+    writes
+}
