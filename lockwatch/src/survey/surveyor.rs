@@ -81,6 +81,9 @@ pub struct Surveyor {
     holds: Option<Box<dyn HoldSource>>,
 }
 
+/// Looks beyond the second, where a queue could not be read.
+const LOOKS_MORE: u32 = 4;
+
 impl Surveyor {
     /// Reads the kernel's symbols and types and loads the survey's programs.
     /// Attaches nothing.
@@ -135,7 +138,8 @@ impl Surveyor {
         Arc::clone(&self.symbols)
     }
 
-    /// Takes one survey: two looks, and what both agree on.
+    /// Takes one survey: two looks, and what both agree on. While queues change faster
+    /// than they can be read, a few looks more, of which the best two count.
     ///
     /// # Errors
     /// When the kernel stops answering.
@@ -166,13 +170,27 @@ impl Surveyor {
         }
         preliminary(self.conclude(&looks, began, Vec::new()));
         thread::sleep(options.pause);
-        let [first] = looks;
-        let second = self.look()?;
+        let [mut first] = looks;
+        let mut second = self.look()?;
+        // Under a queue that changes faster than it is read, the next look may have luck.
+        for _ in 0..LOOKS_MORE {
+            let is_settled = first.unsettled + second.unsettled == 0;
+            if is_settled || began.elapsed() + options.pause + second.took > options.deadline {
+                break;
+            }
+            thread::sleep(options.pause);
+            let third = self.look()?;
+            if first.unsettled >= second.unsettled {
+                first = second;
+            }
+            second = third;
+        }
         Ok(self.conclude(&[first, second], began, Vec::new()))
     }
 
     /// One look at everything: tasks, queues, and who could hold what.
     fn look(&mut self) -> Result<Sight, SurveyError> {
+        let began = Instant::now();
         let woke_ns = own_wake_up();
         let look = Look::decode(self.probes.read_tasks()?, self.layout.task.thread_size);
         let (holds, holds_error) = match self.holds.as_mut().map(|source| source.holds()) {
@@ -233,6 +251,7 @@ impl Surveyor {
             queues,
             unsettled: found.unsettled,
             holds_error,
+            took: began.elapsed(),
         })
     }
 
@@ -343,6 +362,7 @@ struct Sight {
     unsettled: u32,
     /// Why the tracer could not tell its holds.
     holds_error: Option<String>,
+    took: Duration,
 }
 
 struct SeenQueue {
