@@ -319,8 +319,8 @@ pub enum DecoyKind {
     /// Sleeps in `page_mkwrite` of a write fault of the same address space,
     /// under the lock of the mapping's area instead of the mmap_lock.
     PageMkwrite,
-    /// Waits for FUSE in a `sync` that holds the s_umount of another file
-    /// system, and has held and given back the stalled one.
+    /// Waits for FUSE while it holds the same lock of another file system; a `sync` has
+    /// held and given back the stalled one, too.
     OtherSuperBlock,
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use lockwatch::{
     kernel::{btf::Btf, layout::Layout},
-    plan::{Hook, Mechanism, Plan, Wanted, plan},
+    plan::{Hook, Mechanism, Plan, Purpose, Wanted, plan},
     probes::{offer, stream::StreamProbes},
 };
 use lockwatch_ebpf::stream::{OpenWait, StreamConfig, WaitKey, Watched, flags, kind, phase, sleep};
@@ -96,15 +96,14 @@ fn waits_and_times_of_tasks_are_seen_by_raw_tp() {
     thread::sleep(Duration::from_millis(100));
     lab.finish().unwrap();
 
-    let mut ended = BTreeSet::new();
+    // Before the contention tracepoints, functions tell the ends.
+    let is_end = |hook: &&Hook| matches!(hook.purpose, Purpose::WaitEnd { .. });
+    let end = plan.hooks.iter().find(is_end).unwrap();
+    if end.mechanism == Mechanism::RawTp {
+        assert_ended(&mut probes, &truth, &waits);
+    }
     let deadline = Instant::now() + trial::bound(PATIENCE);
-    while ended.len() < waits.len() {
-        assert!(Instant::now() < deadline, "ended: {ended:?} of {waits:#?}");
-        probes.drain(|event| {
-            if event.kind == kind::WAIT_END && waits.contains_key(&(event.key.tid as i32)) {
-                ended.insert(event.key.tid);
-            }
-        });
+    while probes.watched(key.tid).unwrap().switches == 0 && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(10));
     }
     let watched = probes.watched(key.tid).unwrap();
@@ -124,4 +123,28 @@ fn waits_and_times_of_tasks_are_seen_by_raw_tp() {
         .filter(|hook| hook.mechanism == Mechanism::RawTp);
     let targets: Vec<&str> = raw.map(|hook| hook.target.as_str()).collect();
     eprintln!("by raw_tp: {}", targets.join(", "));
+}
+
+/// Each of the waits has an end.
+fn assert_ended(
+    probes: &mut StreamProbes,
+    truth: &Ready,
+    waits: &BTreeMap<i32, (WaitKey, OpenWait)>,
+) {
+    let mut ended = BTreeSet::new();
+    let deadline = Instant::now() + trial::bound(PATIENCE);
+    while ended.len() < waits.len() {
+        assert!(
+            Instant::now() < deadline,
+            "ended: {ended:?}; counted: {:?}; left: {:?}",
+            probes.counters(),
+            waits_of(probes, truth)
+        );
+        probes.drain(|event| {
+            if event.kind == kind::WAIT_END && waits.contains_key(&(event.key.tid as i32)) {
+                ended.insert(event.key.tid);
+            }
+        });
+        thread::sleep(Duration::from_millis(10));
+    }
 }

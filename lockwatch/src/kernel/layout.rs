@@ -77,6 +77,8 @@ pub struct InodeLayout {
     pub i_rwsem: u64,
     /// `i_sb`
     pub sb: usize,
+    /// `i_mode`
+    pub mode: usize,
     /// `i_mapping`
     pub mapping: usize,
     /// `i_ino`
@@ -100,6 +102,8 @@ pub struct DentryLayout {
     pub name: usize,
     /// `d_inode`
     pub inode: usize,
+    /// `d_sb`
+    pub sb: u64,
     /// `d_u.d_alias`, the node on the inode's list.
     pub alias: u64,
     /// Bytes of a dentry.
@@ -154,6 +158,10 @@ pub struct PipeLayout {
 /// `struct mount`, and the way from a task to its mount namespace.
 #[derive(Clone, Copy, Debug)]
 pub struct MountLayout {
+    /// `vfsmount.mnt_root`
+    pub vfs_root: usize,
+    /// `vfsmount.mnt_sb`
+    pub vfs_sb: usize,
     /// `mnt_parent`
     pub parent: usize,
     /// `mnt_mountpoint`
@@ -193,6 +201,7 @@ impl Layout {
                 parent: at(btf, "dentry.d_parent")?,
                 name: at(btf, "dentry.d_name.name")?,
                 inode: at(btf, "dentry.d_inode")?,
+                sb: at64(btf, "dentry.d_sb")?,
                 alias: at64(btf, "dentry.d_u.d_alias").or_else(|_| at64(btf, "dentry.d_alias"))?,
                 size: size(btf, "dentry")?,
             },
@@ -291,6 +300,7 @@ fn inode_layout(btf: &Btf) -> Result<InodeLayout, BtfError> {
     Ok(InodeLayout {
         i_rwsem: at64(btf, "inode.i_rwsem")?,
         sb: at(btf, "inode.i_sb")?,
+        mode: at(btf, "inode.i_mode")?,
         mapping: at(btf, "inode.i_mapping")?,
         ino: at(btf, "inode.i_ino")?,
         dentries: at(btf, "inode.i_dentry.first")?,
@@ -326,6 +336,8 @@ fn super_block_layout(btf: &Btf) -> Result<SuperBlockLayout, BtfError> {
 
 fn mount_layout(btf: &Btf) -> Result<MountLayout, BtfError> {
     Ok(MountLayout {
+        vfs_root: at(btf, "vfsmount.mnt_root")?,
+        vfs_sb: at(btf, "vfsmount.mnt_sb")?,
         parent: at(btf, "mount.mnt_parent")?,
         mountpoint: at(btf, "mount.mnt_mountpoint")?,
         root: at(btf, "mount.mnt.mnt_root")?,

@@ -14,3 +14,4 @@ pub mod memory;
 pub mod offer;
 pub mod sleep_frames;
 pub mod symbols;
+pub mod writer_frames;

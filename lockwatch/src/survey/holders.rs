@@ -20,6 +20,7 @@ use crate::{
         names::Identity,
         queue::Queue,
         stack::frame_words,
+        writers,
     },
 };
 
@@ -186,7 +187,7 @@ fn readers(
     Ok(suspects)
 }
 
-fn reason(kind: EvidenceKind, frame: Option<&str>, value: Option<String>) -> Evidence {
+pub(super) fn reason(kind: EvidenceKind, frame: Option<&str>, value: Option<String>) -> Evidence {
     Evidence {
         kind,
         frame: frame.map(ToOwned::to_owned),
@@ -203,6 +204,16 @@ fn on_stack(
 ) -> Result<Vec<Evidence>, MemoryError> {
     let look = scene.look;
     let task = &look.tasks[index];
+    // What waits for this very lock is a holder only by the lock's own word: its callers
+    // may wrap the asking.
+    let waits_here = queue.entries.iter().any(|entry| entry.task == index);
+    if lock.class == LockClass::SuperWriters {
+        return if waits_here {
+            Ok(Vec::new())
+        } else {
+            writers::on_stack(scene, queue.lock, lock, task)
+        };
+    }
     let words = look.words(task);
     let hits = Hits::find(words, queue.lock.0, lock.object_address);
     let own_mm = lock.class == LockClass::MmapLock && Some(task.record.mm) == lock.object_address;
@@ -217,9 +228,6 @@ fn on_stack(
         // whether the fault has dropped the lock.
         return Ok(verdict);
     }
-    // What waits for this very lock is a holder only by the lock's own word: its callers
-    // may wrap the asking.
-    let waits_here = queue.entries.iter().any(|entry| entry.task == index);
     if waits_here {
         return Ok(Vec::new());
     }

@@ -18,6 +18,7 @@ mod queue;
 mod stack;
 mod stuck;
 mod surveyor;
+mod writers;
 
 use std::time::Duration;
 

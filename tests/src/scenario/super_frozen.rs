@@ -6,13 +6,21 @@
 //! write, a page of a FUSE file, has to wait for it, and later writers for both.
 
 use std::{
+    env,
     fs::{self, File},
-    os::unix::fs::FileExt,
+    io::Write as _,
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    process,
     sync::{Arc, mpsc},
 };
 
 use anyhow::{Context, Result};
 use lockwatch_tests::truth::{DecoyKind, Holder, Lock, LockClass, LockKind, LockState, Mode};
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
+    libc,
+    unistd::mkfifo,
+};
 
 use super::{Cast, Scenery, Standing};
 use crate::{
@@ -29,8 +37,10 @@ const FILE_NAME: &str = "source";
 
 const HOLDER: &str = "page of the holder";
 const DECOY_TOUCH: &str = "page that is only touched";
+const DECOY_OTHER: &str = "page that is written elsewhere";
 
 const TOUCH_PAGE: u64 = 1;
+const OTHER_PAGE: u64 = 2;
 
 /// pwrite and mkdir; compilers put the function that locks into its callers.
 const WRITE: Want = Want {
@@ -61,7 +71,11 @@ pub(super) fn scenery() -> Scenery {
         times: 1,
         then: Then::Late(label),
     };
-    let rules = [late(0, HOLDER), late(TOUCH_PAGE, DECOY_TOUCH)];
+    let rules = [
+        late(0, HOLDER),
+        late(TOUCH_PAGE, DECOY_TOUCH),
+        late(OTHER_PAGE, DECOY_OTHER),
+    ];
     Scenery {
         tree: Tree::new(&[Node::file(FILE, ROOT, FILE_NAME)], &rules),
         actors: None,
@@ -92,14 +106,14 @@ pub(super) fn raise_freezing(stage: &mut Stage, cast: Cast) -> Result<Standing> 
         stage.server.wait_parked(DECOY_TOUCH, STEP)?;
         let what = DecoyKind::FirstAttemptFault;
         stage.decoy(task, comm, what, Look::waits_for_fuse)?;
+        raise_fifo_decoy(stage)?;
+        raise_other_decoy(stage, &source)?;
     }
     // Its own file: it holds the lock of that inode as well.
     let own = create(stage, "own")?;
     let holder = stage.fuse_holder("lab-holder", Mode::Read, HOLDER, move || {
         source.write(0, &own);
     })?;
-    // How many readers there are tells nobody who they are.
-    stage.owner_hidden = true;
 
     let comm = "lab-w1";
     let dir = open_root(stage)?;
@@ -185,6 +199,47 @@ fn raise_decoys(stage: &mut Stage, file: &Arc<File>) -> Result<()> {
     let gone = Arc::clone(file);
     let (task, _) = stage.start("lab-d-gone", move || write(&gone))?;
     stage.gone_decoy(task, "lab-d-gone", DecoyKind::LeftReader)
+}
+
+/// Writes to the same file system, as it seems: to a pipe that has a name there. The kernel
+/// lets nobody write files meanwhile, but a pipe is none.
+fn raise_fifo_decoy(stage: &mut Stage) -> Result<()> {
+    let path = stage.beside()?.mount.join("fifo");
+    mkfifo(&path, nix::sys::stat::Mode::S_IRWXU)
+        .with_context(|| format!("cannot make {}", path.display()))?;
+    let open = |options: &mut fs::OpenOptions| {
+        let opened = options.custom_flags(libc::O_NONBLOCK).open(&path);
+        opened.with_context(|| format!("cannot open {}", path.display()))
+    };
+    let reader = open(File::options().read(true))?;
+    let writer = open(File::options().write(true))?;
+    fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty())).context("cannot make a pipe wait")?;
+    // The write ends with an error when the last reader goes, which is at the end.
+    let rest = stage.rest.clone();
+    stage.start("lab-reader", move || {
+        rest.wait();
+        drop(reader);
+    })?;
+    let comm = "lab-d-fifo";
+    let (task, _) = stage.start(comm, move || {
+        let _ = (&writer).write_all(&[0; 1 << 20]);
+    })?;
+    stage.decoy(task, comm, DecoyKind::SameObject, |look| {
+        look.state == 'S' && look.top().contains("pipe_write")
+    })
+}
+
+/// Writes to another file system, and waits as the holder does.
+fn raise_other_decoy(stage: &mut Stage, source: &Arc<Source>) -> Result<()> {
+    let path = env::temp_dir().join(format!("stall-lab-{}", process::id()));
+    let other = File::create_new(&path);
+    let other = other.with_context(|| format!("cannot create {}", path.display()))?;
+    fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+    let from = Arc::clone(source);
+    let what = DecoyKind::OtherSuperBlock;
+    stage.fuse_decoy("lab-d-other", what, DECOY_OTHER, move || {
+        from.write(OTHER_PAGE, &other);
+    })
 }
 
 fn create(stage: &Stage, name: &str) -> Result<File> {
