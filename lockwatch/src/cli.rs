@@ -53,7 +53,9 @@ pub enum Command {
     /// each lock who holds it, on what evidence, why that task does not let go, and who
     /// waits. Works on a host that hung before lockwatch was started. Attaches nothing
     /// to the kernel and opens no file that could hang, so that it cannot hang on what it
-    /// diagnoses.
+    /// diagnoses. For the tenth of a second that it takes it runs before the host's other
+    /// work, where that is allowed (SCHED_RR, CAP_SYS_NICE): a host that crawls may have no
+    /// CPU to spare.
     #[command(after_long_help = "\
 Examples:
   lockwatch diagnose

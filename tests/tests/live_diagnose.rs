@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
 use std::{
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
@@ -13,6 +13,10 @@ use lockwatch_tests::{
     clock,
     trial::{self, Ended, Lab, Program, Report, Span, Verdict, report::Lock, summary::Summary},
     truth::{DecoyKind, Ready, Scenario, Tgid},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 
 /// It is killed then.
@@ -262,6 +266,71 @@ fn decoys_in_first_attempt_faults_are_not_accused() {
         named,
         "the true holder is not named: {}",
         evidence(&truth, &ended)
+    );
+}
+
+/// Twelve processes that only want a CPU. Dropped, they are killed; each ends by itself as
+/// well.
+struct Load(Vec<Child>);
+
+impl Load {
+    fn start() -> Self {
+        let busy = |_| {
+            Command::new("timeout")
+                .args(["30", "sh", "-c", "while :; do :; done"])
+                .spawn()
+                .unwrap()
+        };
+        Self((0..12).map(busy).collect())
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            // Passed on to what it runs, unlike SIGKILL.
+            let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
+            let _ = child.wait();
+        }
+    }
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_host_without_a_cpu_to_spare_is_told_in_time() {
+    const RUNS: usize = 7;
+    let lab = Lab::raise(Scenario::MmapReadHeld, 3).unwrap();
+    let truth = lab.truth.clone();
+    let load = Load::start();
+    // Until they all run.
+    thread::sleep(Duration::from_secs(1));
+    let mut ended: Vec<Ended> = (0..RUNS).map(|_| diagnose()).collect();
+    drop(load);
+    lab.finish().unwrap();
+    for ended in &ended {
+        let report = Report::read(ended).unwrap();
+        let span = Span {
+            begun_ns: ended.begun_ns,
+            ended_ns: ended.ended_ns,
+        };
+        let verdict = Verdict::on(&report, &truth, span);
+        assert!(
+            verdict.names_exactly_the_holders(),
+            "{:?}\n{}",
+            verdict.wrong,
+            evidence(&truth, ended)
+        );
+        assert!(
+            ended.took <= trial::bound(trial::PROMISE),
+            "{}",
+            ended.describe()
+        );
+    }
+    ended.sort_by_key(|ended| ended.took);
+    eprintln!(
+        "under load: {RUNS} runs, median {} ms, slowest {} ms",
+        ended[RUNS / 2].took.as_millis(),
+        ended[RUNS - 1].took.as_millis()
     );
 }
 

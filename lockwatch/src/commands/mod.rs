@@ -3,6 +3,7 @@
 pub mod check;
 pub mod diagnose;
 mod output;
+mod priority;
 pub mod watch;
 
 use std::{

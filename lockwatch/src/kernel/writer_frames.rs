@@ -30,6 +30,9 @@ enum Callees {
 pub enum Keeps {
     /// The open file, which must be a regular one: `file_start_write` leaves the others alone.
     File,
+    /// The same, in the `struct kiocb` that it or what it calls has on the stack: what lies
+    /// further in says nothing.
+    Kiocb,
     /// The mount in which a name changes.
     Mount,
     /// The inode whose page is made writable.
@@ -71,7 +74,10 @@ const fn faults(function: &'static str) -> WriterFrame {
 
 /// `SB_FREEZE_WRITE`
 const WRITE: &[WriterFrame] = &[
-    file("vfs_write", &["new_sync_write"], "_write_iter"),
+    WriterFrame {
+        keeps: Keeps::Kiocb,
+        ..file("vfs_write", &["new_sync_write"], "_write_iter")
+    },
     file(
         "vfs_writev",
         &["do_iter_write", "do_iter_readv_writev"],

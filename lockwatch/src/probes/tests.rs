@@ -3,12 +3,16 @@
 use std::collections::BTreeMap;
 
 use aya_obj::{Object, ProgramSection};
+use lockwatch_ebpf::stream::WAIT_SITES;
 use proptest::prelude::*;
 
 use super::{holds, stream};
-use crate::plan::{
-    Hook, Mechanism, Offer, State, Wanted, plan,
-    tests::{KERNELS, less, offer},
+use crate::{
+    lock::{LockKind, LockMode},
+    plan::{
+        Awaited, Hook, Mechanism, Offer, Outcome, Purpose, State, WaitEnds, Wanted, plan,
+        tests::{KERNELS, less, offer},
+    },
 };
 
 /// The programs of an object, and how each is attached.
@@ -94,4 +98,36 @@ fn whatever_is_taken_away_each_hook_has_its_program() {
     proptest!(|(offer in offers, holds in any::<bool>())| {
         objects.check(&offer, Wanted { holds })?;
     });
+}
+
+#[test]
+fn a_hook_that_no_program_serves_is_an_error_and_not_left_out() {
+    let begin = |number: usize| Hook {
+        purpose: Purpose::WaitBegin {
+            awaited: Some(Awaited {
+                kind: LockKind::Rwsem,
+                mode: Some(LockMode::Read),
+            }),
+            end: WaitEnds::Survey,
+        },
+        mechanism: Mechanism::Kprobe,
+        target: format!("rwsem_down_read_slowpath.isra.{number}"),
+        parameters: 1,
+    };
+    let as_many: Vec<Hook> = (0..WAIT_SITES).map(begin).collect();
+    let (served, _) = stream::programs(&as_many).expect("a program for each");
+    assert_eq!(served.len(), WAIT_SITES);
+    let too_many: Vec<Hook> = (0..=WAIT_SITES).map(begin).collect();
+    let refused = stream::programs(&too_many).expect_err("one more than there are");
+    assert_eq!(refused.target, too_many[WAIT_SITES].target);
+
+    let acquire = Hook {
+        purpose: Purpose::Acquire {
+            mode: LockMode::Read,
+            outcome: Outcome::Always,
+        },
+        ..begin(0)
+    };
+    let refused = holds::programs(std::slice::from_ref(&acquire)).expect_err("not by kprobe");
+    assert_eq!(refused.mechanism, Mechanism::Kprobe);
 }

@@ -15,6 +15,7 @@ use crate::{
         holders::{Scene, reason},
         look::{Look, TaskLook},
         names::{Identity, file_system},
+        stack::Frame,
     },
 };
 
@@ -45,12 +46,14 @@ pub(super) fn on_stack(
         return Ok(Vec::new());
     };
     let stems = scene.functions.stems(task);
-    for (known, window) in writing(table, task, &stems, scene.look.words(task)) {
-        let found = super_blocks(known.keeps, window, scene.look, scene.layout, scene.memory)?;
-        let kind = match found.as_slice() {
-            [one] if *one == super_block => EvidenceKind::HoldFrame,
+    let words = scene.look.words(task);
+    for (known, window) in writing(table, &task.frames, &stems, words) {
+        let targets = targets(known.keeps, window, scene.look, scene.layout, scene.memory)?;
+        let is_this = |target: &Target| target.super_block == super_block && target.is_held;
+        let kind = match targets.as_slice() {
+            [one] if is_this(one) => EvidenceKind::HoldFrame,
             // Some of the pointers are stale, or of what the writing does besides.
-            several if several.contains(&super_block) => EvidenceKind::ObjectWord,
+            several if several.iter().any(is_this) => EvidenceKind::ObjectWord,
             _ => continue,
         };
         return Ok(vec![reason(kind, Some(known.function), None)]);
@@ -58,11 +61,20 @@ pub(super) fn on_stack(
     Ok(Vec::new())
 }
 
+/// What somebody may be writing to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Target {
+    super_block: u64,
+    /// Who writes to it holds a level: to a file, and not to a pipe or socket that has its
+    /// name there.
+    is_held: bool,
+}
+
 /// The functions on a stack that write, each with the words from the end of its frame
 /// inwards: what it keeps lies there, for what it calls saves its registers.
 fn writing<'a>(
     table: &'static [WriterFrame],
-    task: &TaskLook,
+    frames: &[Frame],
     stems: &[&str],
     words: &'a [u64],
 ) -> Vec<(&'static WriterFrame, &'a [u64])> {
@@ -73,13 +85,17 @@ fn writing<'a>(
         };
         let callee = index.checked_sub(1).map_or("", |callee| stems[callee]);
         // The outermost frame has no known end.
-        let (Some(_), Some(outer)) = (task.frames.get(index), task.frames.get(index + 1)) else {
+        let Some(outer) = frames.get(index + 1) else {
             continue;
         };
         let fault = stems[..index]
             .iter()
             .rposition(|stem| FAULT_ENTRIES.contains(stem));
-        let start = fault.map_or(0, |fault| task.frames[fault].at);
+        let start = match (known.keeps, fault) {
+            (Keeps::Kiocb, _) => frames[index.saturating_sub(1)].at,
+            (_, Some(fault)) => frames[fault].at,
+            (_, None) => 0,
+        };
         if known.holds_in(callee) {
             found.push((known, &words[start..outer.at]));
         }
@@ -87,14 +103,14 @@ fn writing<'a>(
     found
 }
 
-/// The super blocks of all objects of this sort that the words point at, each once.
-fn super_blocks(
+/// All objects of this sort that the words point at, each sort of target once.
+fn targets(
     keeps: Keeps,
     words: &[u64],
     look: &Look,
     layout: &Layout,
     memory: &mut dyn KernelMemory,
-) -> Result<Vec<u64>, MemoryError> {
+) -> Result<Vec<Target>, MemoryError> {
     let mut pointers: Vec<u64> = words
         .iter()
         .copied()
@@ -104,59 +120,68 @@ fn super_blocks(
     pointers.sort_unstable();
     pointers.dedup();
     let mut found = match keeps {
-        Keeps::File => {
-            let inodes = words_at(&pointers, layout.file.inode, memory)?;
-            of_regular_inodes(&inodes, layout, memory)?
-        }
+        Keeps::File | Keeps::Kiocb => of_files(&pointers, layout, memory)?,
         Keeps::Inode => of_regular_inodes(&pointers, layout, memory)?,
         Keeps::Mount => of_mounts(&pointers, layout, memory)?,
     };
     found.sort_unstable();
     found.dedup();
     let mut real = Vec::new();
-    for super_block in found {
-        if file_system(super_block, layout, memory)?.is_some() {
-            real.push(super_block);
+    for target in found {
+        if file_system(target.super_block, layout, memory)?.is_some() {
+            real.push(target);
         }
     }
     Ok(real)
 }
 
-/// The words at this offset of each of the objects, where there are any.
-fn words_at(
-    objects: &[u64],
-    offset: u64,
-    memory: &mut dyn KernelMemory,
-) -> Result<Vec<u64>, MemoryError> {
-    let at: Vec<(u64, usize)> = objects
-        .iter()
-        .map(|object| (object.wrapping_add(offset), 8))
-        .collect();
-    let read = memory.read_batch(&at)?.into_iter();
-    Ok(read.flatten().map(|bytes| word(&bytes, 0)).collect())
-}
-
-/// An inode's mapping points back into it.
-fn of_regular_inodes(
-    inodes: &[u64],
+/// Open files of all kinds: one that is not regular may be what is written to, and the
+/// regular one a left-over.
+fn of_files(
+    files: &[u64],
     layout: &Layout,
     memory: &mut dyn KernelMemory,
-) -> Result<Vec<u64>, MemoryError> {
+) -> Result<Vec<Target>, MemoryError> {
     let inode = &layout.inode;
-    let inodes: Vec<u64> = inodes
-        .iter()
-        .copied()
-        .filter(|&inode| is_kernel_address(inode))
+    let at = |file: &u64| (file.wrapping_add(layout.file.inode), 8);
+    let reads: Vec<(u64, usize)> = files.iter().map(at).collect();
+    let read = memory.read_batch(&reads)?.into_iter();
+    let inodes: Vec<(u64, usize)> = read
+        .flatten()
+        .map(|bytes| (word(&bytes, 0), inode.size))
+        .filter(|&(inode, _)| is_kernel_address(inode))
         .collect();
-    let reads: Vec<(u64, usize)> = inodes.iter().map(|&at| (at, inode.size)).collect();
+    let read = memory.read_batch(&inodes)?.into_iter();
+    let target = |bytes: Vec<u8>| Target {
+        super_block: word(&bytes, inode.sb),
+        is_held: half_word(&bytes, inode.mode) & FILE_TYPE == REGULAR,
+    };
+    Ok(read.flatten().map(target).collect())
+}
+
+/// An inode's mapping points back into it; a function may keep either.
+fn of_regular_inodes(
+    pointers: &[u64],
+    layout: &Layout,
+    memory: &mut dyn KernelMemory,
+) -> Result<Vec<Target>, MemoryError> {
+    let inode = &layout.inode;
+    let reads: Vec<(u64, usize)> = pointers
+        .iter()
+        .flat_map(|&word| [word, word.wrapping_sub(inode.data)])
+        .map(|at| (at, inode.size))
+        .collect();
     let read = memory.read_batch(&reads)?;
-    let super_block = |(&at, bytes): (&u64, Option<Vec<u8>>)| {
+    let target = |((at, _), bytes): (&(u64, usize), Option<Vec<u8>>)| {
         let bytes = bytes?;
         let is_inode = word(&bytes, inode.mapping) == at.wrapping_add(inode.data);
         let is_regular = half_word(&bytes, inode.mode) & FILE_TYPE == REGULAR;
-        (is_inode && is_regular).then(|| word(&bytes, inode.sb))
+        (is_inode && is_regular).then(|| Target {
+            super_block: word(&bytes, inode.sb),
+            is_held: true,
+        })
     };
-    Ok(inodes.iter().zip(read).filter_map(super_block).collect())
+    Ok(reads.iter().zip(read).filter_map(target).collect())
 }
 
 /// A mount's root is a dentry of its super block.
@@ -164,7 +189,7 @@ fn of_mounts(
     mounts: &[u64],
     layout: &Layout,
     memory: &mut dyn KernelMemory,
-) -> Result<Vec<u64>, MemoryError> {
+) -> Result<Vec<Target>, MemoryError> {
     let mount = &layout.mount;
     let mut found = Vec::new();
     let size = mount.vfs_root.max(mount.vfs_sb) + 8;
@@ -175,8 +200,93 @@ fn of_mounts(
             && is_kernel_address(super_block)
             && memory.read_u64(root.wrapping_add(layout.dentry.sb))? == Some(super_block)
         {
-            found.push(super_block);
+            found.push(Target {
+                super_block,
+                is_held: true,
+            });
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Functions with the words of their frames, innermost first, as one stack.
+    fn windows(stack: &[(&str, &[u64])]) -> Vec<(&'static str, Vec<u64>)> {
+        let mut words = Vec::new();
+        let mut frames = Vec::new();
+        for (function, own) in stack {
+            frames.push(Frame {
+                return_address: function.len() as u64,
+                at: words.len(),
+            });
+            words.push(function.len() as u64);
+            words.extend_from_slice(own);
+        }
+        let stems: Vec<&str> = stack.iter().map(|(function, _)| *function).collect();
+        writing(BY_LEVEL[0], &frames, &stems, &words)
+            .into_iter()
+            .map(|(known, window)| (known.function, window.to_vec()))
+            .collect()
+    }
+
+    #[test]
+    fn what_a_write_keeps_lies_in_its_frame_or_its_callees() {
+        let found = windows(&[
+            ("request_wait_answer", &[1]),
+            ("filemap_fault", &[2]),
+            ("exc_page_fault", &[3]),
+            ("asm_exc_page_fault", &[4]),
+            ("generic_perform_write", &[5]),
+            ("ext4_file_write_iter", &[6]),
+            ("vfs_write", &[7]),
+            ("ksys_write", &[8]),
+        ]);
+        let [(function, window)] = found.as_slice() else {
+            panic!("{found:?}");
+        };
+        assert_eq!(*function, "vfs_write");
+        let inside = |word: u64| window.contains(&word);
+        assert!((6..=7).all(inside), "{window:?}");
+        assert!(![1, 2, 3, 4, 5, 8].into_iter().any(inside), "{window:?}");
+    }
+
+    #[test]
+    fn a_fault_in_the_midst_of_a_write_is_cut_out() {
+        let found = windows(&[
+            ("filemap_fault", &[1]),
+            ("exc_page_fault", &[2]),
+            ("asm_exc_page_fault", &[3]),
+            ("generic_perform_write", &[4]),
+            ("do_iter_readv_writev", &[5]),
+            ("vfs_writev", &[6]),
+            ("do_writev", &[7]),
+        ]);
+        let [(function, window)] = found.as_slice() else {
+            panic!("{found:?}");
+        };
+        assert_eq!(*function, "vfs_writev");
+        let inside = |word: u64| window.contains(&word);
+        assert!((3..=6).all(inside), "{window:?}");
+        assert!(![1, 2, 7].into_iter().any(inside), "{window:?}");
+    }
+
+    #[test]
+    fn who_waits_to_write_does_not_write() {
+        assert_eq!(windows(&[("vfs_write", &[1]), ("ksys_write", &[2])]), []);
+        let creates: &[(&str, &[u64])] = &[
+            ("mnt_want_write", &[1]),
+            ("filename_create", &[2]),
+            ("do_mkdirat", &[3]),
+            ("__x64_sys_mkdir", &[4]),
+        ];
+        assert_eq!(windows(creates), []);
+        // Its end is not known.
+        assert_eq!(
+            windows(&[("new_sync_write", &[1]), ("vfs_write", &[2])]),
+            []
+        );
+    }
 }

@@ -106,7 +106,7 @@ pub(super) fn raise_freezing(stage: &mut Stage, cast: Cast) -> Result<Standing> 
         stage.server.wait_parked(DECOY_TOUCH, STEP)?;
         let what = DecoyKind::FirstAttemptFault;
         stage.decoy(task, comm, what, Look::waits_for_fuse)?;
-        raise_fifo_decoy(stage)?;
+        raise_fifo_decoy(stage, &file)?;
         raise_other_decoy(stage, &source)?;
     }
     // Its own file: it holds the lock of that inode as well.
@@ -201,9 +201,9 @@ fn raise_decoys(stage: &mut Stage, file: &Arc<File>) -> Result<()> {
     stage.gone_decoy(task, "lab-d-gone", DecoyKind::LeftReader)
 }
 
-/// Writes to the same file system, as it seems: to a pipe that has a name there. The kernel
-/// lets nobody write files meanwhile, but a pipe is none.
-fn raise_fifo_decoy(stage: &mut Stage) -> Result<()> {
+/// Writes to the same file system, as it seems: to a pipe that has a name there, and is no
+/// file. It has written to a file before, which may have left its traces.
+fn raise_fifo_decoy(stage: &mut Stage, file: &Arc<File>) -> Result<()> {
     let path = stage.beside()?.mount.join("fifo");
     mkfifo(&path, nix::sys::stat::Mode::S_IRWXU)
         .with_context(|| format!("cannot make {}", path.display()))?;
@@ -221,7 +221,9 @@ fn raise_fifo_decoy(stage: &mut Stage) -> Result<()> {
         drop(reader);
     })?;
     let comm = "lab-d-fifo";
+    let before = Arc::clone(file);
     let (task, _) = stage.start(comm, move || {
+        write(&before);
         let _ = (&writer).write_all(&[0; 1 << 20]);
     })?;
     stage.decoy(task, comm, DecoyKind::SameObject, |look| {
