@@ -1,6 +1,7 @@
 //! The survey's programs: loaded, and attached to nothing the kernel runs.
 
 use std::{
+    mem::offset_of,
     os::fd::AsFd,
     ptr::{self, NonNull},
 };
@@ -12,11 +13,15 @@ use aya::{
 };
 use lockwatch_ebpf::survey::{
     OUTPUT_LEN, OUTPUT_MAP_LEN, READ_LEN_MAX, READS_MAX, ReadPage, ReadRequest, TaskLayout,
+    TaskRecord,
 };
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use crate::{
-    kernel::memory::{KernelMemory, MemoryError},
+    kernel::{
+        arch::lowest_kernel_address,
+        memory::{KernelMemory, MemoryError},
+    },
     probes::{LoadError, iterator, log, pod},
 };
 
@@ -31,6 +36,8 @@ pod!(TaskLayoutGlobal(TaskLayout));
 pub struct SurveyProbes {
     page: SharedMap<ReadPage>,
     output: SharedMap<[u8; OUTPUT_MAP_LEN]>,
+    /// Below it the kernel's half of the address space has no canonical address.
+    lowest: u64,
     ebpf: Ebpf,
     log: log::ProgramLog,
 }
@@ -67,6 +74,8 @@ impl SurveyProbes {
         Ok(Self {
             page,
             output,
+            // Until a task is seen: nothing can be read.
+            lowest: u64::MAX,
             ebpf,
             log,
         })
@@ -80,6 +89,9 @@ impl SurveyProbes {
     pub fn read_tasks(&mut self) -> Result<Vec<u64>, LoadError> {
         let words = iterator::read(&mut self.ebpf, TASKS)?;
         self.log.flush();
+        if let Some(&task) = words.get(offset_of!(TaskRecord, task) / 8) {
+            self.lowest = lowest_kernel_address(task);
+        }
         Ok(words)
     }
 
@@ -115,7 +127,8 @@ impl KernelMemory for SurveyProbes {
                     break;
                 }
                 let request = ReadRequest {
-                    address,
+                    // Words from stacks may be anything: the kernel refuses 0 quietly.
+                    address: if address < self.lowest { 0 } else { address },
                     len: len as u32,
                     output_offset: used as u32,
                 };

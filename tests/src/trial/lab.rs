@@ -14,6 +14,9 @@ use nix::sys::signal::Signal;
 use super::{Program, stall_lab};
 use crate::truth::{Cleared, Event, NOT_HERE, Ready, Scenario};
 
+/// How often a stall is tried to be made.
+const ATTEMPTS: u32 = 3;
+
 /// How long the lab may take to build its stall.
 const RAISE: Duration = Duration::from_secs(60);
 
@@ -95,7 +98,23 @@ impl Lab {
         or_skip(scenario, Self::raise_for(scenario, waiters, hold))
     }
 
+    /// A stall that comes out otherwise than meant is cleared, and tried again: on 5.10 a
+    /// reader can get a read-held lock past a queued writer (kernel/locking/rwsem.c,
+    /// `rwsem_try_read_lock_unqueued`). It says nothing of lockwatch.
     fn raise_with(scenario: Scenario, waiters: u32, options: &[&str]) -> Result<Self> {
+        let mut attempt = 1;
+        loop {
+            match Self::try_to_raise(scenario, waiters, options) {
+                Err(error) if attempt < ATTEMPTS && !error.is::<NotHere>() => {
+                    eprintln!("attempt {attempt} of {ATTEMPTS}: {error:#}");
+                    attempt += 1;
+                }
+                raised => return raised,
+            }
+        }
+    }
+
+    fn try_to_raise(scenario: Scenario, waiters: u32, options: &[&str]) -> Result<Self> {
         let mut command = Command::new(stall_lab()?);
         command
             .arg(scenario.name())

@@ -14,6 +14,23 @@ pub const fn is_kernel_address(address: u64) -> bool {
     address >= 0xff00_0000_0000_0000 && address < 0xffff_ffff_ffff_f000
 }
 
+/// Lowest canonical address of the kernel's half, told by the address of any
+/// `task_struct`: with 5-level page tables these lie below what 4 levels can map
+/// (Documentation/arch/x86/x86_64/mm.rst).
+///
+/// What the processor could do does not tell. A kernel with 4 levels on a processor with 5
+/// takes its own non-canonical addresses for canonical ones, and warns in its log when they
+/// are read (`copy_from_kernel_nofault_allowed`, arch/x86/mm/maccess.c, 5.10).
+pub const fn lowest_kernel_address(task: u64) -> u64 {
+    const FOUR_LEVELS: u64 = 0xffff_8000_0000_0000;
+    const FIVE_LEVELS: u64 = 0xff00_0000_0000_0000;
+    if task < FOUR_LEVELS {
+        FIVE_LEVELS
+    } else {
+        FOUR_LEVELS
+    }
+}
+
 /// In user space's half.
 pub const fn is_user_address(address: u64) -> bool {
     address >= 0x1000 && address < 0x0100_0000_0000_0000
@@ -23,4 +40,17 @@ pub const fn is_user_address(address: u64) -> bool {
 /// (Documentation/arch/x86/x86_64/mm.rst).
 pub const fn is_image_address(address: u64) -> bool {
     address >= 0xffff_ffff_8000_0000 && address < 0xffff_ffff_ff00_0000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_tables_are_told_by_what_they_map() {
+        let four = lowest_kernel_address(0xffff_8b16_0123_4000);
+        let five = lowest_kernel_address(0xff17_4445_c24e_0000);
+        assert!(four > 0xff78_758f_2034_e020 && four <= 0xffff_8b16_0123_4000);
+        assert!(five <= 0xff17_4445_c24e_0000 && five < four);
+    }
 }
