@@ -39,11 +39,12 @@ macro_rules! acquire {
 }
 
 macro_rules! release {
-    ($function:ident, $name:literal, $change:ident) => {
+    ($function:ident, $name:literal, |$lock:ident| $change:expr) => {
         #[doc = concat!("fentry of `void ", $name, "(struct rw_semaphore *sem)`, 5.10+.")]
         #[fentry(function = $name)]
         fn $function(ctx: FEntryContext) -> i32 {
-            $change(ctx.arg(0));
+            let $lock: u64 = ctx.arg(0);
+            $change;
             0
         }
     };
@@ -99,7 +100,10 @@ acquire!(
     2,
     |error| error == 0
 );
-release!(up_read, "up_read", released);
-release!(up_read_non_owner, "up_read_non_owner", released);
-release!(up_write, "up_write", released);
-release!(downgrade_write, "downgrade_write", downgraded);
+release!(up_read, "up_read", |lock| released(lock, Mode::Read));
+release!(up_read_non_owner, "up_read_non_owner", |lock| released(
+    lock,
+    Mode::Read
+));
+release!(up_write, "up_write", |lock| released(lock, Mode::Write));
+release!(downgrade_write, "downgrade_write", |lock| downgraded(lock));

@@ -44,15 +44,9 @@ fn acquire_returned(ctx: &impl EbpfContext) -> i32 {
     } else {
         (word::<16>(ctx), word::<24>(ctx))
     };
-    if success & 0xff == 0 {
-        return 0;
+    if success & 0xff != 0 {
+        acquired(lock(ctx), mode(write));
     }
-    let mode = if write & 0xff == 0 {
-        Mode::Read
-    } else {
-        Mode::Write
-    };
-    acquired(lock(ctx), mode);
     0
 }
 
@@ -62,15 +56,34 @@ fn acquire_returned(ctx: &impl EbpfContext) -> i32 {
 /// Fires before the lock is free. Cost and effect as the functions'.
 #[btf_tracepoint(function = "mmap_lock_released")]
 fn mmap_lock_released(ctx: BtfTracePointContext) -> i32 {
-    released(lock(&ctx));
-    0
+    lock_released(&ctx)
 }
 
 /// The same by raw_tp.
 #[raw_tracepoint(tracepoint = "mmap_lock_released")]
 fn raw_mmap_lock_released(ctx: RawTracePointContext) -> i32 {
-    released(lock(&ctx));
+    lock_released(&ctx)
+}
+
+#[inline(always)]
+fn lock_released(ctx: &impl EbpfContext) -> i32 {
+    let write = if global!(MEMCG_PATH) == 0 {
+        word::<8>(ctx)
+    } else {
+        word::<16>(ctx)
+    };
+    released(lock(ctx), mode(write));
     0
+}
+
+/// Of the argument `bool write`: a register, of which the lowest byte counts.
+#[inline(always)]
+fn mode(write: u64) -> Mode {
+    if write & 0xff == 0 {
+        Mode::Read
+    } else {
+        Mode::Write
+    }
 }
 
 #[inline(always)]

@@ -41,14 +41,21 @@ pub(super) fn acquired(lock: u64, mode: Mode) {
         count(counter::LOST_HOLD);
         return;
     };
-    if mode == Mode::Read {
-        for slot in 0..SLOTS {
-            if holds.locks[slot] == lock {
-                // Once more for read, or from write to read.
-                holds.reads[slot] += 1;
-                return;
-            }
+    for slot in 0..SLOTS {
+        if holds.locks[slot] != lock {
+            continue;
         }
+        if mode == Mode::Read && (holds.reads[slot] == 0 || !is_stale(lock, holds.since_ns[slot])) {
+            // From write to read, or once more for read.
+            holds.reads[slot] += 1;
+        } else {
+            // Another task has released that one: nobody gets a lock for write, nor for
+            // read after such a release, whose own hold of it still stands.
+            // SAFETY: no preconditions.
+            holds.since_ns[slot] = unsafe { bpf_ktime_get_ns() };
+            holds.reads[slot] = u32::from(mode == Mode::Read);
+        }
+        return;
     }
     for slot in 0..SLOTS {
         if holds.locks[slot] == 0 {
@@ -62,12 +69,23 @@ pub(super) fn acquired(lock: u64, mode: Mode) {
     count(counter::LOST_HOLD);
 }
 
-/// This task is about to release the lock.
+/// True if a task that was not known to hold the lock has released it since.
 #[inline(always)]
-pub(super) fn released(lock: u64) {
+fn is_stale(lock: u64, since_ns: u64) -> bool {
+    RELEASES
+        .get_ptr(lock)
+        // SAFETY: a plain load from the entry.
+        .is_some_and(|at_ns| unsafe { *at_ns } >= since_ns)
+}
+
+/// This task is about to release the lock, which it holds like this. A hold of the other
+/// mode stays: it is one that another task has released.
+#[inline(always)]
+pub(super) fn released(lock: u64, mode: Mode) {
     if let Some(holds) = storage::of_current() {
         for slot in 0..SLOTS {
-            if holds.locks[slot] == lock {
+            let is_read = holds.reads[slot] > 0;
+            if holds.locks[slot] == lock && is_read == (mode == Mode::Read) {
                 if holds.reads[slot] > 1 {
                     holds.reads[slot] -= 1;
                 } else {
