@@ -251,7 +251,7 @@ fn on_stack(
 
 /// How many of a task's first frames say nothing of what it holds: the lock's own functions,
 /// and the one that asks for an rwsem, which may be the very lock.
-fn askers(functions: &mut Functions<'_>, look: &Look, task: &TaskLook) -> usize {
+pub(super) fn askers(functions: &mut Functions<'_>, look: &Look, task: &TaskLook) -> usize {
     let Some(asking) = Asking::of(functions, look, task) else {
         return 0;
     };
@@ -335,19 +335,23 @@ fn hold_frame(
             return None;
         }
         let callee = index.checked_sub(1).map_or("", |callee| stems[callee]);
-        // The outermost frame has no known end; what it calls has.
-        let end = task
-            .frames
-            .get(index + 1)
-            .map_or(task.frames[index].at, |outer| outer.at);
+        let end = frame_end(task, index);
         let linked = (own_mm && known.own_mm) || hits.any_before(end);
         (known.holds_in(callee) && linked).then_some(Found { known, end })
     })
 }
 
+/// Words from the stack pointer to the end of a frame.
+pub(super) fn frame_end(task: &TaskLook, index: usize) -> usize {
+    // The outermost frame has no known end; what it calls has.
+    task.frames
+        .get(index + 1)
+        .map_or(task.frames[index].at, |outer| outer.at)
+}
+
 /// The verdict of a page fault on this address space or VMA, if the task is in one.
 /// `Some(empty)` means: it is in one, and holds nothing.
-fn fault(
+pub(super) fn fault(
     scene: &mut Scene<'_, '_>,
     lock: &Identity,
     task: &TaskLook,

@@ -16,6 +16,7 @@ mod names;
 mod paths;
 mod queue;
 mod stack;
+pub mod study;
 mod stuck;
 mod surveyor;
 

@@ -1,0 +1,305 @@
+//! What the stacks of tasks at rest would say of holds if every function were believed:
+//! what a table of hold frames is learned from and tried with.
+//!
+//! It asks exactly what the survey asks ([`super::holders`]), of every frame instead of
+//! those in the table, and of every lock that a stack points at instead of those that
+//! tasks wait for; and it knows the answer, from a tracer and from the lock's own word.
+
+use rustc_hash::FxHashSet;
+
+use crate::{
+    kernel::{
+        locks::{LockWord, OwnerIs},
+        memory::KernelMemory,
+    },
+    lock::{LockAddr, LockClass, LockMode, LockState},
+    survey::{
+        SurveyError, Surveyor, TracedHold,
+        functions::Functions,
+        holders::{self, Scene},
+        link,
+        look::{Look, TaskLook},
+        names::Identity,
+        queue::{self, Queue},
+    },
+    task::TaskKey,
+};
+
+/// A task that did not run from before the holds were read until after.
+#[derive(Clone, Debug)]
+pub struct Resting {
+    /// Who.
+    pub task: TaskKey,
+    /// How often it has left a CPU: with the task it tells one sleep from the next.
+    pub switches: u64,
+    /// Its return addresses, innermost first, as far as they have a place on the stack.
+    pub frames: Vec<u64>,
+    /// What it was seen taking, with the class of the lock where that is known.
+    pub holds: Vec<(TracedHold, Option<LockClass>)>,
+    /// What its stack says.
+    pub claims: Vec<Claim>,
+}
+
+/// A lock that a stack points at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The lock.
+    pub lock: LockAddr,
+    /// What kind of lock.
+    pub class: LockClass,
+    /// Which frames would accuse the task of it, by index: under them, and not under
+    /// others of the same function further in, lies a pointer to this object and to none
+    /// of its kind besides.
+    pub frames: Vec<usize>,
+    /// Whether it holds the lock for read; `None` where that is not known.
+    pub is_held: Option<bool>,
+}
+
+/// The classes whose objects a pointer tells.
+const CLASSES: [LockClass; 4] = [
+    LockClass::MmapLock,
+    LockClass::InodeRwsem,
+    LockClass::InvalidateLock,
+    LockClass::SuperUmount,
+];
+
+impl Surveyor {
+    /// Studies the tasks that are at rest for a moment and that `wanted` takes by their
+    /// key and switches. `between` is called in that moment.
+    ///
+    /// # Errors
+    /// When the kernel stops answering, or the tracer does.
+    pub fn study(
+        &mut self,
+        wanted: impl Fn(TaskKey, u64) -> bool,
+        between: impl FnOnce(),
+    ) -> Result<Vec<Resting>, SurveyError> {
+        let thread_size = self.layout.task.thread_size;
+        let first = Look::decode(self.probes.read_tasks()?, thread_size);
+        let before = self.traced()?;
+        between();
+        let mut functions = Functions::new(&self.symbols);
+        let mut found = queue::find(&first, &self.rows, &mut self.probes)?.queues;
+        let pi = queue::find_pi(
+            &first,
+            &self.layout.locks,
+            &mut functions,
+            &mut self.probes,
+        )?;
+        found.extend(pi.queues);
+        let mut studied = Vec::new();
+        for (index, task) in first.tasks.iter().enumerate() {
+            let switches = switches(task);
+            let is_own = task.record.tgid == std::process::id();
+            if is_own || !is_at_rest(task) || !wanted(task.name.key, switches) {
+                continue;
+            }
+            let mut scene = Scene {
+                look: &first,
+                layout: &self.layout,
+                functions: &mut functions,
+                memory: &mut self.probes,
+                own_tgid: std::process::id(),
+            };
+            studied.push((index, claims(&mut scene, &found, index)?));
+        }
+        let words = self.words(&studied)?;
+        let after = self.traced()?;
+        let last = Look::decode(self.probes.read_tasks()?, thread_size);
+        let stood: FxHashSet<TaskKey> = last
+            .tasks
+            .iter()
+            .filter(|now| is_at_rest(now))
+            .filter(|now| {
+                first
+                    .task_at(now.record.task)
+                    .is_some_and(|then| now.stood_still_since(&first.tasks[then]))
+            })
+            .map(|now| now.name.key)
+            .collect();
+        // Held all the time.
+        let holds: Vec<TracedHold> = before
+            .iter()
+            .filter(|hold| after.contains(hold))
+            .copied()
+            .collect();
+        let ever: Vec<TracedHold> = before.iter().chain(&after).copied().collect();
+        let mut resting = Vec::new();
+        for ((index, mut claims), words) in studied.into_iter().zip(words) {
+            let task = &first.tasks[index];
+            let key = task.name.key;
+            if !stood.contains(&key) {
+                continue;
+            }
+            for (claim, word) in claims.iter_mut().zip(words) {
+                claim.is_held = is_held(claim.lock, task, word, &holds, &ever);
+            }
+            let mut own = Vec::new();
+            for hold in holds.iter().filter(|hold| hold.task == key) {
+                own.push((*hold, self.class_of(hold.lock, &first)?));
+            }
+            resting.push(Resting {
+                task: key,
+                switches: switches(task),
+                frames: task.frames.iter().map(|frame| frame.return_address).collect(),
+                holds: own,
+                claims,
+            });
+        }
+        Ok(resting)
+    }
+
+    fn traced(&mut self) -> Result<Vec<TracedHold>, SurveyError> {
+        match &mut self.holds {
+            Some(source) => source.holds().map_err(SurveyError::Holds),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// What the words of the locks that are claimed say now.
+    fn words(
+        &mut self,
+        studied: &[(usize, Vec<Claim>)],
+    ) -> Result<Vec<Vec<Option<LockWord>>>, SurveyError> {
+        let Some((layout, size)) = self.layout.locks.rwsem() else {
+            return Ok(studied.iter().map(|(_, claims)| vec![None; claims.len()]).collect());
+        };
+        let reads: Vec<(u64, usize)> = studied
+            .iter()
+            .flat_map(|(_, claims)| claims)
+            .map(|claim| (claim.lock.0, size))
+            .collect();
+        let mut read = self.probes.read_batch(&reads)?.into_iter();
+        let mut word = || Some(layout.decode(&read.next()??, true));
+        Ok(studied
+            .iter()
+            .map(|(_, claims)| claims.iter().map(|_| word()).collect())
+            .collect())
+    }
+
+    /// The class of a lock by its address.
+    fn class_of(&mut self, lock: LockAddr, look: &Look) -> Result<Option<LockClass>, SurveyError> {
+        for class in CLASSES {
+            let Some(offset) = link::offset_in_object(&class, &self.layout) else {
+                continue;
+            };
+            let object = lock.0.wrapping_sub(offset);
+            let found =
+                link::pointed_at(&class, &[object], look, &self.layout, &mut self.probes)?;
+            if found.iter().any(|&(_, address)| address == object) {
+                return Ok(Some(class));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn switches(task: &TaskLook) -> u64 {
+    task.record.nvcsw.wrapping_add(task.record.nivcsw)
+}
+
+fn is_at_rest(task: &TaskLook) -> bool {
+    task.record.on_cpu == 0 && task.record.moved == 0 && !task.frames.is_empty()
+}
+
+/// What the survey would say of a task if each of its frames were known as one that holds.
+fn claims(
+    scene: &mut Scene<'_, '_>,
+    queues: &[Queue],
+    index: usize,
+) -> Result<Vec<Claim>, SurveyError> {
+    let look = scene.look;
+    let task = &look.tasks[index];
+    let words = look.words(task);
+    let stems = scene.functions.stems(task);
+    let askers = holders::askers(scene.functions, look, task);
+    let mut claims: Vec<Claim> = Vec::new();
+    for class in CLASSES {
+        let Some(offset) = link::offset_in_object(&class, scene.layout) else {
+            continue;
+        };
+        let pointed = link::pointed_at(&class, words, look, scene.layout, scene.memory)?;
+        let mut frames: Vec<(u64, usize)> = Vec::new();
+        for frame in askers..task.frames.len() {
+            if stems[frame].is_empty() || stems[..frame].contains(&stems[frame]) {
+                continue;
+            }
+            let end = holders::frame_end(task, frame);
+            let mut under = pointed.iter().take_while(|(at, _)| *at < end);
+            if let Some(&(_, object)) = under.next()
+                && under.all(|&(_, other)| other == object)
+            {
+                frames.push((object, frame));
+            }
+        }
+        let mut objects: Vec<u64> = frames.iter().map(|&(object, _)| object).collect();
+        objects.dedup();
+        for object in objects {
+            let lock = LockAddr(object.wrapping_add(offset));
+            let is_in_queue = |queue: &&Queue| {
+                queue.lock == lock
+                    && (queue.entries.iter().chain(&queue.granted))
+                        .any(|entry| entry.task == index)
+            };
+            let identity = Identity {
+                class: class.clone(),
+                object: None,
+                object_address: Some(object),
+                name: String::new(),
+                note: None,
+            };
+            let is_fault = class == LockClass::MmapLock
+                && holders::fault(scene, &identity, task, &stems)?.is_some();
+            // The survey does not ask the frames then.
+            if is_fault || queues.iter().any(|queue| is_in_queue(&queue)) {
+                continue;
+            }
+            claims.push(Claim {
+                lock,
+                class: class.clone(),
+                frames: frames
+                    .iter()
+                    .filter(|(of, _)| *of == object)
+                    .map(|&(_, frame)| frame)
+                    .collect(),
+                is_held: None,
+            });
+        }
+    }
+    Ok(claims)
+}
+
+/// Whether a task holds a lock for read. `holds` stood all the time, `ever` are those that
+/// did at some time. That it does not hold it, only the lock's own word can say: the
+/// tracer may have come too late, and speaks a moment before a release.
+fn is_held(
+    lock: LockAddr,
+    task: &TaskLook,
+    word: Option<LockWord>,
+    holds: &[TracedHold],
+    ever: &[TracedHold],
+) -> Option<bool> {
+    let of_task = |hold: &&TracedHold| hold.lock == lock && hold.task == task.name.key;
+    if let Some(hold) = holds.iter().find(of_task) {
+        return (hold.mode == LockMode::Read).then_some(true);
+    }
+    if ever.iter().any(|hold| of_task(&hold)) {
+        return None;
+    }
+    let word = word?;
+    let others = holds
+        .iter()
+        .filter(|hold| hold.lock == lock && hold.mode == LockMode::Read)
+        .count();
+    let is_free_of_it = match word.state {
+        LockState::Free => true,
+        LockState::WriteHeld => {
+            word.owner_is == OwnerIs::Holder
+                && word.owner_task != 0
+                && word.owner_task != task.record.task
+        }
+        LockState::ReadHeld => word.readers.is_some_and(|readers| readers as usize <= others),
+        LockState::Inconsistent => false,
+    };
+    is_free_of_it.then_some(false)
+}
