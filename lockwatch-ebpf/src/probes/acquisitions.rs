@@ -79,19 +79,15 @@ acquire!(
     |error| error == 0
 );
 acquire!(down_read_killable, "down_read_killable", |error| error == 0);
-acquire!(
-    down_read_trylock,
-    "down_read_trylock",
-    |success| success & 0xff != 0
-);
+acquire!(down_read_trylock, "down_read_trylock", |success| success
+    & 0xff
+    != 0);
 acquire!(down_write, "down_write");
 acquire!(down_write_killable, "down_write_killable", |error| error
     == 0);
-acquire!(
-    down_write_trylock,
-    "down_write_trylock",
-    |success| success & 0xff != 0
-);
+acquire!(down_write_trylock, "down_write_trylock", |success| success
+    & 0xff
+    != 0);
 release!(up_read, "up_read");
 release!(up_write, "up_write");
 

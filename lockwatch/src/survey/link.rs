@@ -73,9 +73,8 @@ pub(super) fn pointed_at(
     let Some(offset) = offset_in_object(class, layout) else {
         return Ok(Vec::new());
     };
-    let is_pointer = |word: u64| {
-        is_kernel_address(word) && word.is_multiple_of(8) && !look.in_a_stack(word)
-    };
+    let is_pointer =
+        |word: u64| is_kernel_address(word) && word.is_multiple_of(8) && !look.in_a_stack(word);
     let mut candidates: Vec<u64> = words
         .iter()
         .copied()

@@ -16,8 +16,8 @@ mod names;
 mod paths;
 mod queue;
 mod stack;
-pub mod study;
 mod stuck;
+pub mod study;
 mod surveyor;
 
 use std::time::Duration;

@@ -38,6 +38,17 @@ pub struct Resting {
     pub holds: Vec<(TracedHold, Option<LockClass>)>,
     /// What its stack says.
     pub claims: Vec<Claim>,
+    /// Where its frames end, and where it points at which locks, in words of its stack.
+    ends: Vec<usize>,
+    pointers: Vec<(usize, LockAddr)>,
+}
+
+impl Resting {
+    /// Whether the object of a lock, or the lock, is pointed at from a frame or further in.
+    pub fn points_at(&self, lock: LockAddr, frame: usize) -> bool {
+        let end = self.ends.get(frame).copied().unwrap_or(0);
+        (self.pointers.iter()).any(|&(at, pointed)| at < end && pointed == lock)
+    }
 }
 
 /// A lock that a stack points at.
@@ -49,7 +60,8 @@ pub struct Claim {
     pub class: LockClass,
     /// Which frames would accuse the task of it, by index: under them, and not under
     /// others of the same function further in, lies a pointer to this object and to none
-    /// of its kind besides.
+    /// of its kind besides. None where the survey does not ask the frames: a page fault
+    /// decides, or the task waits for the lock.
     pub frames: Vec<usize>,
     /// Whether it holds the lock for read; `None` where that is not known.
     pub is_held: Option<bool>,
@@ -80,12 +92,7 @@ impl Surveyor {
         between();
         let mut functions = Functions::new(&self.symbols);
         let mut found = queue::find(&first, &self.rows, &mut self.probes)?.queues;
-        let pi = queue::find_pi(
-            &first,
-            &self.layout.locks,
-            &mut functions,
-            &mut self.probes,
-        )?;
+        let pi = queue::find_pi(&first, &self.layout.locks, &mut functions, &mut self.probes)?;
         found.extend(pi.queues);
         let mut studied = Vec::new();
         for (index, task) in first.tasks.iter().enumerate() {
@@ -101,7 +108,7 @@ impl Surveyor {
                 memory: &mut self.probes,
                 own_tgid: std::process::id(),
             };
-            studied.push((index, claims(&mut scene, &found, index)?));
+            studied.push((index, Said::by(&mut scene, &found, index)?));
         }
         let words = self.words(&studied)?;
         let after = self.traced()?;
@@ -125,13 +132,13 @@ impl Surveyor {
             .collect();
         let ever: Vec<TracedHold> = before.iter().chain(&after).copied().collect();
         let mut resting = Vec::new();
-        for ((index, mut claims), words) in studied.into_iter().zip(words) {
+        for ((index, mut said), words) in studied.into_iter().zip(words) {
             let task = &first.tasks[index];
             let key = task.name.key;
             if !stood.contains(&key) {
                 continue;
             }
-            for (claim, word) in claims.iter_mut().zip(words) {
+            for (claim, word) in said.claims.iter_mut().zip(words) {
                 claim.is_held = is_held(claim.lock, task, word, &holds, &ever);
             }
             let mut own = Vec::new();
@@ -141,9 +148,17 @@ impl Surveyor {
             resting.push(Resting {
                 task: key,
                 switches: switches(task),
-                frames: task.frames.iter().map(|frame| frame.return_address).collect(),
+                frames: task
+                    .frames
+                    .iter()
+                    .map(|frame| frame.return_address)
+                    .collect(),
                 holds: own,
-                claims,
+                claims: said.claims,
+                ends: (0..task.frames.len())
+                    .map(|frame| holders::frame_end(task, frame))
+                    .collect(),
+                pointers: said.pointers,
             });
         }
         Ok(resting)
@@ -159,21 +174,24 @@ impl Surveyor {
     /// What the words of the locks that are claimed say now.
     fn words(
         &mut self,
-        studied: &[(usize, Vec<Claim>)],
+        studied: &[(usize, Said)],
     ) -> Result<Vec<Vec<Option<LockWord>>>, SurveyError> {
         let Some((layout, size)) = self.layout.locks.rwsem() else {
-            return Ok(studied.iter().map(|(_, claims)| vec![None; claims.len()]).collect());
+            return Ok(studied
+                .iter()
+                .map(|(_, said)| vec![None; said.claims.len()])
+                .collect());
         };
         let reads: Vec<(u64, usize)> = studied
             .iter()
-            .flat_map(|(_, claims)| claims)
+            .flat_map(|(_, said)| &said.claims)
             .map(|claim| (claim.lock.0, size))
             .collect();
         let mut read = self.probes.read_batch(&reads)?.into_iter();
         let mut word = || Some(layout.decode(&read.next()??, true));
         Ok(studied
             .iter()
-            .map(|(_, claims)| claims.iter().map(|_| word()).collect())
+            .map(|(_, said)| said.claims.iter().map(|_| word()).collect())
             .collect())
     }
 
@@ -184,8 +202,7 @@ impl Surveyor {
                 continue;
             };
             let object = lock.0.wrapping_sub(offset);
-            let found =
-                link::pointed_at(&class, &[object], look, &self.layout, &mut self.probes)?;
+            let found = link::pointed_at(&class, &[object], look, &self.layout, &mut self.probes)?;
             if found.iter().any(|&(_, address)| address == object) {
                 return Ok(Some(class));
             }
@@ -202,71 +219,75 @@ fn is_at_rest(task: &TaskLook) -> bool {
     task.record.on_cpu == 0 && task.record.moved == 0 && !task.frames.is_empty()
 }
 
-/// What the survey would say of a task if each of its frames were known as one that holds.
-fn claims(
-    scene: &mut Scene<'_, '_>,
-    queues: &[Queue],
-    index: usize,
-) -> Result<Vec<Claim>, SurveyError> {
-    let look = scene.look;
-    let task = &look.tasks[index];
-    let words = look.words(task);
-    let stems = scene.functions.stems(task);
-    let askers = holders::askers(scene.functions, look, task);
-    let mut claims: Vec<Claim> = Vec::new();
-    for class in CLASSES {
-        let Some(offset) = link::offset_in_object(&class, scene.layout) else {
-            continue;
-        };
-        let pointed = link::pointed_at(&class, words, look, scene.layout, scene.memory)?;
-        let mut frames: Vec<(u64, usize)> = Vec::new();
-        for frame in askers..task.frames.len() {
-            if stems[frame].is_empty() || stems[..frame].contains(&stems[frame]) {
+/// What a stack says.
+struct Said {
+    claims: Vec<Claim>,
+    pointers: Vec<(usize, LockAddr)>,
+}
+
+impl Said {
+    /// What the survey would say of a task if each of its frames were known as one that holds.
+    fn by(scene: &mut Scene<'_, '_>, queues: &[Queue], index: usize) -> Result<Self, SurveyError> {
+        let look = scene.look;
+        let task = &look.tasks[index];
+        let words = look.words(task);
+        let stems = scene.functions.stems(task);
+        let askers = holders::askers(scene.functions, look, task);
+        let mut claims: Vec<Claim> = Vec::new();
+        let mut pointers = Vec::new();
+        for class in CLASSES {
+            let Some(offset) = link::offset_in_object(&class, scene.layout) else {
                 continue;
+            };
+            let pointed = link::pointed_at(&class, words, look, scene.layout, scene.memory)?;
+            let lock = |object: u64| LockAddr(object.wrapping_add(offset));
+            pointers.extend(pointed.iter().map(|&(at, object)| (at, lock(object))));
+            let mut frames: Vec<(u64, usize)> = Vec::new();
+            for frame in askers..task.frames.len() {
+                if stems[frame].is_empty() || stems[..frame].contains(&stems[frame]) {
+                    continue;
+                }
+                let end = holders::frame_end(task, frame);
+                let mut under = pointed.iter().take_while(|(at, _)| *at < end);
+                if let Some(&(_, object)) = under.next()
+                    && under.all(|&(_, other)| other == object)
+                {
+                    frames.push((object, frame));
+                }
             }
-            let end = holders::frame_end(task, frame);
-            let mut under = pointed.iter().take_while(|(at, _)| *at < end);
-            if let Some(&(_, object)) = under.next()
-                && under.all(|&(_, other)| other == object)
-            {
-                frames.push((object, frame));
+            let mut objects: Vec<u64> = frames.iter().map(|&(object, _)| object).collect();
+            objects.dedup();
+            for object in objects {
+                let lock = lock(object);
+                let is_in_queue = |queue: &&Queue| {
+                    queue.lock == lock
+                        && (queue.entries.iter().chain(&queue.granted))
+                            .any(|entry| entry.task == index)
+                };
+                let identity = Identity {
+                    class: class.clone(),
+                    object: None,
+                    object_address: Some(object),
+                    name: String::new(),
+                    note: None,
+                };
+                let is_fault = class == LockClass::MmapLock
+                    && holders::fault(scene, &identity, task, &stems)?.is_some();
+                let is_asked = !is_fault && !queues.iter().any(|queue| is_in_queue(&queue));
+                claims.push(Claim {
+                    lock,
+                    class: class.clone(),
+                    frames: frames
+                        .iter()
+                        .filter(|(of, _)| is_asked && *of == object)
+                        .map(|&(_, frame)| frame)
+                        .collect(),
+                    is_held: None,
+                });
             }
         }
-        let mut objects: Vec<u64> = frames.iter().map(|&(object, _)| object).collect();
-        objects.dedup();
-        for object in objects {
-            let lock = LockAddr(object.wrapping_add(offset));
-            let is_in_queue = |queue: &&Queue| {
-                queue.lock == lock
-                    && (queue.entries.iter().chain(&queue.granted))
-                        .any(|entry| entry.task == index)
-            };
-            let identity = Identity {
-                class: class.clone(),
-                object: None,
-                object_address: Some(object),
-                name: String::new(),
-                note: None,
-            };
-            let is_fault = class == LockClass::MmapLock
-                && holders::fault(scene, &identity, task, &stems)?.is_some();
-            // The survey does not ask the frames then.
-            if is_fault || queues.iter().any(|queue| is_in_queue(&queue)) {
-                continue;
-            }
-            claims.push(Claim {
-                lock,
-                class: class.clone(),
-                frames: frames
-                    .iter()
-                    .filter(|(of, _)| *of == object)
-                    .map(|&(_, frame)| frame)
-                    .collect(),
-                is_held: None,
-            });
-        }
+        Ok(Self { claims, pointers })
     }
-    Ok(claims)
 }
 
 /// Whether a task holds a lock for read. `holds` stood all the time, `ever` are those that
@@ -298,7 +319,9 @@ fn is_held(
                 && word.owner_task != 0
                 && word.owner_task != task.record.task
         }
-        LockState::ReadHeld => word.readers.is_some_and(|readers| readers as usize <= others),
+        LockState::ReadHeld => word
+            .readers
+            .is_some_and(|readers| readers as usize <= others),
         LockState::Inconsistent => false,
     };
     is_free_of_it.then_some(false)

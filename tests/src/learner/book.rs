@@ -1,0 +1,204 @@
+//! What was observed, counted.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use lockwatch::{
+    kernel::{
+        learned::{Lessons, Pair},
+        lock_functions::is_lock_function,
+        symbols::{Place, Symbols},
+    },
+    lock::LockMode,
+    survey::study::Resting,
+    task::TaskKey,
+};
+use lockwatch_ebpf::acquisitions::Hold;
+
+use crate::align::parting;
+
+/// Class of a lock, function, callee.
+type PairKey = (String, String, String);
+
+#[derive(Debug, Default)]
+struct Tally {
+    held: u32,
+    carried: u32,
+    unlinked: u32,
+    sites: BTreeSet<(u64, u64)>,
+}
+
+/// The observations so far.
+#[derive(Debug)]
+pub(crate) struct Book<'s> {
+    symbols: &'s Symbols,
+    /// Each sleep is told once.
+    seen: HashSet<(TaskKey, u64)>,
+    pairs: BTreeMap<PairKey, Tally>,
+    dropped: BTreeSet<(String, String)>,
+}
+
+impl<'s> Book<'s> {
+    pub(crate) fn new(symbols: &'s Symbols) -> Self {
+        Self {
+            symbols,
+            seen: HashSet::new(),
+            pairs: BTreeMap::new(),
+            dropped: BTreeSet::new(),
+        }
+    }
+
+    /// Whether this sleep of this task has not been told yet.
+    pub(crate) fn is_new(&self, task: TaskKey, switches: u64) -> bool {
+        !self.seen.contains(&(task, switches))
+    }
+
+    /// Enters what was seen of tasks at rest; `acquired` gives the stack with which a lock
+    /// was acquired.
+    pub(crate) fn enter(
+        &mut self,
+        resting: &[Resting],
+        mut acquired: impl FnMut(&Hold) -> Option<Vec<u64>>,
+    ) {
+        for task in resting {
+            if !self.seen.insert((task.task, task.switches)) {
+                continue;
+            }
+            self.enter_holds(task, &mut acquired);
+            self.enter_carried(task);
+        }
+    }
+
+    fn enter_holds(
+        &mut self,
+        task: &Resting,
+        acquired: &mut impl FnMut(&Hold) -> Option<Vec<u64>>,
+    ) {
+        for (hold, class) in &task.holds {
+            let once = (task.holds.iter())
+                .filter(|(other, _)| other.lock == hold.lock)
+                .count()
+                == 1;
+            let (true, LockMode::Read, Some(class)) = (once, hold.mode, class) else {
+                continue;
+            };
+            let key = Hold {
+                lock: hold.lock.0,
+                tid: hold.task.tid.0,
+                _pad: 0,
+            };
+            let Some(stack) = acquired(&key) else {
+                continue;
+            };
+            let Some((_, frame)) = self.parting(&stack, &task.frames) else {
+                continue;
+            };
+            let Some((place, callee)) = self.pair(&task.frames, frame) else {
+                continue;
+            };
+            let claim = task.claims.iter().find(|claim| claim.lock == hold.lock);
+            let is_held = claim
+                .is_some_and(|claim| claim.is_held == Some(true) && claim.frames.contains(&frame));
+            let is_unlinked = !task.points_at(hold.lock, frame);
+            let tally = self.tally(&class.to_string(), &place, callee);
+            if is_held {
+                tally.held += 1;
+                tally.sites.insert((place.offset, place.size));
+            } else if is_unlinked {
+                tally.unlinked += 1;
+            }
+        }
+    }
+
+    fn enter_carried(&mut self, task: &Resting) {
+        for claim in &task.claims {
+            if claim.is_held != Some(false) {
+                continue;
+            }
+            for &frame in &claim.frames {
+                if let Some((place, callee)) = self.pair(&task.frames, frame) {
+                    self.tally(&claim.class.to_string(), &place, callee).carried += 1;
+                }
+            }
+        }
+    }
+
+    /// Enters with which stacks a lock was acquired and released.
+    pub(crate) fn enter_release(&mut self, acquired: &[u64], released: &[u64]) {
+        let Some((_, frame)) = self.parting(acquired, released) else {
+            return;
+        };
+        if let Some((place, callee)) = self.pair(released, frame)
+            && !callee.is_empty()
+        {
+            self.dropped
+                .insert((place.stem.to_owned(), callee.to_owned()));
+        }
+    }
+
+    fn parting(&self, then: &[u64], now: &[u64]) -> Option<(usize, usize)> {
+        let start = |address| Some(self.symbols.place_of_return(address)?.start);
+        parting(then, now, |a, b| start(a).is_some() && start(a) == start(b))
+    }
+
+    /// The place of a frame and the stem of what it calls; `None` where that is a lock's
+    /// own function, a program at one, or an interrupt: these say nothing of the place.
+    fn pair(&self, frames: &[u64], frame: usize) -> Option<(Place<'s>, &'s str)> {
+        let place = self.symbols.place_of_return(frames[frame])?;
+        let Some(inner) = frame.checked_sub(1) else {
+            return Some((place, ""));
+        };
+        let callee = self.symbols.place_of_return(frames[inner])?.stem;
+        let says_nothing = is_lock_function(callee)
+            || callee.starts_with("asm_")
+            || [place.stem, callee]
+                .iter()
+                .any(|stem| stem.starts_with("bpf_prog_") || stem.starts_with("bpf_trampoline_"));
+        (!says_nothing).then_some((place, callee))
+    }
+
+    fn tally(&mut self, class: &str, place: &Place<'_>, callee: &str) -> &mut Tally {
+        let key = (class.to_owned(), place.stem.to_owned(), callee.to_owned());
+        self.pairs.entry(key).or_default()
+    }
+
+    /// In a line.
+    pub(crate) fn sum(&self) -> String {
+        let count = |of: fn(&Tally) -> u32| {
+            let all = self.pairs.values().map(of).filter(|&count| count > 0);
+            (all.clone().count(), all.sum::<u32>())
+        };
+        let (held, carried) = (count(|one| one.held), count(|one| one.carried));
+        format!(
+            "{} sleeps; {} pairs held in {} of them, {} carried in {}, {} dropped",
+            self.seen.len(),
+            held.0,
+            held.1,
+            carried.0,
+            carried.1,
+            self.dropped.len()
+        )
+    }
+
+    /// Everything, in order.
+    pub(crate) fn lessons(&self, release: &str) -> Lessons {
+        let pairs = self
+            .pairs
+            .iter()
+            .filter(|(_, tally)| tally.held + tally.carried + tally.unlinked > 0);
+        Lessons {
+            release: release.to_owned(),
+            pairs: pairs
+                .map(|((class, function, callee), tally)| Pair {
+                    class: class.clone(),
+                    function: function.clone(),
+                    callee: callee.clone(),
+                    held: tally.held,
+                    carried: tally.carried,
+                    unlinked: tally.unlinked,
+                    sites: tally.sites.iter().copied().collect(),
+                })
+                .collect(),
+            dropped: self.dropped.iter().cloned().collect(),
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Learns on the running kernel in which functions a lock is held and in which a pointer
+//! to it is only carried: see `lockwatch::kernel::learned`.
+//!
+//! Every acquisition is traced, with its stack. Meanwhile the stall lab makes its stalls
+//! one after another, some processes take locks all the time, and the stacks of all tasks
+//! are looked at again and again. What was learned is printed as JSON.
+
+mod acquisitions;
+mod align;
+mod book;
+mod work;
+
+use std::{
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use lockwatch::{
+    kernel::{btf::Btf, layout::Layout},
+    plan::{Wanted, plan},
+    probes::{holds::HoldProbes, offer},
+    stream::TracedHolds,
+    survey::Surveyor,
+};
+use lockwatch_tests::{trial::Lab, truth::Scenario};
+
+use self::{acquisitions::Acquisitions, book::Book, work::Workers};
+
+/// Learn which functions hold locks on the running kernel, and print it as JSON
+///
+/// Needs root and BPF, and the stall lab (STALL_LAB_BIN).
+#[derive(Parser)]
+#[command(name = "hold-learner", version)]
+struct Options {
+    /// How long to look, in seconds; what is begun is ended
+    #[arg(long = "for", value_name = "SECONDS", default_value_t = 120)]
+    seconds: u64,
+    /// Take locks until standard input ends: what a learner starts
+    #[arg(long, hide = true)]
+    work: Option<work::Kind>,
+}
+
+/// The stalls, in turn; one that this kernel cannot have is left out.
+const SCENARIOS: [Scenario; 11] = [
+    Scenario::InodeReadHeld,
+    Scenario::MmapReadHeld,
+    Scenario::SuperReadHeld,
+    Scenario::InodeReadHeldOverlay,
+    Scenario::VmaReadHeld,
+    Scenario::SuperReadHeldSync,
+    Scenario::InodeWriteHeld,
+    Scenario::MmapWriteHeld,
+    Scenario::FilePosHeld,
+    Scenario::PipeHeld,
+    Scenario::SuperFreezing,
+];
+
+/// Looks at each stall.
+const LOOKS: u32 = 4;
+
+/// Looks between two stalls.
+const LOOKS_BETWEEN: u32 = 20;
+
+const PAUSE: Duration = Duration::from_millis(5);
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let outcome = match options.work {
+        Some(kind) => work::work(kind),
+        None => learn(Duration::from_secs(options.seconds)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("hold-learner: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn learn(time: Duration) -> Result<()> {
+    let types = Btf::from_sys()?;
+    let layout = Layout::from_btf(&types)?;
+    let btf = aya::Btf::from_sys_fs().context("the kernel has no BTF")?;
+    let plan = plan(&offer::ask(Some(&types)), Wanted { holds: true });
+    let mmap_lock = layout.mm.mmap_lock;
+    let mut probes = HoldProbes::load(&plan, &layout.task, mmap_lock, &btf)?
+        .context("nothing tracks holds on this kernel")?;
+    // Whoever is in the tracker's state is in ours.
+    let mut acquisitions = Acquisitions::attach(&plan, mmap_lock, &btf)?;
+    probes.attach()?;
+    let mut surveyor = Surveyor::open()?.with_holds(Box::new(TracedHolds::new(probes)));
+    let symbols = surveyor.symbols();
+    let mut book = Book::new(&symbols);
+    let workers = Workers::start()?;
+    let end = Instant::now() + time;
+    let mut looks = 0;
+    let mut look = |book: &mut Book<'_>, count: u32| -> Result<()> {
+        for _ in 0..count {
+            let mut acquired = Vec::new();
+            let resting = surveyor.study(
+                |task, switches| book.is_new(task, switches),
+                || acquired = acquisitions.now(),
+            )?;
+            let stacks = &mut acquisitions;
+            book.enter(&resting, |hold| {
+                let &(_, id) = acquired.iter().find(|(of, _)| of == hold)?;
+                stacks.stack(id)
+            });
+            looks += 1;
+            thread::sleep(PAUSE);
+        }
+        Ok(())
+    };
+    let mut scenarios = SCENARIOS.iter().cycle();
+    while Instant::now() < end {
+        look(&mut book, LOOKS_BETWEEN)?;
+        let Some(&scenario) = scenarios.next() else {
+            break;
+        };
+        match Lab::raise(scenario, 2) {
+            Ok(lab) => {
+                look(&mut book, LOOKS)?;
+                lab.finish()?;
+            }
+            Err(error) => eprintln!("hold-learner: {}: {error:#}", scenario.name()),
+        }
+    }
+    drop(workers);
+    for (acquired, released) in acquisitions.ended() {
+        let (acquired, released) = (acquisitions.stack(acquired), acquisitions.stack(released));
+        if let (Some(acquired), Some(released)) = (acquired, released) {
+            book.enter_release(&acquired, &released);
+        }
+    }
+    eprintln!("hold-learner: {looks} looks; {}", book.sum());
+    let release = rustix::system::uname();
+    let lessons = book.lessons(&release.release().to_string_lossy());
+    println!("{}", serde_json::to_string(&lessons)?);
+    Ok(())
+}
