@@ -8,6 +8,7 @@
 mod acquisitions;
 mod align;
 mod book;
+mod measure;
 mod work;
 
 use std::{
@@ -27,20 +28,29 @@ use lockwatch::{
 };
 use lockwatch_tests::{trial::Lab, truth::Scenario};
 
-use self::{acquisitions::Acquisitions, book::Book, work::Workers};
+use self::{acquisitions::Acquisitions, book::Book, measure::Variant, work::Workers};
 
-/// Learn which functions hold locks on the running kernel, and print it as JSON
+/// Learn which functions hold locks on the running kernel; what is found is printed as JSON
 ///
 /// Needs root and BPF, and the stall lab (STALL_LAB_BIN).
 #[derive(Parser)]
 #[command(name = "hold-learner", version)]
-struct Options {
-    /// How long to look, in seconds; what is begun is ended
-    #[arg(long = "for", value_name = "SECONDS", default_value_t = 120)]
-    seconds: u64,
+enum Verb {
+    /// Learn
+    Learn {
+        /// How long to look, in seconds; what is begun is ended
+        #[arg(long = "for", value_name = "SECONDS", default_value_t = 120)]
+        seconds: u64,
+    },
     /// Take locks until standard input ends: what a learner starts
-    #[arg(long, hide = true)]
-    work: Option<work::Kind>,
+    #[command(hide = true)]
+    Work { kind: work::Kind },
+    /// Tell how sure builds of lockwatch are of the readers of the lab's stalls
+    Measure {
+        /// What a build is called, and its binary
+        #[arg(value_name = "NAME=PATH", required = true)]
+        variants: Vec<Variant>,
+    },
 }
 
 /// The stalls, in turn; one that this kernel cannot have is left out.
@@ -67,10 +77,10 @@ const LOOKS_BETWEEN: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(5);
 
 fn main() -> ExitCode {
-    let options = Options::parse();
-    let outcome = match options.work {
-        Some(kind) => work::work(kind),
-        None => learn(Duration::from_secs(options.seconds)),
+    let outcome = match Verb::parse() {
+        Verb::Learn { seconds } => learn(Duration::from_secs(seconds)),
+        Verb::Work { kind } => work::work(kind),
+        Verb::Measure { variants } => measure::measure(&variants),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

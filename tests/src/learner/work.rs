@@ -49,7 +49,7 @@ impl Workers {
         for kind in ALL {
             let name = format!("{kind:?}").to_lowercase();
             let child = Command::new(&own)
-                .args(["--work", &name])
+                .args(["work", &name])
                 .stdin(Stdio::piped())
                 .spawn()
                 .context("cannot start a worker")?;
