@@ -1,7 +1,7 @@
 //! What the tables of functions add: the same stalls, diagnosed with each.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -44,8 +44,8 @@ struct Rows {
 }
 
 /// Exit code 0: every kernel could be measured.
-pub(super) fn run(workspace: &Workspace, args: &Args, learner: PathBuf) -> Result<ExitCode> {
-    let mut programs = vec![(LEARNER.to_owned(), learner.clone())];
+pub(super) fn run(workspace: &Workspace, args: &Args, learner: &Path) -> Result<ExitCode> {
+    let mut programs = vec![(LEARNER.to_owned(), learner.to_path_buf())];
     for (name, features) in VARIANTS {
         let built = process::timed(
             &format!("building lockwatch with {name} of the tables"),
@@ -72,7 +72,7 @@ pub(super) fn run(workspace: &Workspace, args: &Args, learner: PathBuf) -> Resul
                 path.display().to_string()
             };
             let arguments = [vec!["measure".to_owned()], named(&path)].concat();
-            let told = here(workspace, &learner, &arguments, limit)
+            let told = here(workspace, learner, &arguments, limit)
                 .and_then(|json| Ok(serde_json::from_value(json)?));
             vec![(name.clone(), told.map_err(|error| format!("{error:#}")))]
         }

@@ -49,7 +49,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
     let learner = build(&workspace)?;
     if args.measure {
-        return measure::run(&workspace, args, learner);
+        return measure::run(&workspace, args, &learner);
     }
     let found: Vec<(String, Result<Value, String>)> = match &args.here {
         Some(name) => {
