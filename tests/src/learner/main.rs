@@ -53,18 +53,21 @@ enum Verb {
     },
 }
 
-/// The stalls, in turn; one that this kernel cannot have is left out.
-const SCENARIOS: [Scenario; 11] = [
+/// The stalls, in turn; one that this kernel cannot have is left out. Those with readers
+/// come more often: a function has to be seen holding in several sleeps.
+const SCENARIOS: [Scenario; 13] = [
     Scenario::InodeReadHeld,
-    Scenario::MmapReadHeld,
     Scenario::SuperReadHeld,
-    Scenario::InodeReadHeldOverlay,
-    Scenario::VmaReadHeld,
+    Scenario::MmapReadHeld,
     Scenario::SuperReadHeldSync,
+    Scenario::VmaReadHeld,
+    Scenario::InodeReadHeldOverlay,
+    Scenario::SuperReadHeld,
     Scenario::InodeWriteHeld,
     Scenario::MmapWriteHeld,
     Scenario::FilePosHeld,
     Scenario::PipeHeld,
+    Scenario::SuperReadHeld,
     Scenario::SuperFreezing,
 ];
 
