@@ -254,7 +254,8 @@ fn on_stack(
 }
 
 /// As [`hold_frame`], by what was learned on real kernels. No address space is taken for
-/// the task's own here: it has to be shown.
+/// the task's own here: it has to be shown. And nothing is believed of a function that is in
+/// a page fault: where a fault could not be asked ([`fault`]), it may have dropped the lock.
 fn learned_frame(
     scene: &mut Scene<'_, '_>,
     task: &TaskLook,
@@ -265,6 +266,12 @@ fn learned_frame(
 ) -> Result<Option<Evidence>, MemoryError> {
     for index in from..stems.len() {
         let end = frame_end(task, index);
+        let in_fault = FAULT_FRAMES
+            .iter()
+            .any(|fault| stems[..index].contains(fault));
+        if in_fault && lock.class == LockClass::MmapLock {
+            return Ok(None);
+        }
         if !hits.any_before(end) || stems[..index].contains(&stems[index]) {
             continue;
         }

@@ -35,6 +35,8 @@ pub(crate) struct Book<'s> {
     seen: HashSet<(TaskKey, u64)>,
     pairs: BTreeMap<PairKey, Tally>,
     dropped: BTreeSet<(String, String)>,
+    /// Sleeps with a lock held for read that say nothing, by why.
+    mute: BTreeMap<&'static str, u32>,
 }
 
 impl<'s> Book<'s> {
@@ -44,6 +46,7 @@ impl<'s> Book<'s> {
             seen: HashSet::new(),
             pairs: BTreeMap::new(),
             dropped: BTreeSet::new(),
+            mute: BTreeMap::new(),
         }
     }
 
@@ -78,7 +81,11 @@ impl<'s> Book<'s> {
                 .filter(|(other, _)| other.lock == hold.lock)
                 .count()
                 == 1;
-            let (true, LockMode::Read, Some(class)) = (once, hold.mode, class) else {
+            if hold.mode != LockMode::Read {
+                continue;
+            }
+            let (true, Some(class)) = (once, class) else {
+                self.count("recursive, or of another class");
                 continue;
             };
             let key = Hold {
@@ -87,24 +94,30 @@ impl<'s> Book<'s> {
                 _pad: 0,
             };
             let Some(stack) = acquired(&key) else {
+                self.count("acquired nobody knows how");
                 continue;
             };
             let Some((_, frame)) = self.parting(&stack, &task.frames) else {
+                self.count("acquired in a function that is left");
                 continue;
             };
             let Some((place, callee)) = self.pair(&task.frames, frame) else {
+                self.count("at a lock or in an interrupt");
                 continue;
             };
             let claim = task.claims.iter().find(|claim| claim.lock == hold.lock);
             let is_held = claim
                 .is_some_and(|claim| claim.is_held == Some(true) && claim.frames.contains(&frame));
             let is_unlinked = !task.points_at(hold.lock, frame);
-            let tally = self.tally(&class.to_string(), &place, callee);
-            if is_held {
+            let class = class.to_string();
+            if !is_held && !is_unlinked {
+                self.count("a fault decides, or pointers are ambiguous");
+            } else if is_held {
+                let tally = self.tally(&class, &place, callee);
                 tally.held += 1;
                 tally.sites.insert((place.offset, place.size));
-            } else if is_unlinked {
-                tally.unlinked += 1;
+            } else {
+                self.tally(&class, &place, callee).unlinked += 1;
             }
         }
     }
@@ -133,6 +146,10 @@ impl<'s> Book<'s> {
             self.dropped
                 .insert((place.stem.to_owned(), callee.to_owned()));
         }
+    }
+
+    fn count(&mut self, why: &'static str) {
+        *self.mute.entry(why).or_default() += 1;
     }
 
     fn parting(&self, then: &[u64], now: &[u64]) -> Option<(usize, usize)> {
@@ -167,15 +184,19 @@ impl<'s> Book<'s> {
             let all = self.pairs.values().map(of).filter(|&count| count > 0);
             (all.clone().count(), all.sum::<u32>())
         };
+        let mute: Vec<String> = (self.mute.iter())
+            .map(|(why, count)| format!("{count} {why}"))
+            .collect();
         let (held, carried) = (count(|one| one.held), count(|one| one.carried));
         format!(
-            "{} sleeps; {} pairs held in {} of them, {} carried in {}, {} dropped",
+            "{} sleeps; {} pairs held in {} of them, {} carried in {}, {} dropped; {}",
             self.seen.len(),
             held.0,
             held.1,
             carried.0,
             carried.1,
-            self.dropped.len()
+            self.dropped.len(),
+            mute.join(", ")
         )
     }
 
