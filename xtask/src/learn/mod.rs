@@ -161,7 +161,8 @@ fn count(lessons: &Value) -> String {
     )
 }
 
-/// A build of lockwatch with these features, beside the others.
+/// A build of lockwatch with these features, beside the others: as released, but for what
+/// takes long to compile and changes no answer.
 fn variant(workspace: &Workspace, name: &str, features: &str) -> Result<PathBuf> {
     let target = workspace.target.join("frames");
     let mut command = workspace::cargo();
@@ -176,6 +177,10 @@ fn variant(workspace: &Workspace, name: &str, features: &str) -> Result<PathBuf>
         "--features",
         features,
     ]);
+    command
+        .env("CARGO_PROFILE_RELEASE_LTO", "off")
+        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
+        .env("CARGO_PROFILE_RELEASE_INCREMENTAL", "true");
     process::run(command.arg("--target-dir").arg(&target))?;
     let built = target.join("release").join("lockwatch");
     let kept = target.join(format!("lockwatch-{name}"));
