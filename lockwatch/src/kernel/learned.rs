@@ -26,7 +26,10 @@ use crate::{kernel::symbols::Place, lock::LockClass};
 /// The kernels, oldest first, with what was learned on each.
 const KERNELS: &[(&str, &str)] = &[
     ("5.10", include_str!("learned/5.10.json")),
+    ("6.1", include_str!("learned/6.1.json")),
     ("6.12", include_str!("learned/6.12.json")),
+    ("6.18", include_str!("learned/6.18.json")),
+    ("7.3", include_str!("learned/7.3.json")),
 ];
 
 /// So many sleeps make a lesson.

@@ -5,7 +5,7 @@
 //! those in the table, and of every lock that a stack points at instead of those that
 //! tasks wait for; and it knows the answer, from a tracer and from the lock's own word.
 
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
     kernel::{
@@ -34,7 +34,8 @@ pub struct Resting {
     pub switches: u64,
     /// Its return addresses, innermost first, as far as they have a place on the stack.
     pub frames: Vec<u64>,
-    /// What it was seen taking, with the class of the lock where that is known.
+    /// What it was seen taking, as far as the locks' words agree, with the class of the lock
+    /// where that is known.
     pub holds: Vec<(TracedHold, Option<LockClass>)>,
     /// What its stack says.
     pub claims: Vec<Claim>,
@@ -110,7 +111,11 @@ impl Surveyor {
             };
             studied.push((index, Said::by(&mut scene, &found, index)?));
         }
-        let words = self.words(&studied)?;
+        let locks = studied
+            .iter()
+            .flat_map(|(_, said)| said.claims.iter().map(|claim| claim.lock))
+            .chain(before.iter().map(|hold| hold.lock));
+        let words = self.words(locks.collect())?;
         let after = self.traced()?;
         let last = Look::decode(self.probes.read_tasks()?, thread_size);
         let stood: FxHashSet<TaskKey> = last
@@ -132,18 +137,23 @@ impl Surveyor {
             .collect();
         let ever: Vec<TracedHold> = before.iter().chain(&after).copied().collect();
         let mut resting = Vec::new();
-        for ((index, mut said), words) in studied.into_iter().zip(words) {
+        for (index, mut said) in studied {
             let task = &first.tasks[index];
             let key = task.name.key;
             if !stood.contains(&key) {
                 continue;
             }
-            for (claim, word) in said.claims.iter_mut().zip(words) {
-                claim.is_held = is_held(claim.lock, task, word, &holds, &ever);
+            for claim in &mut said.claims {
+                let word = words.get(&claim.lock);
+                claim.is_held =
+                    word.and_then(|word| is_held(claim.lock, task, word, &holds, &ever));
             }
             let mut own = Vec::new();
             for hold in holds.iter().filter(|hold| hold.task == key) {
-                own.push((*hold, self.class_of(hold.lock, &first)?));
+                let agrees = |word: &LockWord| counts(word, readers_of(hold.lock, &holds));
+                if words.get(&hold.lock).is_some_and(agrees) {
+                    own.push((*hold, self.class_of(hold.lock, &first)?));
+                }
             }
             resting.push(Resting {
                 task: key,
@@ -171,27 +181,22 @@ impl Surveyor {
         }
     }
 
-    /// What the words of the locks that are claimed say now.
+    /// What the words of locks say now.
     fn words(
         &mut self,
-        studied: &[(usize, Said)],
-    ) -> Result<Vec<Vec<Option<LockWord>>>, SurveyError> {
+        mut locks: Vec<LockAddr>,
+    ) -> Result<FxHashMap<LockAddr, LockWord>, SurveyError> {
         let Some((layout, size)) = self.layout.locks.rwsem() else {
-            return Ok(studied
-                .iter()
-                .map(|(_, said)| vec![None; said.claims.len()])
-                .collect());
+            return Ok(FxHashMap::default());
         };
-        let reads: Vec<(u64, usize)> = studied
-            .iter()
-            .flat_map(|(_, said)| &said.claims)
-            .map(|claim| (claim.lock.0, size))
-            .collect();
-        let mut read = self.probes.read_batch(&reads)?.into_iter();
-        let mut word = || Some(layout.decode(&read.next()??, true));
-        Ok(studied
-            .iter()
-            .map(|(_, said)| said.claims.iter().map(|_| word()).collect())
+        locks.sort_unstable();
+        locks.dedup();
+        let reads: Vec<(u64, usize)> = locks.iter().map(|lock| (lock.0, size)).collect();
+        let read = self.probes.read_batch(&reads)?;
+        Ok(locks
+            .into_iter()
+            .zip(read)
+            .filter_map(|(lock, bytes)| Some((lock, layout.decode(&bytes?, true))))
             .collect())
     }
 
@@ -290,28 +295,37 @@ impl Said {
     }
 }
 
+/// How many holds for read of a lock are known.
+fn readers_of(lock: LockAddr, holds: &[TracedHold]) -> usize {
+    let of_lock = |hold: &&TracedHold| hold.lock == lock && hold.mode == LockMode::Read;
+    holds.iter().filter(of_lock).count()
+}
+
+/// Whether a lock is held for read, by so many.
+fn counts(word: &LockWord, readers: usize) -> bool {
+    word.state == LockState::ReadHeld
+        && (word.readers).is_some_and(|counted| counted as usize == readers)
+}
+
 /// Whether a task holds a lock for read. `holds` stood all the time, `ever` are those that
-/// did at some time. That it does not hold it, only the lock's own word can say: the
-/// tracer may have come too late, and speaks a moment before a release.
+/// did at some time. The lock's own word has to agree: a tracer may have come too late,
+/// speaks a moment before a release, and misses one where its program is interrupted by a
+/// task that needs it, too.
 fn is_held(
     lock: LockAddr,
     task: &TaskLook,
-    word: Option<LockWord>,
+    word: &LockWord,
     holds: &[TracedHold],
     ever: &[TracedHold],
 ) -> Option<bool> {
     let of_task = |hold: &&TracedHold| hold.lock == lock && hold.task == task.name.key;
+    let known = readers_of(lock, holds);
     if let Some(hold) = holds.iter().find(of_task) {
-        return (hold.mode == LockMode::Read).then_some(true);
+        return (hold.mode == LockMode::Read && counts(word, known)).then_some(true);
     }
     if ever.iter().any(|hold| of_task(&hold)) {
         return None;
     }
-    let word = word?;
-    let others = holds
-        .iter()
-        .filter(|hold| hold.lock == lock && hold.mode == LockMode::Read)
-        .count();
     let is_free_of_it = match word.state {
         LockState::Free => true,
         LockState::WriteHeld => {
@@ -319,9 +333,7 @@ fn is_held(
                 && word.owner_task != 0
                 && word.owner_task != task.record.task
         }
-        LockState::ReadHeld => word
-            .readers
-            .is_some_and(|readers| readers as usize <= others),
+        LockState::ReadHeld => counts(word, known),
         LockState::Inconsistent => false,
     };
     is_free_of_it.then_some(false)

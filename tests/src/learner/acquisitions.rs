@@ -1,7 +1,7 @@
 //! The programs that keep with which stack each lock was acquired and released
 //! (`lockwatch-ebpf/src/probes/acquisitions.rs`).
 
-use std::{collections::HashMap as Known, fmt};
+use std::{collections::HashMap as Known, fmt, fs};
 
 use anyhow::{Context, Result, bail};
 use aya::{
@@ -108,6 +108,27 @@ impl Acquisitions {
         };
         self.known.entry(id).or_insert_with(read).clone()
     }
+}
+
+/// How often the kernel left out a program of ours, as it was running on that processor
+/// already: for a task that was put aside in the middle of it. From 5.12 on.
+pub(crate) fn missed() -> u64 {
+    fs::read_dir("/proc/self/fdinfo")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| fs::read_to_string(entry.path()).ok())
+        .filter_map(|text| {
+            let line = |line: &str| {
+                Some(
+                    line.strip_prefix("recursion_misses:")?
+                        .trim()
+                        .parse::<u64>(),
+                )
+            };
+            text.lines().find_map(line)?.ok()
+        })
+        .sum()
 }
 
 /// The program that bears the function's or the tracepoint's name.

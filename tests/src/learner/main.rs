@@ -149,7 +149,11 @@ fn learn(time: Duration) -> Result<()> {
             book.enter_release(&acquired, &released);
         }
     }
-    eprintln!("hold-learner: {looks} looks; {}", book.sum());
+    eprintln!(
+        "hold-learner: {looks} looks; {}; {} runs of programs missed",
+        book.sum(),
+        acquisitions::missed()
+    );
     let release = rustix::system::uname();
     let lessons = book.lessons(&release.release().to_string_lossy());
     println!("{}", serde_json::to_string(&lessons)?);
