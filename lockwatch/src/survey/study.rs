@@ -91,26 +91,7 @@ impl Surveyor {
         let first = Look::decode(self.probes.read_tasks()?, thread_size);
         let before = self.traced()?;
         between();
-        let mut functions = Functions::new(&self.symbols);
-        let mut found = queue::find(&first, &self.rows, &mut self.probes)?.queues;
-        let pi = queue::find_pi(&first, &self.layout.locks, &mut functions, &mut self.probes)?;
-        found.extend(pi.queues);
-        let mut studied = Vec::new();
-        for (index, task) in first.tasks.iter().enumerate() {
-            let switches = switches(task);
-            let is_own = task.record.tgid == std::process::id();
-            if is_own || !is_at_rest(task) || !wanted(task.name.key, switches) {
-                continue;
-            }
-            let mut scene = Scene {
-                look: &first,
-                layout: &self.layout,
-                functions: &mut functions,
-                memory: &mut self.probes,
-                own_tgid: std::process::id(),
-            };
-            studied.push((index, Said::by(&mut scene, &found, index)?));
-        }
+        let studied = self.said(&first, wanted)?;
         let locks = studied
             .iter()
             .flat_map(|(_, said)| said.claims.iter().map(|claim| claim.lock))
@@ -118,17 +99,7 @@ impl Surveyor {
         let words = self.words(locks.collect())?;
         let after = self.traced()?;
         let last = Look::decode(self.probes.read_tasks()?, thread_size);
-        let stood: FxHashSet<TaskKey> = last
-            .tasks
-            .iter()
-            .filter(|now| is_at_rest(now))
-            .filter(|now| {
-                first
-                    .task_at(now.record.task)
-                    .is_some_and(|then| now.stood_still_since(&first.tasks[then]))
-            })
-            .map(|now| now.name.key)
-            .collect();
+        let stood = stood_still(&first, &last);
         // Held all the time.
         let holds: Vec<TracedHold> = before
             .iter()
@@ -172,6 +143,35 @@ impl Surveyor {
             });
         }
         Ok(resting)
+    }
+
+    /// What the stacks of the tasks at rest say that are wanted, each with the task's index.
+    fn said(
+        &mut self,
+        first: &Look,
+        wanted: impl Fn(TaskKey, u64) -> bool,
+    ) -> Result<Vec<(usize, Said)>, SurveyError> {
+        let mut functions = Functions::new(&self.symbols);
+        let mut found = queue::find(first, &self.rows, &mut self.probes)?.queues;
+        let pi = queue::find_pi(first, &self.layout.locks, &mut functions, &mut self.probes)?;
+        found.extend(pi.queues);
+        let mut studied = Vec::new();
+        for (index, task) in first.tasks.iter().enumerate() {
+            let switches = switches(task);
+            let is_own = task.record.tgid == std::process::id();
+            if is_own || !is_at_rest(task) || !wanted(task.name.key, switches) {
+                continue;
+            }
+            let mut scene = Scene {
+                look: first,
+                layout: &self.layout,
+                functions: &mut functions,
+                memory: &mut self.probes,
+                own_tgid: std::process::id(),
+            };
+            studied.push((index, Said::by(&mut scene, &found, index)?));
+        }
+        Ok(studied)
     }
 
     fn traced(&mut self) -> Result<Vec<TracedHold>, SurveyError> {
@@ -218,6 +218,20 @@ impl Surveyor {
 
 fn switches(task: &TaskLook) -> u64 {
     task.record.nvcsw.wrapping_add(task.record.nivcsw)
+}
+
+/// The tasks that were at rest in both looks, and did not run in between.
+fn stood_still(first: &Look, last: &Look) -> FxHashSet<TaskKey> {
+    let stood = |now: &&TaskLook| {
+        let then = first.task_at(now.record.task);
+        then.is_some_and(|then| now.stood_still_since(&first.tasks[then]))
+    };
+    last.tasks
+        .iter()
+        .filter(|now| is_at_rest(now))
+        .filter(stood)
+        .map(|now| now.name.key)
+        .collect()
 }
 
 fn is_at_rest(task: &TaskLook) -> bool {
@@ -337,4 +351,53 @@ fn is_held(
         LockState::Inconsistent => false,
     };
     is_free_of_it.then_some(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::survey::image::{Image, RWSEM, task_address};
+
+    const LOCK: LockAddr = LockAddr(0xffff_8882_0000_0040);
+
+    /// Whether task 1 holds the lock, whose words are these; the tracer knows those holds.
+    fn held(count: u64, owner: u64, holds: &[(usize, LockMode)]) -> Option<bool> {
+        let mut image = Image::default();
+        (1..=3).for_each(|n| image.task(n));
+        let look = image.look(3);
+        let holds: Vec<TracedHold> = holds
+            .iter()
+            .map(|&(task, mode)| TracedHold {
+                lock: LOCK,
+                task: look.tasks[task - 1].name.key,
+                mode,
+                since_ns: 7,
+            })
+            .collect();
+        let bytes = [count.to_le_bytes(), owner.to_le_bytes()].concat();
+        let word = RWSEM.word.decode(&bytes, true);
+        is_held(LOCK, &look.tasks[0], &word, &holds, &holds)
+    }
+
+    #[test]
+    fn the_word_proves_that_a_task_holds_nothing() {
+        assert_eq!(held(0, 0, &[]), Some(false), "it is free");
+        assert_eq!(held(1, task_address(2), &[]), Some(false));
+        assert_eq!(held(1, task_address(1), &[]), None);
+        let other = [(2, LockMode::Read)];
+        assert_eq!(held(0x100, 0, &other), Some(false), "the other is all");
+        assert_eq!(held(0x200, 0, &other), None, "somebody is not known");
+        assert_eq!(held(0x100, 0, &[]), None);
+    }
+
+    #[test]
+    fn a_hold_is_one_if_the_word_counts_it() {
+        let own = [(1, LockMode::Read)];
+        assert_eq!(held(0x100, 0, &own), Some(true));
+        assert_eq!(held(0, 0, &own), None, "its release was missed");
+        assert_eq!(held(0x200, 0, &own), None, "somebody is not known");
+        assert_eq!(held(1, task_address(1), &[(1, LockMode::Write)]), None);
+        let both = [(1, LockMode::Read), (2, LockMode::Read)];
+        assert_eq!(held(0x200, 0, &both), Some(true));
+    }
 }
