@@ -4,8 +4,7 @@ use core::mem::size_of;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// One task's hold of one rwsem: the key of the map `ACQUISITIONS`, whose value is the id
-/// of the stack it was acquired with.
+/// One task's hold of one rwsem: the key of the map `ACQUISITIONS`.
 #[repr(C)]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
@@ -20,6 +19,23 @@ pub struct Hold {
 }
 
 const _: () = assert!(size_of::<Hold>() == 16);
+
+/// How it was acquired: the value.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Acquisition {
+    /// `CLOCK_MONOTONIC` ns, when the stack had been unwound: another program at the same
+    /// return runs a moment before or after.
+    pub at_ns: u64,
+    /// Id of the stack.
+    pub stack: u32,
+    /// Keeps the size a multiple of the alignment.
+    pub _pad: u32,
+}
+
+const _: () = assert!(size_of::<Acquisition>() == 16);
 
 /// A pair of stacks, the key of the map `ENDED`: with the first a lock was acquired, and
 /// with the second released.

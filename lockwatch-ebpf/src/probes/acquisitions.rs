@@ -6,12 +6,15 @@
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::{bpf_get_current_pid_tgid, generated::bpf_get_stackid},
+    helpers::{
+        bpf_get_current_pid_tgid,
+        generated::{bpf_get_stackid, bpf_ktime_get_ns},
+    },
     macros::{btf_tracepoint, fentry, fexit, map},
     maps::{HashMap, StackTrace},
     programs::{BtfTracePointContext, FEntryContext, FExitContext},
 };
-use lockwatch_ebpf::acquisitions::{Ended, Hold};
+use lockwatch_ebpf::acquisitions::{Acquisition, Ended, Hold};
 
 use super::{argument::word, global::global};
 
@@ -28,10 +31,10 @@ static MEMCG_PATH: u32 = 0;
 #[map]
 static STACKS: StackTrace = StackTrace::with_max_entries(8192, 0);
 
-/// With which stack a task has acquired a lock, the last time if it reads recursively.
+/// How a task has acquired a lock, the last time if it reads recursively.
 /// Preallocated, so that an insert never calls the allocator.
 #[map]
-static ACQUISITIONS: HashMap<Hold, u32> = HashMap::with_max_entries(16 * 1024, 0);
+static ACQUISITIONS: HashMap<Hold, Acquisition> = HashMap::with_max_entries(16 * 1024, 0);
 
 /// How often a lock that was acquired with one stack was released with another.
 #[map]
@@ -125,7 +128,13 @@ fn acquired(ctx: &impl EbpfContext, lock: u64) {
     let hold = hold(lock);
     match stack(ctx) {
         Some(stack) => {
-            let _ = ACQUISITIONS.insert(hold, stack, 0);
+            let acquisition = Acquisition {
+                // SAFETY: no preconditions.
+                at_ns: unsafe { bpf_ktime_get_ns() },
+                stack,
+                _pad: 0,
+            };
+            let _ = ACQUISITIONS.insert(hold, acquisition, 0);
         }
         // What was known of it is old.
         None => {
@@ -141,7 +150,7 @@ fn released(ctx: &impl EbpfContext, lock: u64) {
         return;
     };
     // SAFETY: a plain load from the entry.
-    let acquired = unsafe { *acquired };
+    let acquired = unsafe { (*acquired).stack };
     let _ = ACQUISITIONS.remove(hold);
     let Some(released) = stack(ctx) else {
         return;

@@ -27,9 +27,12 @@ use crate::{kernel::symbols::Place, lock::LockClass};
 const KERNELS: &[(&str, &str)] = &[
     ("5.10", include_str!("learned/5.10.json")),
     ("6.1", include_str!("learned/6.1.json")),
+    ("6.1-rt", include_str!("learned/6.1-rt.json")),
     ("6.12", include_str!("learned/6.12.json")),
+    ("6.12-rt", include_str!("learned/6.12-rt.json")),
     ("6.18", include_str!("learned/6.18.json")),
     ("7.3", include_str!("learned/7.3.json")),
+    ("7.3-rt", include_str!("learned/7.3-rt.json")),
 ];
 
 /// So many sleeps make a lesson.

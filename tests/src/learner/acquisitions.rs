@@ -1,7 +1,10 @@
 //! The programs that keep with which stack each lock was acquired and released
 //! (`lockwatch-ebpf/src/probes/acquisitions.rs`).
 
-use std::{collections::HashMap as Known, fmt, fs};
+use std::{
+    collections::{BTreeMap, HashMap as Known},
+    fmt, fs,
+};
 
 use anyhow::{Context, Result, bail};
 use aya::{
@@ -10,7 +13,7 @@ use aya::{
     programs::{BtfTracePoint, FEntry, FExit, Program},
 };
 use lockwatch::plan::{Plan, Purpose};
-use lockwatch_ebpf::acquisitions::{Ended, Hold};
+use lockwatch_ebpf::acquisitions::{Acquisition, Ended, Hold};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../object/acquisitions.bpf.o");
 
@@ -26,6 +29,13 @@ unsafe impl aya::Pod for Key {}
 
 #[derive(Clone, Copy)]
 #[repr(transparent)]
+struct How(Acquisition);
+
+// SAFETY: `repr(C)`, only integers, explicit padding.
+unsafe impl aya::Pod for How {}
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
 struct Pair(Ended);
 
 // SAFETY: `repr(C)`, only integers.
@@ -33,7 +43,7 @@ unsafe impl aya::Pod for Pair {}
 
 /// The programs, attached. Dropped, they are gone.
 pub(crate) struct Acquisitions {
-    acquired: HashMap<MapData, Key, u32>,
+    acquired: HashMap<MapData, Key, How>,
     ended: HashMap<MapData, Pair, u64>,
     stacks: StackTraceMap<MapData>,
     known: Known<u32, Option<Vec<u64>>>,
@@ -81,12 +91,12 @@ impl Acquisitions {
         })
     }
 
-    /// The locks that are held, with the ids of the stacks they were acquired with.
-    pub(crate) fn now(&self) -> Vec<(Hold, u32)> {
+    /// The locks that are held, with how they were acquired.
+    pub(crate) fn now(&self) -> Vec<(Hold, Acquisition)> {
         self.acquired
             .iter()
             .flatten()
-            .map(|(key, id)| (key.0, id))
+            .map(|(key, how)| (key.0, how.0))
             .collect()
     }
 
@@ -110,25 +120,24 @@ impl Acquisitions {
     }
 }
 
-/// How often the kernel left out a program of ours, as it was running on that processor
-/// already: for a task that was put aside in the middle of it. From 5.12 on.
-pub(crate) fn missed() -> u64 {
+/// How often the kernel has left out each program of this process, by the program's id, as it
+/// was running on that processor already: for a task that was put aside in the middle of
+/// it. From 5.12 on.
+pub(crate) fn missed() -> BTreeMap<u32, u64> {
+    let number = |text: &str, key: &str| -> Option<u64> {
+        let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+        line.trim().parse().ok()
+    };
     fs::read_dir("/proc/self/fdinfo")
         .into_iter()
         .flatten()
         .flatten()
         .filter_map(|entry| fs::read_to_string(entry.path()).ok())
         .filter_map(|text| {
-            let line = |line: &str| {
-                Some(
-                    line.strip_prefix("recursion_misses:")?
-                        .trim()
-                        .parse::<u64>(),
-                )
-            };
-            text.lines().find_map(line)?.ok()
+            let id = u32::try_from(number(&text, "prog_id:")?).ok()?;
+            Some((id, number(&text, "recursion_misses:")?))
         })
-        .sum()
+        .collect()
 }
 
 /// The program that bears the function's or the tracepoint's name.

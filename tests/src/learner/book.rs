@@ -9,10 +9,9 @@ use lockwatch::{
         symbols::{Place, Symbols},
     },
     lock::LockMode,
-    survey::study::Resting,
+    survey::{TracedHold, study::Resting},
     task::TaskKey,
 };
-use lockwatch_ebpf::acquisitions::Hold;
 
 use crate::align::parting;
 
@@ -60,7 +59,7 @@ impl<'s> Book<'s> {
     pub(crate) fn enter(
         &mut self,
         resting: &[Resting],
-        mut acquired: impl FnMut(&Hold) -> Option<Vec<u64>>,
+        mut acquired: impl FnMut(&TracedHold) -> Option<Vec<u64>>,
     ) {
         for task in resting {
             if !self.seen.insert((task.task, task.switches)) {
@@ -74,7 +73,7 @@ impl<'s> Book<'s> {
     fn enter_holds(
         &mut self,
         task: &Resting,
-        acquired: &mut impl FnMut(&Hold) -> Option<Vec<u64>>,
+        acquired: &mut impl FnMut(&TracedHold) -> Option<Vec<u64>>,
     ) {
         for (hold, class) in &task.holds {
             let once = (task.holds.iter())
@@ -88,12 +87,7 @@ impl<'s> Book<'s> {
                 self.count("recursive, or of another class");
                 continue;
             };
-            let key = Hold {
-                lock: hold.lock.0,
-                tid: hold.task.tid.0,
-                _pad: 0,
-            };
-            let Some(stack) = acquired(&key) else {
+            let Some(stack) = acquired(hold) else {
                 self.count("acquired nobody knows how");
                 continue;
             };

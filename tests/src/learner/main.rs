@@ -26,6 +26,7 @@ use lockwatch::{
     stream::TracedHolds,
     survey::Surveyor,
 };
+use lockwatch_ebpf::acquisitions::Hold;
 use lockwatch_tests::{trial::Lab, truth::Scenario};
 
 use self::{acquisitions::Acquisitions, book::Book, measure::Variant, work::Workers};
@@ -77,6 +78,10 @@ const LOOKS: u32 = 4;
 /// Looks between two stalls.
 const LOOKS_BETWEEN: u32 = 20;
 
+/// Our program and the tracker's, at one return, are not further apart: one stack is unwound
+/// in between.
+const AT_ONCE_NS: u64 = 2_000_000;
+
 const PAUSE: Duration = Duration::from_millis(5);
 
 fn main() -> ExitCode {
@@ -102,6 +107,7 @@ fn learn(time: Duration) -> Result<()> {
     let mmap_lock = layout.mm.mmap_lock;
     let mut probes = HoldProbes::load(&plan, &layout.task, mmap_lock, &btf)?
         .context("nothing tracks holds on this kernel")?;
+    let of_tracker = acquisitions::missed();
     // Whoever is in the tracker's state is in ours.
     let mut acquisitions = Acquisitions::attach(&plan, mmap_lock, &btf)?;
     probes.attach()?;
@@ -120,8 +126,11 @@ fn learn(time: Duration) -> Result<()> {
             )?;
             let stacks = &mut acquisitions;
             book.enter(&resting, |hold| {
-                let &(_, id) = acquired.iter().find(|(of, _)| of == hold)?;
-                stacks.stack(id)
+                let same = |of: &Hold| of.lock == hold.lock.0 && of.tid == hold.task.tid.0;
+                let (_, how) = acquired.iter().find(|(of, _)| same(of))?;
+                // Of another acquisition, if ours or the tracker's program was left out.
+                let at_once = hold.since_ns.abs_diff(how.at_ns) < AT_ONCE_NS;
+                at_once.then(|| stacks.stack(how.stack)).flatten()
             });
             looks += 1;
             thread::sleep(PAUSE);
@@ -143,6 +152,13 @@ fn learn(time: Duration) -> Result<()> {
         }
     }
     drop(workers);
+    let missed = |tracker: bool| -> u64 {
+        let all = acquisitions::missed();
+        let of = all
+            .iter()
+            .filter(|(id, _)| of_tracker.contains_key(*id) == tracker);
+        of.map(|(_, times)| times).sum()
+    };
     for (acquired, released) in acquisitions.ended() {
         let (acquired, released) = (acquisitions.stack(acquired), acquisitions.stack(released));
         if let (Some(acquired), Some(released)) = (acquired, released) {
@@ -150,9 +166,10 @@ fn learn(time: Duration) -> Result<()> {
         }
     }
     eprintln!(
-        "hold-learner: {looks} looks; {}; {} runs of programs missed",
+        "hold-learner: {looks} looks; {}; runs missed: {} of the tracker, {} of the learner",
         book.sum(),
-        acquisitions::missed()
+        missed(true),
+        missed(false)
     );
     let release = rustix::system::uname();
     let lessons = book.lessons(&release.release().to_string_lossy());
