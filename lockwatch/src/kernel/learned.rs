@@ -31,6 +31,10 @@ const KERNELS: &[(&str, &str)] = &[
     ("6.12", include_str!("learned/6.12.json")),
     ("6.12-rt", include_str!("learned/6.12-rt.json")),
     ("6.18", include_str!("learned/6.18.json")),
+    (
+        "6.18-restricted",
+        include_str!("learned/6.18-restricted.json"),
+    ),
     ("7.3", include_str!("learned/7.3.json")),
     ("7.3-rt", include_str!("learned/7.3-rt.json")),
 ];

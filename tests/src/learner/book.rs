@@ -4,14 +4,20 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use lockwatch::{
     kernel::{
-        learned::{Lessons, Pair},
+        hold_frames,
+        learned::{Lesson, Lessons, Pair, lesson},
         lock_functions::is_lock_function,
         symbols::{Place, Symbols},
     },
     lock::LockMode,
-    survey::{TracedHold, study::Resting},
+    survey::{
+        TracedHold,
+        study::{Claim, Resting},
+    },
     task::TaskKey,
 };
+
+use serde::Serialize;
 
 use crate::align::parting;
 
@@ -26,6 +32,30 @@ struct Tally {
     sites: BTreeSet<(u64, u64)>,
 }
 
+/// How the tables that lockwatch has would have judged what was observed.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Trial {
+    /// Locks of known classes that sleeping tasks held for read.
+    held: u32,
+    /// Of these, how many a table tells.
+    by_hand: u32,
+    by_learned: u32,
+    by_either: u32,
+    /// Locks that sleeping tasks pointed at and did not hold.
+    carried: u32,
+    /// Of these, how many a table would call held.
+    wrong_by_hand: u32,
+    wrong_by_learned: u32,
+}
+
+/// Everything.
+#[derive(Debug, Serialize)]
+pub(crate) struct Account {
+    #[serde(flatten)]
+    lessons: Lessons,
+    trial: Trial,
+}
+
 /// The observations so far.
 #[derive(Debug)]
 pub(crate) struct Book<'s> {
@@ -36,6 +66,7 @@ pub(crate) struct Book<'s> {
     dropped: BTreeSet<(String, String)>,
     /// Sleeps with a lock held for read that say nothing, by why.
     mute: BTreeMap<&'static str, u32>,
+    trial: Trial,
 }
 
 impl<'s> Book<'s> {
@@ -46,6 +77,7 @@ impl<'s> Book<'s> {
             pairs: BTreeMap::new(),
             dropped: BTreeSet::new(),
             mute: BTreeMap::new(),
+            trial: Trial::default(),
         }
     }
 
@@ -87,6 +119,14 @@ impl<'s> Book<'s> {
                 self.count("recursive, or of another class");
                 continue;
             };
+            self.trial.held += 1;
+            let claim = task.claims.iter().find(|claim| claim.lock == hold.lock);
+            if let Some(claim) = claim {
+                let (hand, learned) = self.judged(&task.frames, claim);
+                self.trial.by_hand += u32::from(hand);
+                self.trial.by_learned += u32::from(learned);
+                self.trial.by_either += u32::from(hand || learned);
+            }
             let Some(stack) = acquired(hold) else {
                 self.count("acquired nobody knows how");
                 continue;
@@ -99,7 +139,6 @@ impl<'s> Book<'s> {
                 self.count("at a lock or in an interrupt");
                 continue;
             };
-            let claim = task.claims.iter().find(|claim| claim.lock == hold.lock);
             let is_held = claim
                 .is_some_and(|claim| claim.is_held == Some(true) && claim.frames.contains(&frame));
             let is_unlinked = !task.points_at(hold.lock, frame);
@@ -118,15 +157,42 @@ impl<'s> Book<'s> {
 
     fn enter_carried(&mut self, task: &Resting) {
         for claim in &task.claims {
-            if claim.is_held != Some(false) {
+            if claim.is_held != Some(false) || claim.frames.is_empty() {
                 continue;
             }
+            let (hand, learned) = self.judged(&task.frames, claim);
+            self.trial.carried += 1;
+            self.trial.wrong_by_hand += u32::from(hand);
+            self.trial.wrong_by_learned += u32::from(learned);
             for &frame in &claim.frames {
                 if let Some((place, callee)) = self.pair(&task.frames, frame) {
                     self.tally(&claim.class.to_string(), &place, callee).carried += 1;
                 }
             }
         }
+    }
+
+    /// Whether the hand-made table would name a task as holder of a lock it points at, and
+    /// whether the learned one would.
+    fn judged(&self, frames: &[u64], claim: &Claim) -> (bool, bool) {
+        let table = hold_frames::of_class(&claim.class);
+        let pairs = || {
+            (claim.frames.iter()).filter_map(|&frame| {
+                let place = self.symbols.place_of_return(frames[frame])?;
+                let inner = frame.checked_sub(1).map(|inner| frames[inner]);
+                Some((
+                    place,
+                    inner.map_or("", |inner| self.symbols.stem_of_return(inner)),
+                ))
+            })
+        };
+        let hand = pairs().any(|(place, callee)| {
+            (table.iter()).any(|known| known.function == place.stem && known.holds_in(callee))
+        });
+        let learned = pairs().any(|(place, callee)| {
+            matches!(lesson(&claim.class, &place, callee), Some(Lesson::Holds(_)))
+        });
+        (hand, learned)
     }
 
     /// Enters with which stacks a lock was acquired and released.
@@ -152,7 +218,8 @@ impl<'s> Book<'s> {
     }
 
     /// The place of a frame and the stem of what it calls; `None` where that is a lock's
-    /// own function, a program at one, or an interrupt: these say nothing of the place.
+    /// own function, a tracepoint or a program at one, or an interrupt: these say nothing of
+    /// the place.
     fn pair(&self, frames: &[u64], frame: usize) -> Option<(Place<'s>, &'s str)> {
         let place = self.symbols.place_of_return(frames[frame])?;
         let Some(inner) = frame.checked_sub(1) else {
@@ -160,7 +227,9 @@ impl<'s> Book<'s> {
         };
         let callee = self.symbols.place_of_return(frames[inner])?.stem;
         let says_nothing = is_lock_function(callee)
-            || callee.starts_with("asm_")
+            || ["asm_", "__traceiter_", "__mmap_lock_do_trace_"]
+                .iter()
+                .any(|beginning| callee.starts_with(beginning))
             || [place.stem, callee]
                 .iter()
                 .any(|stem| stem.starts_with("bpf_prog_") || stem.starts_with("bpf_trampoline_"));
@@ -195,12 +264,12 @@ impl<'s> Book<'s> {
     }
 
     /// Everything, in order.
-    pub(crate) fn lessons(&self, release: &str) -> Lessons {
+    pub(crate) fn account(&self, release: &str) -> Account {
         let pairs = self
             .pairs
             .iter()
             .filter(|(_, tally)| tally.held + tally.carried + tally.unlinked > 0);
-        Lessons {
+        let lessons = Lessons {
             release: release.to_owned(),
             pairs: pairs
                 .map(|((class, function, callee), tally)| Pair {
@@ -214,6 +283,10 @@ impl<'s> Book<'s> {
                 })
                 .collect(),
             dropped: self.dropped.iter().cloned().collect(),
+        };
+        Account {
+            lessons,
+            trial: self.trial,
         }
     }
 }

@@ -172,7 +172,7 @@ fn learn(time: Duration) -> Result<()> {
         missed(false)
     );
     let release = rustix::system::uname();
-    let lessons = book.lessons(&release.release().to_string_lossy());
-    println!("{}", serde_json::to_string(&lessons)?);
+    let account = book.account(&release.release().to_string_lossy());
+    println!("{}", serde_json::to_string(&account)?);
     Ok(())
 }

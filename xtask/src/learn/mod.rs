@@ -21,7 +21,8 @@ use crate::workspace::{self, Workspace};
 /// traces every acquisition, makes the stall lab's stalls and some work besides, and looks
 /// at the stacks of all tasks at rest. What it learned is written to
 /// lockwatch/src/kernel/learned/KERNEL.json; a kernel that is new there is to be listed in
-/// learned.rs.
+/// learned.rs. It also says how the tables that lockwatch has now would have judged what was
+/// observed: what they learned in an earlier run is tried on another one.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Which kernels, such as 6.12 or 7.3-rt [default: all]
@@ -153,11 +154,20 @@ fn text(lessons: &Value) -> Result<String> {
 fn count(lessons: &Value) -> String {
     let pairs = lessons["pairs"].as_array().map_or(&[][..], Vec::as_slice);
     let with = |key: &str| pairs.iter().filter(|pair| pair.get(key).is_some()).count();
+    let trial = &lessons["trial"];
     format!(
-        "{} pairs held, {} carried, {} unlinked",
+        "{} pairs held, {} carried, {} unlinked; of {} holds the tables had known {} by hand, {} \
+         learned, {} either; of {} others they had accused {} by hand, {} learned",
         with("held"),
         with("carried"),
-        with("unlinked")
+        with("unlinked"),
+        trial["held"],
+        trial["by_hand"],
+        trial["by_learned"],
+        trial["by_either"],
+        trial["carried"],
+        trial["wrong_by_hand"],
+        trial["wrong_by_learned"]
     )
 }
 
@@ -202,6 +212,6 @@ mod tests {
         let text = text(&lessons).unwrap();
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), lessons);
         assert_eq!(text.lines().count(), 10);
-        assert_eq!(count(&lessons), "1 pairs held, 1 carried, 0 unlinked");
+        assert!(count(&lessons).starts_with("1 pairs held, 1 carried, 0 unlinked;"));
     }
 }
