@@ -214,6 +214,8 @@ pub enum EvidenceKind {
     FaultFlags,
     /// It is inside a function that holds this class of lock at that point.
     HoldFrame,
+    /// It is at a place in a function where tasks were seen holding this class of lock.
+    LearnedFrame,
     /// The lock remembers it as the last one that took it (a semaphore's `last_holder`).
     LastHolder,
     /// The lock's address lies in a live frame.

@@ -6,6 +6,7 @@ mod deb;
 mod demo;
 mod ebpf;
 mod kernels;
+mod learn;
 mod mutation;
 mod packages;
 mod process;
@@ -40,6 +41,7 @@ enum Verb {
     Vm(vm::Args),
     Verified(verified::Args),
     Kernels(kernels::Args),
+    Learn(learn::Args),
     #[command(hide = true)]
     VmVerified(verified::WitnessArgs),
     #[command(hide = true)]
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         Verb::Mutation(args) => mutation::run(&args),
         Verb::Vm(args) => vm::run(&args),
         Verb::Kernels(args) => kernels::run(&args),
+        Verb::Learn(args) => learn::run(&args),
         Verb::Verified(args) => verified::run(&args),
         Verb::VmVerified(args) => verified::witness(&args).map(|()| ExitCode::SUCCESS),
         Verb::VmDemo(args) => demo::run_in_machine(&args),

@@ -1,5 +1,6 @@
 //! The shared types, one file per object.
 
+pub mod acquisitions;
 pub mod edge;
 pub mod holds;
 pub mod stream;

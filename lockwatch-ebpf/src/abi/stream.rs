@@ -83,8 +83,8 @@ pub struct Code {
     pub len: u64,
 }
 
-/// Functions there is room for: three, and the parts that a compiler splits off.
-pub const RT_WRITERS: usize = 8;
+/// Functions there is room for: five names, and the parts that a compiler splits off.
+pub const RT_WRITERS: usize = 12;
 
 /// How a returned value tells whether the lock was acquired.
 pub mod outcome {

@@ -69,7 +69,7 @@ pub(super) fn is_wanted_for_write(ctx: &impl EbpfContext) -> bool {
                     < global!(RT_WRITERS[$index].len);)*
             };
         }
-        is_in!(0 1 2 3 4 5 6 7);
+        is_in!(0 1 2 3 4 5 6 7 8 9 10 11);
     }
     writes
 }

@@ -83,6 +83,12 @@ pub(super) fn begin(key: &WaitKey, tgid: u32, start_time_ns: u64, wait_flags: u3
     }
 }
 
+/// Takes out a wait that turns out to be none of ours.
+#[inline(always)]
+pub(super) fn forget(key: &WaitKey) {
+    let _ = WAITS.remove(key);
+}
+
 /// Adds flags to an open wait of this task; false if none is open on this very lock.
 #[inline(always)]
 pub(super) fn mark(key: &WaitKey, with: u32) -> bool {

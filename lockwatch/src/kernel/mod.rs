@@ -8,6 +8,7 @@ pub mod capabilities;
 pub mod fault;
 pub mod hold_frames;
 pub mod layout;
+pub mod learned;
 pub mod lock_functions;
 pub mod locks;
 pub mod memory;

@@ -46,6 +46,19 @@ struct Range32 {
     end: u32,
 }
 
+/// A place in a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place<'s> {
+    /// Stem of the function's name.
+    pub stem: &'s str,
+    /// Where the function starts.
+    pub start: u64,
+    /// How far in the place is, in bytes.
+    pub offset: u64,
+    /// Bytes up to the next symbol.
+    pub size: u64,
+}
+
 /// The symbol table, sorted by address.
 #[derive(Debug)]
 pub struct Symbols {
@@ -142,6 +155,23 @@ impl Symbols {
             .map_or("", |(name, _)| stem(name))
     }
 
+    /// The function that a return address returns into, and where in it.
+    pub fn place_of_return(&self, address: u64) -> Option<Place<'_>> {
+        let inside = address.wrapping_sub(1);
+        let (name, offset) = self.function_at(inside)?;
+        let start = inside - offset;
+        let after = self
+            .entries
+            .partition_point(|entry| entry.address <= inside);
+        let end = self.entries.get(after).map_or(start, |next| next.address);
+        Some(Place {
+            stem: stem(name),
+            start,
+            offset: offset + 1,
+            size: end - start,
+        })
+    }
+
     /// The symbol that starts exactly here, of any kind.
     pub fn exact(&self, address: u64) -> Option<&str> {
         let entry = self.entry_at(address)?;
@@ -221,6 +251,13 @@ mod tests {
             "data is no function"
         );
         assert_eq!(symbols.function_at(0x1000), None);
+        let place = Place {
+            stem: "rwsem_down_read_slowpath",
+            start: 0xffff_ffff_8100_0200,
+            offset: 0x100,
+            size: 0x100,
+        };
+        assert_eq!(symbols.place_of_return(place.start + 0x100), Some(place));
         assert_eq!(symbols.exact(0xffff_ffff_8200_0000), Some("some_data"));
         assert_eq!(symbols.exact(0xffff_ffff_8200_0008), None);
     }

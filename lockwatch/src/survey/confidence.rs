@@ -34,7 +34,9 @@ pub const fn strength(kind: EvidenceKind) -> Strength {
     match kind {
         EvidenceKind::WriterOwner | EvidenceKind::Granted => Strength::Proof,
         EvidenceKind::ReaderOwner | EvidenceKind::TracedAcquire => Strength::Word,
-        EvidenceKind::FaultFlags | EvidenceKind::HoldFrame => Strength::Knowledge,
+        EvidenceKind::FaultFlags | EvidenceKind::HoldFrame | EvidenceKind::LearnedFrame => {
+            Strength::Knowledge
+        }
         EvidenceKind::LastHolder | EvidenceKind::LockWord | EvidenceKind::ObjectWord => {
             Strength::Hint
         }

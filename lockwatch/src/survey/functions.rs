@@ -3,7 +3,7 @@
 use rustc_hash::FxHashMap;
 
 use crate::{
-    kernel::symbols::{Symbols, stem},
+    kernel::symbols::{Place, Symbols, stem},
     survey::look::TaskLook,
 };
 
@@ -46,6 +46,11 @@ impl<'a> Functions<'a> {
             .iter()
             .map(|frame| self.stem(frame.return_address))
             .collect()
+    }
+
+    /// The place that a return address returns to.
+    pub(super) fn place(&self, address: u64) -> Option<Place<'a>> {
+        self.symbols.place_of_return(address)
     }
 
     /// As a report shows it: `function+0x1f`, or the bare address.

@@ -6,6 +6,7 @@ use crate::{
         fault::{FAULT_FRAMES, FaultFlags, FaultHold},
         hold_frames::{self, HoldFrame},
         layout::Layout,
+        learned::{Lesson, lesson},
         locks::{OwnerIs, RT_RWSEM_ASKS, RWSEM_SLOW_PATHS},
         memory::{KernelMemory, MemoryError, word},
     },
@@ -248,18 +249,85 @@ fn on_stack(
             reason(EvidenceKind::ObjectWord, Some(found.known.function), None)
         }]);
     }
+    if let Some(found) = learned_frame(scene, task, &stems, askers, lock, &hits)? {
+        return Ok(vec![found]);
+    }
     let idle = stems
         .first()
         .is_some_and(|function| hold_frames::holds_nothing(function));
-    if idle {
+    if idle || only_carries(scene, task, &stems, lock, &hits) {
         return Ok(Vec::new());
     }
     Ok(hits.as_evidence(scene.functions, task))
 }
 
+/// As [`hold_frame`], by what was learned on real kernels. No address space is taken for
+/// the task's own here: it has to be shown. And nothing is believed of a function that is in
+/// a page fault: where a fault could not be asked ([`fault`]), it may have dropped the lock.
+fn learned_frame(
+    scene: &mut Scene<'_, '_>,
+    task: &TaskLook,
+    stems: &[&str],
+    from: usize,
+    lock: &Identity,
+    hits: &Hits,
+) -> Result<Option<Evidence>, MemoryError> {
+    for index in from..stems.len() {
+        let end = frame_end(task, index);
+        let in_fault = FAULT_FRAMES
+            .iter()
+            .any(|fault| stems[..index].contains(fault));
+        if in_fault && lock.class == LockClass::MmapLock {
+            return Ok(None);
+        }
+        if !hits.any_before(end) || stems[..index].contains(&stems[index]) {
+            continue;
+        }
+        let Some(Lesson::Holds(kernels)) = learned(scene, task, stems, lock, index) else {
+            continue;
+        };
+        let words = &scene.look.words(task)[..end];
+        let frame = Some(stems[index]);
+        // Another one's lock, or this one's.
+        if link::points_at_another(lock, words, scene.look, scene.layout, scene.memory)? {
+            return Ok(Some(reason(EvidenceKind::ObjectWord, frame, None)));
+        }
+        let names: Vec<&str> = kernels.names().collect();
+        let learned_on = Some(names.join(", "));
+        return Ok(Some(reason(EvidenceKind::LearnedFrame, frame, learned_on)));
+    }
+    Ok(None)
+}
+
+/// Whether every frame from the innermost that has a hit outwards is known to carry such
+/// pointers without holding. One that is not known may hold.
+fn only_carries(
+    scene: &Scene<'_, '_>,
+    task: &TaskLook,
+    stems: &[&str],
+    lock: &Identity,
+    hits: &Hits,
+) -> bool {
+    let mut inside = (0..stems.len()).filter(|&index| hits.any_before(frame_end(task, index)));
+    let carries = |index| learned(scene, task, stems, lock, index) == Some(Lesson::Carries);
+    inside.clone().next().is_some() && inside.all(carries)
+}
+
+fn learned(
+    scene: &Scene<'_, '_>,
+    task: &TaskLook,
+    stems: &[&str],
+    lock: &Identity,
+    index: usize,
+) -> Option<Lesson> {
+    let place = scene.functions.place(task.frames[index].return_address)?;
+    let callee = index.checked_sub(1).map_or("", |callee| stems[callee]);
+    lesson(&lock.class, &place, callee)
+}
+
 /// How many of a task's first frames say nothing of what it holds: the lock's own functions,
 /// and the one that asks for an rwsem, which may be the very lock.
-fn askers(functions: &mut Functions<'_>, look: &Look, task: &TaskLook) -> usize {
+pub(super) fn askers(functions: &mut Functions<'_>, look: &Look, task: &TaskLook) -> usize {
     let Some(asking) = Asking::of(functions, look, task) else {
         return 0;
     };
@@ -343,19 +411,23 @@ fn hold_frame(
             return None;
         }
         let callee = index.checked_sub(1).map_or("", |callee| stems[callee]);
-        // The outermost frame has no known end; what it calls has.
-        let end = task
-            .frames
-            .get(index + 1)
-            .map_or(task.frames[index].at, |outer| outer.at);
+        let end = frame_end(task, index);
         let linked = (own_mm && known.own_mm) || hits.any_before(end);
         (known.holds_in(callee) && linked).then_some(Found { known, end })
     })
 }
 
+/// Words from the stack pointer to the end of a frame.
+pub(super) fn frame_end(task: &TaskLook, index: usize) -> usize {
+    // The outermost frame has no known end; what it calls has.
+    task.frames
+        .get(index + 1)
+        .map_or(task.frames[index].at, |outer| outer.at)
+}
+
 /// The verdict of a page fault on this address space or VMA, if the task is in one.
 /// `Some(empty)` means: it is in one, and holds nothing.
-fn fault(
+pub(super) fn fault(
     scene: &mut Scene<'_, '_>,
     lock: &Identity,
     task: &TaskLook,

@@ -17,6 +17,7 @@ mod paths;
 mod queue;
 mod stack;
 mod stuck;
+pub mod study;
 mod surveyor;
 mod writers;
 

@@ -69,16 +69,19 @@ pub enum SurveyError {
     /// Kernel memory could not be read.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// A study without its tracer is worth nothing.
+    #[error("the traced holds could not be read")]
+    Holds(#[source] std::io::Error),
 }
 
 /// Everything a survey needs, loaded: it can be asked again and again.
 #[derive(Debug)]
 pub struct Surveyor {
-    layout: Layout,
-    symbols: Arc<Symbols>,
-    rows: Vec<Row>,
-    probes: SurveyProbes,
-    holds: Option<Box<dyn HoldSource>>,
+    pub(super) layout: Layout,
+    pub(super) symbols: Arc<Symbols>,
+    pub(super) rows: Vec<Row>,
+    pub(super) probes: SurveyProbes,
+    pub(super) holds: Option<Box<dyn HoldSource>>,
 }
 
 /// Looks beyond the second, where a queue could not be read.

@@ -20,10 +20,17 @@ use crate::process::say;
 use crate::workspace::Workspace;
 
 /// The bins of lockwatch-ebpf; each one becomes an object.
-const OBJECTS: [&str; 5] = ["survey", "stream", "holds", "holds_by_tid", "edge"];
+const OBJECTS: [&str; 6] = [
+    "survey",
+    "stream",
+    "holds",
+    "holds_by_tid",
+    "edge",
+    "acquisitions",
+];
 
-/// Those that only the live tests load.
-const TEST_OBJECTS: [&str; 1] = ["edge"];
+/// Those that only the live tests and the learner load.
+const TEST_OBJECTS: [&str; 2] = ["edge", "acquisitions"];
 
 /// More than these say nothing new.
 const DIFFERENCES_SHOWN: usize = 20;

@@ -44,10 +44,10 @@ if [ -f /script ]; then
     off 0
 fi
 
-while read -r fact command; do
+while read -r fact limit command; do
     printf '\n@@vm fact %s\n' "$fact"
     # shellcheck disable=SC2086 # a command and its arguments
-    timeout -s KILL 180 $command </dev/null
+    timeout -s KILL "$limit" $command </dev/null
     printf '\n@@vm told %s\n' $?
 done </facts
 

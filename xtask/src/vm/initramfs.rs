@@ -10,7 +10,6 @@ use super::cpio::Archive;
 use super::image::Image;
 use super::programs::{self, Target};
 use crate::packages::{self, Program};
-use crate::workspace::Workspace;
 
 /// The first process.
 const INIT: &str = include_str!("init.sh");
@@ -36,11 +35,10 @@ const TOOLS: [Program; 3] = [
 /// What a machine does once it has booted.
 #[derive(Debug)]
 pub(crate) enum Work<'w> {
-    /// Runs these tests, each no longer than that many seconds; before them, if it shall,
-    /// it tells [`FACTS`].
+    /// Tells these facts, and runs these tests, each no longer than that many seconds.
     Tests {
         tests: &'w [PlannedTest],
-        facts: bool,
+        facts: &'w [Question],
     },
     /// Runs a shell script instead, to look around.
     Script(&'w str),
@@ -49,10 +47,33 @@ pub(crate) enum Work<'w> {
 /// Subjects of what a machine tells of its kernel, and the commands that do.
 pub(crate) const VERIFIED: &str = "verified";
 pub(crate) const CHECK: &str = "check";
-const FACTS: [(&str, &str); 2] = [
-    (VERIFIED, "xtask vm-verified"),
-    (CHECK, "lockwatch check --format json"),
-];
+
+/// What every machine is asked of its kernel.
+pub(crate) fn facts() -> [Question; 2] {
+    [
+        Question::new(VERIFIED, "xtask vm-verified"),
+        Question::new(CHECK, "lockwatch check --format json"),
+    ]
+}
+
+/// A command that tells something in JSON.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Question {
+    pub(crate) subject: &'static str,
+    pub(crate) command: String,
+    /// It is killed after so many seconds, by the guest's clock.
+    pub(crate) limit_s: u64,
+}
+
+impl Question {
+    fn new(subject: &'static str, command: &str) -> Self {
+        Self {
+            subject,
+            command: command.to_owned(),
+            limit_s: 180,
+        }
+    }
+}
 
 /// One test that is to be run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,8 +91,13 @@ pub(crate) struct Base {
 }
 
 impl Base {
-    /// Gathers programs and libraries; `work` is for files in between.
-    pub(crate) fn gather(workspace: &Workspace, targets: &[Target], work: &Path) -> Result<Self> {
+    /// Gathers programs and libraries, `own` by their names in the machine; `work` is for
+    /// files in between.
+    pub(crate) fn gather(
+        own: &[(String, PathBuf)],
+        targets: &[Target],
+        work: &Path,
+    ) -> Result<Self> {
         let busybox = Program {
             name: "busybox",
             package: "busybox-static",
@@ -81,14 +107,14 @@ impl Base {
         let tools: &[Program] = if targets.is_empty() { &[] } else { &TOOLS };
         packages::ensure(&[&[busybox], tools].concat())?;
         let busybox = packages::path(busybox.name)?;
-        let own = ["lockwatch", "stall-lab"].map(|name| (name, workspace.release_binary(name)));
         let xtask = std::env::current_exe().context("cannot find our own program")?;
         let tests = targets
             .iter()
-            .map(|target| (target.name.as_str(), target.binary.clone()));
+            .map(|target| (target.name.clone(), target.binary.clone()));
         let mut files = Vec::new();
         let mut binaries = vec![busybox.clone()];
-        for (name, binary) in own.into_iter().chain([("xtask", xtask)]).chain(tests) {
+        let xtask = [("xtask".to_owned(), xtask)];
+        for (name, binary) in own.iter().cloned().chain(xtask).chain(tests) {
             files.push((format!("/bin/{name}"), programs::stripped(&binary, work)?));
             binaries.push(binary);
         }
@@ -132,10 +158,9 @@ impl Base {
         match work {
             Work::Tests { tests, facts } => {
                 archive.file("plan", plan(tests).as_bytes());
-                let facts = if *facts { &FACTS[..] } else { &[] };
                 let lines = facts
                     .iter()
-                    .map(|(subject, command)| format!("{subject} {command}\n"));
+                    .map(|one| format!("{} {} {}\n", one.subject, one.limit_s, one.command));
                 archive.file("facts", lines.collect::<String>().as_bytes());
             }
             Work::Script(script) => archive.file("script", script.as_bytes()),

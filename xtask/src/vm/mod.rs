@@ -28,6 +28,7 @@ use self::archive::Archive;
 use self::catalogue::{KERNELS, Kernel};
 use self::image::Image;
 use self::initramfs::Base;
+pub(crate) use self::initramfs::Question;
 use self::outcome::{Count, Outcome, Table};
 use self::run::Runner;
 use self::settings::Settings;
@@ -80,6 +81,12 @@ pub(crate) enum Errand<'e> {
     Tests { filter: &'e [String] },
     /// What the machine tells of its kernel.
     Facts,
+    /// What one command tells of each kernel, with these programs besides, by their names in
+    /// the machine.
+    Ask {
+        question: &'e Question,
+        programs: &'e [(String, PathBuf)],
+    },
     /// A shell script, whose lines are printed; bare, without the kernel's name before them.
     Script { text: &'e str, bare: bool },
 }
@@ -163,6 +170,24 @@ pub(crate) fn loaded(names: &[String]) -> Result<Vec<(String, Result<Loaded, Str
         .collect())
 }
 
+/// What a command tells of each of the named kernels (all, if none), or why it does not.
+pub(crate) fn ask<T: serde::de::DeserializeOwned>(
+    workspace: &Workspace,
+    names: &[String],
+    question: &Question,
+    programs: &[(String, PathBuf)],
+) -> Result<Vec<(String, Result<T, String>)>> {
+    let errand = Errand::Ask { question, programs };
+    let outcomes = send(workspace, &chosen(names)?, &Settings::USUAL, &errand)?;
+    Ok(outcomes
+        .iter()
+        .map(|outcome| {
+            let name = outcome.kernel.name.to_owned();
+            (name, outcome.fact(question.subject))
+        })
+        .collect())
+}
+
 /// Runs a shell script on one kernel, prints what it says, and gives its exit code.
 pub(crate) fn script(workspace: &Workspace, kernel: &str, text: &str) -> Result<bool> {
     let kernels = chosen(&[kernel.to_owned()])?;
@@ -181,7 +206,7 @@ fn send(
     packages::ensure(&[QEMU])?;
     let images = fetch(kernels, &cache()?)?;
     let targets = timed("building what runs in the machines", || match errand {
-        Errand::Script { bare: true, .. } | Errand::Facts => {
+        Errand::Script { bare: true, .. } | Errand::Facts | Errand::Ask { .. } => {
             programs::build(workspace).map(|()| Vec::new())
         }
         Errand::Tests { .. } | Errand::Script { .. } => {
@@ -191,7 +216,13 @@ fn send(
     let home = home(workspace);
     fs::create_dir_all(&home).with_context(|| format!("cannot create {}", home.display()))?;
     let _logs = cache::lock(&home)?;
-    let base = Base::gather(workspace, &targets, &home)?;
+    let mut own: Vec<(String, PathBuf)> = ["lockwatch", "stall-lab"]
+        .map(|name| (name.to_owned(), workspace.release_binary(name)))
+        .to_vec();
+    if let Errand::Ask { programs, .. } = errand {
+        own.extend(programs.iter().cloned());
+    }
+    let base = Base::gather(&own, &targets, &home)?;
     let runner = Runner {
         settings,
         errand,

@@ -80,7 +80,7 @@ impl Runner<'_> {
             outcome.runs.push(not_run(test));
         }
         outcome.facts = transcript.facts;
-        if self.wants_facts() {
+        if self.is_about_kernels() {
             outcome.runs.push(self.verified(&outcome));
         }
         if let Some(trouble) = &outcome.trouble {
@@ -90,11 +90,11 @@ impl Runner<'_> {
     }
 
     /// A part of the tests says nothing of a kernel as a whole.
-    fn wants_facts(&self) -> bool {
+    fn is_about_kernels(&self) -> bool {
         match self.errand {
             Errand::Facts => true,
             Errand::Tests { filter } => filter.is_empty(),
-            Errand::Script { .. } => false,
+            Errand::Script { .. } | Errand::Ask { .. } => false,
         }
     }
 
@@ -164,6 +164,12 @@ impl Runner<'_> {
     ) -> Result<Ending> {
         let logs = self.home.join(kernel.name);
         fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
+        let of_kernels = initramfs::facts();
+        let facts = match self.errand {
+            Errand::Ask { question, .. } => std::slice::from_ref(*question),
+            _ if self.is_about_kernels() => &of_kernels,
+            _ => &[],
+        };
         let (work, prefix) = match self.errand {
             Errand::Script { text, bare } => {
                 let prefix = if *bare {
@@ -173,8 +179,7 @@ impl Runner<'_> {
                 };
                 (Work::Script(text), Some(prefix))
             }
-            Errand::Tests { .. } | Errand::Facts => {
-                let facts = self.wants_facts();
+            Errand::Tests { .. } | Errand::Facts | Errand::Ask { .. } => {
                 let tests = planned;
                 (Work::Tests { tests, facts }, None)
             }

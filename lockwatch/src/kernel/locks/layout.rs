@@ -180,6 +180,17 @@ pub struct LockLayouts {
 }
 
 impl LockLayouts {
+    /// The words of an rwsem, and its size in bytes.
+    pub fn rwsem(&self) -> Option<(WordLayout, usize)> {
+        let queued = self
+            .queued
+            .iter()
+            .find(|layout| layout.kind == LockKind::Rwsem)
+            .map(|layout| (layout.word, layout.size));
+        let rt = self.rt_rwsem.as_ref().map(|rt| (rt.word, rt.size));
+        queued.or(rt)
+    }
+
     /// Chooses the form of each lock. One that this kernel spells in an unknown way is left
     /// out, with a line that says so; an rwsem nobody knows is an error.
     ///

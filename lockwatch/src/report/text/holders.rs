@@ -111,6 +111,11 @@ fn reason(evidence: &Evidence) -> String {
         (EvidenceKind::TracedAcquire, _) => "it was seen taking the lock".to_owned(),
         (EvidenceKind::FaultFlags, _) => "its page fault holds the lock".to_owned(),
         (EvidenceKind::HoldFrame, Some(frame)) => format!("{frame} holds this lock there"),
+        (EvidenceKind::LearnedFrame, Some(frame)) => match &evidence.value {
+            Some(kernels) => format!("{frame} was seen holding this lock there, on {kernels}"),
+            None => format!("{frame} was seen holding this lock there"),
+        },
+        (EvidenceKind::LearnedFrame, None) => "it is where tasks hold this lock".to_owned(),
         (EvidenceKind::HoldFrame, None) => "it is in code that holds this lock".to_owned(),
         (EvidenceKind::LastHolder, _) => "the last one that took it".to_owned(),
         (EvidenceKind::LockWord, Some(frame)) => {
@@ -125,8 +130,14 @@ fn reason(evidence: &Evidence) -> String {
         }
     };
     match (evidence.kind, &evidence.value) {
-        // The owner word adds nothing for a person.
-        (EvidenceKind::WriterOwner | EvidenceKind::ReaderOwner | EvidenceKind::LastHolder, _)
+        // The owner word adds nothing for a person; where it was learned is told above.
+        (
+            EvidenceKind::WriterOwner
+            | EvidenceKind::ReaderOwner
+            | EvidenceKind::LastHolder
+            | EvidenceKind::LearnedFrame,
+            _,
+        )
         | (_, None) => words,
         (EvidenceKind::FaultFlags, Some(flags)) => format!("{words}, flags {flags}"),
         (_, Some(value)) => format!("{words}: {value}"),

@@ -1,0 +1,35 @@
+//! The object of the learner of hold frames, no part of lockwatch: keeps with which stack
+//! each task has acquired what it holds, and with which it was released.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(
+        clippy::needless_pass_by_value,
+        reason = "aya's macros hand contexts over by value"
+    )
+)]
+
+#[cfg(target_arch = "bpf")]
+mod probes {
+    mod acquisitions;
+    mod argument;
+    mod global;
+}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+// bpf_get_stackid is GPL-only.
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {
+    eprintln!("this is a kernel object: build it with `cargo xtask ebpf`");
+}
