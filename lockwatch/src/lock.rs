@@ -210,6 +210,8 @@ pub enum EvidenceKind {
     Granted,
     /// It was seen taking the lock, and not seen releasing it.
     TracedAcquire,
+    /// It was seen taking the lock; that it released it may have been missed.
+    TracedInPart,
     /// Its page fault holds the lock, by the flags of its `vm_fault`.
     FaultFlags,
     /// It is inside a function that holds this class of lock at that point.

@@ -1,12 +1,16 @@
 //! The programs that keep who holds which rwsem, attached to the functions that acquire
 //! and release.
 
-use std::{io, process};
+use std::{
+    fs, io,
+    os::fd::{AsFd as _, AsRawFd as _},
+    process,
+};
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{HashMap, MapData, PerCpuArray},
-    programs::Iter,
+    programs::{Iter, Program},
 };
 use lockwatch_ebpf::{
     holds::{TASKS_MAX, TaskHolds, counter},
@@ -25,6 +29,9 @@ use crate::{
 
 static IN_TASK_STORAGE: &[u8] = aya::include_bytes_aligned!("object/holds.bpf.o");
 static BY_TID: &[u8] = aya::include_bytes_aligned!("object/holds_by_tid.bpf.o");
+
+/// In a program's fdinfo (kernel/bpf/syscall.c, `bpf_prog_show_fdinfo`, 5.12+).
+const MISSES: &str = "recursion_misses:";
 
 /// The iterator over the tasks' storage.
 const TASK_HOLDS: &str = "task_holds";
@@ -154,6 +161,27 @@ impl HoldProbes {
     /// Acquisitions that found no room.
     pub fn lost(&self) -> u64 {
         self.counter(counter::LOST_HOLD)
+    }
+
+    /// Runs at releases that the kernel has skipped: one of the same program was preempted
+    /// on that CPU (kernel/bpf/trampoline.c, `__bpf_prog_enter_recur`, 5.12+).
+    pub fn missed(&self) -> u64 {
+        let of = |program: &Program| -> Option<u64> {
+            let fd = program.fd().ok()?.as_fd().as_raw_fd();
+            let text = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+            let line = text.lines().find_map(|line| line.strip_prefix(MISSES));
+            line?.trim().parse().ok()
+        };
+        self.hooks
+            .iter()
+            .filter(|(_, hook)| {
+                matches!(
+                    hook.purpose,
+                    Purpose::Release { .. } | Purpose::Downgrade | Purpose::MmapReleased { .. }
+                )
+            })
+            .filter_map(|(name, _)| of(self.ebpf.program(name)?))
+            .sum()
     }
 
     /// Releases by tasks that were not known to hold the lock.

@@ -43,6 +43,11 @@ impl Hooks {
         Self(hooks.into_iter().collect())
     }
 
+    /// The programs' names and hooks, in the plan's order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &(String, Hook)> {
+        self.0.iter()
+    }
+
     /// Loads all of them, and attaches none: a refusal leaves nothing behind.
     pub(super) fn load(&self, ebpf: &mut Ebpf, btf: &Btf) -> Result<(), Refused> {
         for (name, hook) in &self.0 {

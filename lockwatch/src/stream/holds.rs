@@ -7,6 +7,7 @@ use lockwatch_ebpf::holds::{SLOTS, TaskHolds};
 use crate::{
     lock::{LockAddr, LockMode},
     probes::holds::HoldProbes,
+    stream::now_ns,
     survey::{HoldSource, TracedHold},
     task::{TaskKey, Tid},
 };
@@ -18,12 +19,38 @@ const DEPTH_MAX: u32 = 16;
 #[derive(Debug)]
 pub struct TracedHolds {
     probes: HoldProbes,
+    gap: Gap,
+}
+
+/// Releases that the programs have missed.
+#[derive(Clone, Copy, Debug, Default)]
+struct Gap {
+    /// So many, at the last reading.
+    missed: u64,
+    /// `CLOCK_MONOTONIC` ns of the first reading that gave this number: what was taken
+    /// later is surely known.
+    seen_ns: u64,
+}
+
+impl Gap {
+    fn read(self, missed: u64, now_ns: u64) -> Self {
+        if missed == self.missed {
+            return self;
+        }
+        Self {
+            missed,
+            seen_ns: now_ns,
+        }
+    }
 }
 
 impl TracedHolds {
     /// Reads from these programs.
     pub fn new(probes: HoldProbes) -> Self {
-        Self { probes }
+        Self {
+            probes,
+            gap: Gap::default(),
+        }
     }
 }
 
@@ -31,6 +58,12 @@ impl HoldSource for TracedHolds {
     fn holds(&mut self) -> io::Result<Vec<TracedHold>> {
         // Releases are asked for after the holds: one in between is not missed.
         let tasks = self.probes.snapshot().map_err(io::Error::other)?;
+        // After the holds: a release that was missed before is counted by now.
+        let gap = self.gap.read(self.probes.missed(), now_ns());
+        if gap.missed != self.gap.missed {
+            tracing::debug!("the kernel skipped {} runs at releases", gap.missed);
+        }
+        self.gap = gap;
         let lost = self.probes.lost();
         if lost > 0 {
             tracing::debug!("{lost} acquisitions found no room");
@@ -38,7 +71,7 @@ impl HoldSource for TracedHolds {
         let released_at = |lock| self.probes.released_at(lock);
         Ok(tasks
             .iter()
-            .flat_map(|task| decode(task, released_at))
+            .flat_map(|task| decode(task, gap.seen_ns, released_at))
             .collect())
     }
 }
@@ -47,6 +80,7 @@ impl HoldSource for TracedHolds {
 /// lock that somebody else has released since: that may have been this task's hold.
 fn decode(
     task: &TaskHolds,
+    gap_ns: u64,
     released_at: impl Fn(u64) -> Option<u64>,
 ) -> impl Iterator<Item = TracedHold> {
     let key = TaskKey {
@@ -70,6 +104,7 @@ fn decode(
                     LockMode::Read
                 },
                 since_ns: holds.since_ns[slot],
+                is_sure: holds.since_ns[slot] >= gap_ns,
             };
             std::iter::repeat_n(hold, reads.clamp(1, DEPTH_MAX) as usize)
         })
@@ -99,7 +134,7 @@ mod tests {
 
     fn modes(reads: u32, released_at: Option<u64>) -> Vec<LockMode> {
         let task = task(reads);
-        let holds = decode(&task, |lock| released_at.filter(|_| lock == LOCK));
+        let holds = decode(&task, 0, |lock| released_at.filter(|_| lock == LOCK));
         holds
             .inspect(|hold| {
                 let key = TaskKey {
@@ -119,6 +154,16 @@ mod tests {
         assert_eq!(modes(1, None), [LockMode::Read]);
         assert_eq!(modes(2, None), [LockMode::Read; 2]);
         assert_eq!(modes(u32::MAX, None).len(), DEPTH_MAX as usize);
+    }
+
+    #[test]
+    fn what_was_taken_before_a_gap_is_not_sure() {
+        let task = task(1);
+        let is_sure = |gap_ns| decode(&task, gap_ns, |_| None).all(|hold| hold.is_sure);
+        assert!(is_sure(0) && is_sure(20) && !is_sure(21));
+        let gap = Gap::default().read(0, 5);
+        assert_eq!(gap.seen_ns, 0, "nothing was missed");
+        assert_eq!(gap.read(3, 9).read(3, 11).seen_ns, 9);
     }
 
     #[test]

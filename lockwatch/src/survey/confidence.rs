@@ -37,9 +37,10 @@ pub const fn strength(kind: EvidenceKind) -> Strength {
         EvidenceKind::FaultFlags | EvidenceKind::HoldFrame | EvidenceKind::LearnedFrame => {
             Strength::Knowledge
         }
-        EvidenceKind::LastHolder | EvidenceKind::LockWord | EvidenceKind::ObjectWord => {
-            Strength::Hint
-        }
+        EvidenceKind::TracedInPart
+        | EvidenceKind::LastHolder
+        | EvidenceKind::LockWord
+        | EvidenceKind::ObjectWord => Strength::Hint,
     }
 }
 

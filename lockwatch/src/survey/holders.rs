@@ -96,24 +96,31 @@ fn add_traced(look: &Look, suspects: &mut Vec<Suspect>, holds: &[TracedHold]) {
         else {
             continue;
         };
-        let traced = reason(EvidenceKind::TracedAcquire, None, None);
+        let kind = if hold.is_sure {
+            EvidenceKind::TracedAcquire
+        } else {
+            EvidenceKind::TracedInPart
+        };
+        let traced = reason(kind, None, None);
+        let since_ns = hold.is_sure.then_some(hold.since_ns);
         let Some(known) = suspects.iter_mut().find(|suspect| suspect.task == task) else {
             suspects.push(Suspect {
                 task,
                 mode: hold.mode,
                 evidence: vec![traced],
-                since_ns: Some(hold.since_ns),
+                since_ns,
                 holds: 1,
             });
             continue;
         };
-        match known.since_ns {
-            Some(since_ns) => {
-                known.since_ns = Some(since_ns.min(hold.since_ns));
+        match (known.since_ns, since_ns) {
+            (Some(earlier_ns), Some(since_ns)) => {
+                known.since_ns = Some(earlier_ns.min(since_ns));
                 known.holds = known.holds.saturating_add(1);
             }
-            None => {
-                known.since_ns = Some(hold.since_ns);
+            (_, None) => known.evidence.push(traced),
+            (None, Some(_)) => {
+                known.since_ns = since_ns;
                 known
                     .evidence
                     .retain(|evidence| strength(evidence.kind) > Strength::Hint);

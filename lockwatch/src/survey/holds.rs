@@ -19,6 +19,8 @@ pub struct TracedHold {
     pub mode: LockMode,
     /// `CLOCK_MONOTONIC` ns at which it was taken.
     pub since_ns: u64,
+    /// False if its release, or an earlier one, may have been missed.
+    pub is_sure: bool,
 }
 
 /// Whoever traces acquisitions and releases.
@@ -119,6 +121,7 @@ mod tests {
                 },
                 mode,
                 since_ns: 7,
+                is_sure: true,
             })
             .collect();
         testimony(&look, &queues.queues[0], &holds)

@@ -371,6 +371,7 @@ mod tests {
                 lock: LOCK,
                 task: look.tasks[task - 1].name.key,
                 mode,
+                is_sure: true,
                 since_ns: 7,
             })
             .collect();

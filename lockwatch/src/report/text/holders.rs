@@ -109,6 +109,9 @@ fn reason(evidence: &Evidence) -> String {
         }
         (EvidenceKind::Granted, _) => "granted the lock in the queue, has not run yet".to_owned(),
         (EvidenceKind::TracedAcquire, _) => "it was seen taking the lock".to_owned(),
+        (EvidenceKind::TracedInPart, _) => {
+            "it was seen taking the lock, and its release may have been missed".to_owned()
+        }
         (EvidenceKind::FaultFlags, _) => "its page fault holds the lock".to_owned(),
         (EvidenceKind::HoldFrame, Some(frame)) => format!("{frame} holds this lock there"),
         (EvidenceKind::LearnedFrame, Some(frame)) => match &evidence.value {
