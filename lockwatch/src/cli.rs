@@ -54,7 +54,7 @@ pub enum Command {
     /// waits. Works on a host that hung before lockwatch was started. Attaches nothing
     /// to the kernel and opens no file that could hang, so that it cannot hang on what it
     /// diagnoses. For the tenth of a second that it takes it runs before the host's other
-    /// work, where that is allowed (SCHED_RR, CAP_SYS_NICE): a host that crawls may have no
+    /// work, where that is allowed (nice -20, CAP_SYS_NICE): a host that crawls may have no
     /// CPU to spare.
     #[command(after_long_help = "\
 Examples:

@@ -20,9 +20,6 @@ use crate::{
 /// What a survey that keeps its deadline may need after it, to put its words together.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// More CPU time in one go than the survey of a hundred thousand tasks takes.
-const CPU_TIME_MAX: Duration = Duration::from_secs(3);
-
 /// Takes one survey and reports it.
 ///
 /// # Errors
@@ -31,7 +28,7 @@ const CPU_TIME_MAX: Duration = Duration::from_secs(3);
 /// written.
 pub fn run(args: &DiagnoseArgs) -> anyhow::Result<Outcome> {
     let output = args.output.as_deref().map(Output::create).transpose()?;
-    go_first(CPU_TIME_MAX);
+    go_first();
     lock_memory();
     let survey = survey_in_time(args.deadline)?;
     let report = Report::from_survey(&survey, &Host::this(), Nanos::from_duration(args.threshold));

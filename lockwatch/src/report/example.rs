@@ -27,6 +27,7 @@ pub(crate) fn survey(locks: Vec<Lock>, stacks: Stacks) -> Survey {
         taken_at: "2026-03-01T03:12:09.25Z".parse().unwrap(),
         taken_at_ns: 90_000 * SEC,
         duration: Nanos(96 * MS),
+        paused: Nanos(50_000_000),
         looks: 2,
         task_count: 1_552,
         degraded: Vec::new(),

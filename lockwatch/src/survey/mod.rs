@@ -38,8 +38,10 @@ pub struct Survey {
     pub taken_at: jiff::Timestamp,
     /// `CLOCK_MONOTONIC` ns of the second look.
     pub taken_at_ns: u64,
-    /// How long the whole survey took, the pause between the looks included.
+    /// How long the whole survey took, the pauses between the looks included.
     pub duration: Nanos,
+    /// Of that, the pauses.
+    pub paused: Nanos,
     /// Looks that agree on all locks: 2, or 1 where the deadline cut the survey short or a
     /// queue could be read in one of them only.
     pub looks: u32,

@@ -175,6 +175,7 @@ impl Surveyor {
         thread::sleep(options.pause);
         let [mut first] = looks;
         let mut second = self.look()?;
+        let mut paused = options.pause;
         // Under a queue that changes faster than it is read, the next look may have luck.
         for _ in 0..LOOKS_MORE {
             let is_settled = first.unsettled + second.unsettled == 0;
@@ -182,13 +183,20 @@ impl Surveyor {
                 break;
             }
             thread::sleep(options.pause);
+            paused += options.pause;
             let third = self.look()?;
+            // The two that could read most, the later ones of equals.
+            if third.unsettled > first.unsettled.max(second.unsettled) {
+                continue;
+            }
             if first.unsettled >= second.unsettled {
                 first = second;
             }
             second = third;
         }
-        Ok(self.conclude(&[first, second], began, Vec::new()))
+        let mut survey = self.conclude(&[first, second], began, Vec::new());
+        survey.paused = Nanos::from_duration(paused);
+        Ok(survey)
     }
 
     /// One look at everything: tasks, queues, and who could hold what.
@@ -343,6 +351,7 @@ impl Surveyor {
             taken_at: jiff::Timestamp::now(),
             taken_at_ns: last.look.at_ns,
             duration: Nanos::from_duration(began.elapsed()),
+            paused: Nanos(0),
             looks: if half_seen {
                 1
             } else {

@@ -74,12 +74,7 @@ impl Surveys {
         self.asked_at_ns = None;
         self.count += 1;
         let cost = result.as_ref().map_or(Nanos(0), |survey| {
-            Nanos(
-                survey
-                    .duration
-                    .0
-                    .saturating_sub(Nanos::from_duration(self.options.pause).0),
-            )
+            Nanos(survey.duration.0.saturating_sub(survey.paused.0))
         });
         self.paid_until_ns = self.paid_until_ns.max(now_ns()) + price(cost).0;
         result.map(Arc::new)
