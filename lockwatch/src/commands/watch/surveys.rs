@@ -24,7 +24,6 @@ const PATIENCE: Nanos = Nanos(3_000_000_000);
 pub(super) struct Surveys {
     requests: mpsc::UnboundedSender<()>,
     results: mpsc::UnboundedReceiver<Result<Survey, SurveyError>>,
-    options: SurveyOptions,
     asked_at_ns: Option<u64>,
     /// Until then, time has been spent on surveys taken.
     paid_until_ns: u64,
@@ -50,7 +49,6 @@ impl Surveys {
         Ok(Self {
             requests,
             results,
-            options,
             asked_at_ns: None,
             paid_until_ns: 0,
             count: 0,
