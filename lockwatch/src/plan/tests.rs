@@ -237,6 +237,34 @@ fn what_a_raw_tracepoint_must_read_and_may_not_is_a_gap() {
 }
 
 #[test]
+fn no_reason_claims_a_kind_that_was_left_out() {
+    let mut offer = offer("5.10");
+    let clones = (0..WAIT_SITES).map(|number| format!("rwsem_down_read_slowpath.isra.{number}"));
+    offer
+        .symbols
+        .insert("rwsem_down_read_slowpath".to_owned(), clones.collect());
+    let plan = plan(&offer, Wanted { holds: false });
+    let begins = |hook: &&Hook| matches!(hook.purpose, Purpose::WaitBegin { .. });
+    assert_eq!(plan.hooks.iter().filter(begins).count(), WAIT_SITES);
+    // What comes behind that is why.
+    let claims = plan
+        .reasons
+        .iter()
+        .filter_map(|reason| reason.split(" by ").next());
+    let claims: Vec<&str> = claims.collect();
+    let claimed = |what: &str| claims.iter().any(|claim| claim.contains(what));
+    assert!(claimed("rwsem_down_read_slowpath.isra.0"));
+    assert!(!claimed("mutexes"), "{claims:?}");
+    // One clone is one too many, as the writers' function comes first.
+    let last = format!("rwsem_down_read_slowpath.isra.{}", WAIT_SITES - 1);
+    assert!(!claimed(&last), "{claims:?}");
+    let left_out = plan
+        .gaps_in(Subject::WaitBegins)
+        .any(|gap| gap.missing.contains("__mutex_lock") && gap.missing.contains(&last));
+    assert!(left_out, "{:?}", plan.gaps);
+}
+
+#[test]
 fn more_functions_than_programs_are_a_gap() {
     let mut offer = offer("5.10");
     for mechanism in [Mechanism::Fentry, Mechanism::Fexit] {
