@@ -6,7 +6,7 @@ use lockwatch_ebpf::stream::WAIT_SITES;
 
 use super::{
     Feature, Gap, Hook, Mechanism, Offer, Plan, Purpose, Subject, WaitEnds,
-    place::{Function, count, tracepoint, typed_refusal},
+    place::{Function, MEMORY_REMEDY, count, memory_refusal, tracepoint, typed_refusal},
 };
 use crate::{
     kernel::lock_functions::{
@@ -48,7 +48,16 @@ pub(super) fn add(plan: &mut Plan, offer: &Offer) {
                 end.0.name()
             ));
         }
-        (Err(why), _) | (_, Err(why)) => slow_paths(plan, offer, &why),
+        // The start time of the task that waits is read from it.
+        (Err(why), _) | (_, Err(why)) => {
+            match memory_refusal(offer, "programs at functions have") {
+                Some(refused) => plan.gaps.push(Gap {
+                    remedy: Some(MEMORY_REMEDY.to_owned()),
+                    ..unseen("waits", format!("{why}; {refused}"))
+                }),
+                None => slow_paths(plan, offer, &why),
+            }
+        }
     }
 }
 
