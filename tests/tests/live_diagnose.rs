@@ -299,6 +299,8 @@ impl Drop for Load {
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn a_host_without_a_cpu_to_spare_is_told_in_time() {
     const RUNS: usize = 7;
+    // Between 0.12 s as it is and 0.73 s, the least that was seen, without its priority.
+    const USUALLY: Duration = Duration::from_millis(450);
     let lab = Lab::raise(Scenario::MmapReadHeld, 3).unwrap();
     let truth = lab.truth.clone();
     let load = Load::start();
@@ -331,6 +333,11 @@ fn a_host_without_a_cpu_to_spare_is_told_in_time() {
         "under load: {RUNS} runs, median {} ms, slowest {} ms",
         ended[RUNS / 2].took.as_millis(),
         ended[RUNS - 1].took.as_millis()
+    );
+    assert!(
+        ended[RUNS / 2].took <= trial::bound(USUALLY),
+        "it waits for a CPU: {}",
+        ended[RUNS / 2].describe()
     );
 }
 

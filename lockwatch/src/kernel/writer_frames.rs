@@ -1,10 +1,11 @@
 //! Which functions write to a file system while it must not freeze: they hold a level of
 //! its `s_writers` for read (`sb_start_write` and its kin, include/linux/fs.h).
 //!
-//! From fs/read_write.c, fs/open.c, fs/splice.c, fs/namei.c, fs/ext4/inode.c and
-//! mm/filemap.c of 5.10, 6.1, 6.12 and 7.3. Left out, as their frames do not tell whether
-//! the lock is taken yet, or is at all: opening for write (`lookup_open`), `filename_create`
-//! before the new name is made, asynchronous I/O, `sb_start_intwrite` in the file systems.
+//! From fs/read_write.c, fs/open.c, fs/namei.c, fs/ext4/inode.c and mm/filemap.c of 5.10,
+//! 6.1, 6.12 and 7.3. Left out, as their frames do not tell whether the lock is taken yet,
+//! or is at all: opening for write (`lookup_open`), `filename_create` before the new name is
+//! made, asynchronous I/O, `sb_start_intwrite` in the file systems, and what writes from one
+//! file to another: splice, sendfile and `copy_file_range` (fs/splice.c, fs/read_write.c).
 
 /// One function that holds a level for read while it is in certain callees.
 #[derive(Clone, Copy, Debug)]
@@ -19,8 +20,8 @@ pub struct WriterFrame {
 
 #[derive(Clone, Copy, Debug)]
 enum Callees {
-    /// In these, and in those that end like this.
-    Only(&'static [&'static str], &'static str),
+    /// In these, and in those that end like this, if any do.
+    Only(&'static [&'static str], Option<&'static str>),
     /// In all but these, which take the lock. The empty one is the wait for it.
     AllBut(&'static [&'static str]),
 }
@@ -46,7 +47,7 @@ const fn only(
 ) -> WriterFrame {
     WriterFrame {
         function,
-        callees: Callees::Only(callees, "\0"),
+        callees: Callees::Only(callees, None),
         keeps,
     }
 }
@@ -58,7 +59,7 @@ const fn file(
 ) -> WriterFrame {
     WriterFrame {
         function,
-        callees: Callees::Only(callees, end),
+        callees: Callees::Only(callees, Some(end)),
         keeps: Keeps::File,
     }
 }
@@ -66,8 +67,14 @@ const fn file(
 const fn faults(function: &'static str) -> WriterFrame {
     WriterFrame {
         function,
-        // An inlined __sb_start_write waits in the function itself.
-        callees: Callees::AllBut(&["", "__sb_start_write"]),
+        // Whatever of the three is inlined leaves the wait to the one before it, at last to
+        // the function itself (kernel/locking/percpu-rwsem.c).
+        callees: Callees::AllBut(&[
+            "",
+            "__sb_start_write",
+            "__percpu_down_read",
+            "percpu_rwsem_wait",
+        ]),
         keeps: Keeps::Inode,
     }
 }
@@ -120,7 +127,9 @@ impl WriterFrame {
     /// function itself).
     pub fn holds_in(&self, callee: &str) -> bool {
         match self.callees {
-            Callees::Only(these, end) => these.contains(&callee) || callee.ends_with(end),
+            Callees::Only(these, end) => {
+                these.contains(&callee) || end.is_some_and(|end| callee.ends_with(end))
+            }
             Callees::AllBut(others) => !others.contains(&callee),
         }
     }
@@ -146,8 +155,21 @@ mod tests {
         assert!(!write.holds_in("pipe_write_slow"));
         assert!(!known(0, "do_mkdirat").holds_in("filename_create"));
         assert!(!known(0, "do_mkdirat").holds_in(""));
-        let fault = known(1, "ext4_page_mkwrite");
-        assert!(fault.holds_in("block_page_mkwrite"));
-        assert!(!fault.holds_in("") && !fault.holds_in("__sb_start_write"));
+    }
+
+    #[test]
+    fn a_fault_that_waits_for_the_level_does_not_hold_it() {
+        for function in ["ext4_page_mkwrite", "filemap_page_mkwrite"] {
+            let fault = known(1, function);
+            assert!(fault.holds_in("block_page_mkwrite"), "{function}");
+            for callee in [
+                "",
+                "__sb_start_write",
+                "__percpu_down_read",
+                "percpu_rwsem_wait",
+            ] {
+                assert!(!fault.holds_in(callee), "{function} in {callee}");
+            }
+        }
     }
 }

@@ -6,8 +6,8 @@
 //! from such a guess would be a false accusation.
 
 use super::{
-    Gap, Hook, Mechanism, Offer, Plan, Purpose, Subject,
-    place::{Function, count, positions, tracepoint, typed_refusal},
+    Gap, Hook, Mechanism, Offer, Plan, Purpose, State, Subject,
+    place::{Function, MEMORY_REMEDY, count, memory_refusal, positions, tracepoint, typed_refusal},
     task::unknown_arguments,
 };
 use crate::kernel::lock_functions::{
@@ -17,6 +17,16 @@ use crate::kernel::lock_functions::{
 
 /// Adds the best hooks for holds; what they leave out becomes gaps.
 pub(super) fn add(plan: &mut Plan, offer: &Offer) {
+    // A task's entry in the hash has its start time, which is read from the task.
+    if plan.state == State::Hash
+        && let Some(why) = memory_refusal(
+            offer,
+            "without task storage, the programs that track holds have",
+        )
+    {
+        plan.gaps.push(unseen(why, Some(MEMORY_REMEDY.to_owned())));
+        return;
+    }
     let refused = match Functions::find(offer) {
         Ok(found) => {
             plan.hooks.extend(found.hooks);
@@ -51,14 +61,22 @@ pub(super) fn add(plan: &mut Plan, offer: &Offer) {
                 remedy: policy_remedy(offer),
             });
         }
-        Err(no_tracepoints) => plan.gaps.push(Gap {
-            subject: Subject::Holds,
-            missing: "exact holders of rwsems".to_owned(),
-            why: format!("{refused}; {no_tracepoints}"),
-            cost: "holders, and since when, come from surveys alone: some are only likely, hold times are lower bounds"
-                .to_owned(),
-            remedy: policy_remedy(offer),
-        }),
+        Err(no_tracepoints) => plan.gaps.push(unseen(
+            format!("{refused}; {no_tracepoints}"),
+            policy_remedy(offer),
+        )),
+    }
+}
+
+/// Holds that no program sees.
+fn unseen(why: String, remedy: Option<String>) -> Gap {
+    Gap {
+        subject: Subject::Holds,
+        missing: "exact holders of rwsems".to_owned(),
+        why,
+        cost: "holders, and since when, come from surveys alone: some are only likely, hold times are lower bounds"
+            .to_owned(),
+        remedy,
     }
 }
 

@@ -185,15 +185,17 @@ pub fn plan(offer: &Offer, wanted: Wanted) -> Plan {
     };
     survey::add(&mut plan, offer);
     wait::add(&mut plan, offer);
-    if wanted.holds {
-        hold::add(&mut plan, offer);
-    }
     // Task storage is read by the iterator.
     let lacking = [Feature::TaskStorage, Feature::TaskIterator]
         .iter()
         .find_map(|feature| offer.lacking.get(feature));
-    if let Some(why) = lacking {
+    if lacking.is_some() {
         plan.state = State::Hash;
+    }
+    if wanted.holds {
+        hold::add(&mut plan, offer);
+    }
+    if let Some(why) = lacking {
         plan.reasons.push(format!(
             "the state of tasks is kept in a hash map, not in task storage: {why}"
         ));

@@ -105,18 +105,26 @@ pub(super) fn tracepoint<'a>(
         let why = offer.refusal(mechanism)?;
         Some(format!("{} is refused: {why}", mechanism.name()))
     };
-    let raw = refused(Mechanism::RawTp).or_else(|| {
-        (offer.lockdown == Some(Lockdown::Confidentiality)).then(|| {
-            "a raw_tp program has to read the kernel's memory, which is locked down for confidentiality"
-                .to_owned()
-        })
-    });
+    let raw = refused(Mechanism::RawTp).or_else(|| memory_refusal(offer, "a raw_tp program has"));
     match (refused(Mechanism::TpBtf), raw) {
         (None, _) => Ok((Mechanism::TpBtf, arguments)),
         (Some(_), None) => Ok((Mechanism::RawTp, arguments)),
         (Some(typed), Some(raw)) => Err(format!("{typed}; {raw}")),
     }
 }
+
+/// Why programs that have to read the kernel's memory cannot be loaded: `these have`, say.
+/// Those that only follow typed pointers can.
+pub(super) fn memory_refusal(offer: &Offer, these_have: &str) -> Option<String> {
+    (offer.lockdown == Some(Lockdown::Confidentiality)).then(|| {
+        format!(
+            "{these_have} to read the kernel's memory, which is locked down for confidentiality"
+        )
+    })
+}
+
+/// What lifts that.
+pub(super) const MEMORY_REMEDY: &str = "boot with lockdown=integrity";
 
 /// Positions of the arguments of this type.
 pub(super) fn positions(arguments: &[String], ty: &str) -> Vec<u8> {

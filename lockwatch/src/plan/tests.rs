@@ -237,6 +237,69 @@ fn what_a_raw_tracepoint_must_read_and_may_not_is_a_gap() {
 }
 
 #[test]
+fn functions_whose_programs_would_read_locked_down_memory_are_a_gap() {
+    // Typed, or by kprobe.
+    for refused in [None, Some(Mechanism::Fexit)] {
+        let mut offer = offer("5.10");
+        offer.lockdown = Some(Lockdown::Integrity);
+        if let Some(mechanism) = refused {
+            offer.refused.insert(mechanism, "forbidden".to_owned());
+        }
+        assert!(plan(&offer, Wanted { holds: false }).sees_waits());
+        offer.lockdown = Some(Lockdown::Confidentiality);
+        let plan = plan(&offer, Wanted { holds: false });
+        assert_eq!(plan.hooks, [], "{refused:?}");
+        let gap = plan.gaps_in(Subject::WaitBegins).next().expect("a gap");
+        assert!(gap.why.contains("confidentiality"), "{gap:?}");
+    }
+}
+
+#[test]
+fn without_task_storage_holds_need_memory_that_is_not_locked_down() {
+    let mut offer = offer("6.12");
+    offer.lockdown = Some(Lockdown::Confidentiality);
+    let is_hold = |hook: &Hook| matches!(hook.purpose, Purpose::Release { .. });
+    let stored = plan(&offer, Wanted { holds: true });
+    assert!(stored.hooks.iter().any(is_hold), "{:?}", stored.gaps);
+    offer
+        .lacking
+        .insert(Feature::TaskStorage, "not there".to_owned());
+    let hashed = plan(&offer, Wanted { holds: true });
+    assert!(!hashed.hooks.iter().any(is_hold));
+    assert!(hashed.sees_waits());
+    let gap = hashed.gaps_in(Subject::Holds).next().expect("a gap");
+    assert!(gap.why.contains("confidentiality"), "{gap:?}");
+}
+
+#[test]
+fn no_reason_claims_a_kind_that_was_left_out() {
+    let mut offer = offer("5.10");
+    let clones = (0..WAIT_SITES).map(|number| format!("rwsem_down_read_slowpath.isra.{number}"));
+    offer
+        .symbols
+        .insert("rwsem_down_read_slowpath".to_owned(), clones.collect());
+    let plan = plan(&offer, Wanted { holds: false });
+    let begins = |hook: &&Hook| matches!(hook.purpose, Purpose::WaitBegin { .. });
+    assert_eq!(plan.hooks.iter().filter(begins).count(), WAIT_SITES);
+    // What comes behind that is why.
+    let claims = plan
+        .reasons
+        .iter()
+        .filter_map(|reason| reason.split(" by ").next());
+    let claims: Vec<&str> = claims.collect();
+    let claimed = |what: &str| claims.iter().any(|claim| claim.contains(what));
+    assert!(claimed("rwsem_down_read_slowpath.isra.0"));
+    assert!(!claimed("mutexes"), "{claims:?}");
+    // One clone is one too many, as the writers' function comes first.
+    let last = format!("rwsem_down_read_slowpath.isra.{}", WAIT_SITES - 1);
+    assert!(!claimed(&last), "{claims:?}");
+    let left_out = plan
+        .gaps_in(Subject::WaitBegins)
+        .any(|gap| gap.missing.contains("__mutex_lock") && gap.missing.contains(&last));
+    assert!(left_out, "{:?}", plan.gaps);
+}
+
+#[test]
 fn more_functions_than_programs_are_a_gap() {
     let mut offer = offer("5.10");
     for mechanism in [Mechanism::Fentry, Mechanism::Fexit] {
@@ -297,6 +360,11 @@ pub(crate) fn less(offer: Offer) -> impl Strategy<Value = Offer> {
         Feature::RingBuffer,
     ];
     let lack = prop::sample::subsequence(features.to_vec(), 0..=1);
+    let lockdowns = [None, Some(Lockdown::None), Some(Lockdown::Integrity)];
+    let lockdown = prop_oneof![
+        2 => prop::sample::select(lockdowns.to_vec()),
+        1 => Just(Some(Lockdown::Confidentiality)),
+    ];
     (
         keep(offer.tracepoints.len()),
         keep(offer.functions.len()),
@@ -304,10 +372,12 @@ pub(crate) fn less(offer: Offer) -> impl Strategy<Value = Offer> {
         refuse,
         lack,
         prop::bool::weighted(0.9),
+        lockdown,
     )
         .prop_map(
-            move |(tracepoints, functions, symbols, refused, lacking, btf)| {
+            move |(tracepoints, functions, symbols, refused, lacking, btf, lockdown)| {
                 let mut offer = offer.clone();
+                offer.lockdown = lockdown;
                 let mut kept = tracepoints.iter();
                 offer
                     .tracepoints

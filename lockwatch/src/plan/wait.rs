@@ -6,7 +6,7 @@ use lockwatch_ebpf::stream::WAIT_SITES;
 
 use super::{
     Feature, Gap, Hook, Mechanism, Offer, Plan, Purpose, Subject, WaitEnds,
-    place::{Function, count, tracepoint, typed_refusal},
+    place::{Function, MEMORY_REMEDY, count, memory_refusal, tracepoint, typed_refusal},
 };
 use crate::{
     kernel::lock_functions::{
@@ -48,7 +48,16 @@ pub(super) fn add(plan: &mut Plan, offer: &Offer) {
                 end.0.name()
             ));
         }
-        (Err(why), _) | (_, Err(why)) => slow_paths(plan, offer, &why),
+        // The start time of the task that waits is read from it.
+        (Err(why), _) | (_, Err(why)) => {
+            match memory_refusal(offer, "programs at functions have") {
+                Some(refused) => plan.gaps.push(Gap {
+                    remedy: Some(MEMORY_REMEDY.to_owned()),
+                    ..unseen("waits", format!("{why}; {refused}"))
+                }),
+                None => slow_paths(plan, offer, &why),
+            }
+        }
     }
 }
 
@@ -67,8 +76,23 @@ fn slow_paths(plan: &mut Plan, offer: &Offer, no_tracepoints: &str) {
     let mut begins = Vec::new();
     let mut seen = Vec::new();
     let mut unseen_kinds = BTreeMap::<String, Vec<&str>>::new();
+    let mut left_out = Vec::new();
     for (kind, called) in KINDS {
-        let found = SlowPaths::of(offer, kind);
+        let mut found = SlowPaths::of(offer, kind);
+        // A begin without an end stands until a survey refutes it. Rwsem queues are
+        // what surveys find best; mutex waits are so many and so short that they would
+        // fill the map before the survey comes.
+        if kind != LockKind::Rwsem {
+            found.untyped.clear();
+        }
+        if found.typed.is_empty() && found.untyped.is_empty() {
+            unseen_kinds
+                .entry(found.why_none())
+                .or_default()
+                .push(called);
+            continue;
+        }
+        left_out.extend(found.leave_out(WAIT_SITES - begins.len()));
         if !found.typed.is_empty() {
             seen.push(called);
         }
@@ -88,15 +112,7 @@ fn slow_paths(plan: &mut Plan, offer: &Offer, no_tracepoints: &str) {
             let end = WaitEnds::Hook;
             begins.push(hook(Purpose::WaitBegin { awaited, end }, Mechanism::Fentry));
         }
-        // A begin without an end stands until a survey refutes it. Rwsem queues are
-        // what surveys find best; mutex waits are so many and so short that they would
-        // fill the map before the survey comes.
-        let untyped = if kind == LockKind::Rwsem {
-            found.untyped.as_slice()
-        } else {
-            &[]
-        };
-        for &(awaited, target) in untyped {
+        for &(awaited, target) in &found.untyped {
             let awaited = Some(awaited);
             let end = WaitEnds::Survey;
             begins.push(Hook {
@@ -106,8 +122,8 @@ fn slow_paths(plan: &mut Plan, offer: &Offer, no_tracepoints: &str) {
                 parameters: 1,
             });
         }
-        if !untyped.is_empty() {
-            let targets = names(untyped.iter().map(|&(_, target)| target));
+        if !found.untyped.is_empty() {
+            let targets = names(found.untyped.iter().map(|&(_, target)| target));
             plan.reasons.push(format!(
                 "begins of waits for {called} from {targets} by kprobe: {no_tracepoints}, and {}",
                 found.why_not_typed
@@ -124,12 +140,6 @@ fn slow_paths(plan: &mut Plan, offer: &Offer, no_tracepoints: &str) {
                 remedy: None,
             });
         }
-        if found.typed.is_empty() && untyped.is_empty() {
-            unseen_kinds
-                .entry(found.why_none())
-                .or_default()
-                .push(called);
-        }
     }
     if !seen.is_empty() {
         plan.reasons.push(format!(
@@ -142,7 +152,6 @@ fn slow_paths(plan: &mut Plan, offer: &Offer, no_tracepoints: &str) {
             let waits = format!("waits for {}", kinds.join(", "));
             unseen(&waits, format!("{no_tracepoints}, and {why}"))
         }));
-    let left_out = leave_out(&mut begins, &mut ends);
     if !left_out.is_empty() {
         plan.gaps.push(unseen(
             &format!("waits in {}", left_out.join(", ")),
@@ -162,17 +171,6 @@ fn unseen(waits: &str, why: String) -> Gap {
         cost: "surveys alone show them: short ones are missed, all times are rough".to_owned(),
         remedy: None,
     }
-}
-
-/// Takes out the functions for which there are no more programs, and names them: the last
-/// ones, which are of the rarest kinds.
-fn leave_out(begins: &mut Vec<Hook>, ends: &mut Vec<Hook>) -> Vec<String> {
-    let left_out: Vec<String> = begins
-        .drain(begins.len().min(WAIT_SITES)..)
-        .map(|hook| hook.target)
-        .collect();
-    ends.retain(|hook| !left_out.contains(&hook.target));
-    left_out
 }
 
 /// A function from the begin of a wait to its end.
@@ -230,6 +228,17 @@ impl<'a> SlowPaths<'a> {
         // What is true of all functions is said of none.
         found.why_not_typed = typed_refusal(offer).unwrap_or_else(|| reasons.join("; "));
         found
+    }
+
+    /// Takes out the functions for which there are no more programs, and names them: the last
+    /// ones.
+    fn leave_out(&mut self, programs: usize) -> Vec<&'a str> {
+        let typed = self.typed.len().min(programs);
+        let untyped = self.untyped.len().min(programs - typed);
+        let left_out = self.typed.drain(typed..).map(|path| path.stem);
+        left_out
+            .chain(self.untyped.drain(untyped..).map(|(_, target)| target))
+            .collect()
     }
 
     fn why_none(self) -> String {

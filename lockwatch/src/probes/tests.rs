@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::{holds, stream};
 use crate::{
+    kernel::offer::Lockdown,
     lock::{LockKind, LockMode},
     plan::{
         Awaited, Hook, Mechanism, Offer, Outcome, Purpose, State, WaitEnds, Wanted, plan,
@@ -15,9 +16,24 @@ use crate::{
     },
 };
 
-/// The programs of an object, and how each is attached.
-fn programs_of(object: &[u8]) -> BTreeMap<String, Mechanism> {
+/// How a program is attached, and what it needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Embedded {
+    mechanism: Mechanism,
+    /// It calls `bpf_probe_read_kernel`, which a kernel that is locked down for
+    /// confidentiality does not offer.
+    reads_memory: bool,
+}
+
+/// Number of `bpf_probe_read_kernel` (include/uapi/linux/bpf.h).
+const PROBE_READ_KERNEL: i32 = 113;
+/// `BPF_JMP | BPF_CALL`, of a helper if the source register is 0.
+const CALL: u8 = 0x85;
+
+/// The programs of an object.
+fn programs_of(object: &[u8]) -> BTreeMap<String, Embedded> {
     let object = Object::parse(object).expect("an embedded object");
+    let functions = object.functions;
     let program = |(name, program): (String, aya_obj::Program)| {
         let mechanism = match program.section {
             ProgramSection::BtfTracePoint => Mechanism::TpBtf,
@@ -27,16 +43,27 @@ fn programs_of(object: &[u8]) -> BTreeMap<String, Mechanism> {
             ProgramSection::KProbe => Mechanism::Kprobe,
             _ => return None,
         };
-        Some((name, mechanism))
+        let function = functions
+            .get(&program.function_key())
+            .expect("the function of a program");
+        let embedded = Embedded {
+            mechanism,
+            reads_memory: function.instructions.iter().any(|instruction| {
+                instruction.code == CALL
+                    && instruction.src_reg() == 0
+                    && instruction.imm == PROBE_READ_KERNEL
+            }),
+        };
+        Some((name, embedded))
     };
     object.programs.into_iter().filter_map(program).collect()
 }
 
 /// All that is embedded.
 struct Objects {
-    stream: BTreeMap<String, Mechanism>,
-    in_task_storage: BTreeMap<String, Mechanism>,
-    by_tid: BTreeMap<String, Mechanism>,
+    stream: BTreeMap<String, Embedded>,
+    in_task_storage: BTreeMap<String, Embedded>,
+    by_tid: BTreeMap<String, Embedded>,
 }
 
 impl Objects {
@@ -48,7 +75,8 @@ impl Objects {
         }
     }
 
-    /// Each hook of the plan has one program, which is attached as the hook says.
+    /// Each hook of the plan has one program, which is attached as the hook says and needs
+    /// nothing that is not offered.
     fn check(&self, offer: &Offer, wanted: Wanted) -> Result<(), TestCaseError> {
         let plan = plan(offer, wanted);
         let holds_object = match plan.state {
@@ -62,12 +90,18 @@ impl Objects {
         let mut served: Vec<&Hook> = Vec::new();
         for (object, hooks) in [(&self.stream, &of_stream), (holds_object, &of_holds)] {
             for (name, hook) in hooks {
+                let program = object.get(name);
                 prop_assert_eq!(
-                    object.get(name),
-                    Some(&hook.mechanism),
+                    program.map(|program| program.mechanism),
+                    Some(hook.mechanism),
                     "{} for {:?}",
                     name,
                     hook
+                );
+                let reads = program.is_some_and(|program| program.reads_memory);
+                prop_assert!(
+                    !reads || offer.lockdown != Some(Lockdown::Confidentiality),
+                    "{name} reads memory that is locked down: {hook:?}"
                 );
                 served.push(hook);
             }
@@ -78,6 +112,17 @@ impl Objects {
         }
         Ok(())
     }
+}
+
+#[test]
+fn what_reads_memory_is_told_from_what_follows_types() {
+    let objects = Objects::read();
+    let reads = |object: &BTreeMap<String, Embedded>, name: &str| object[name].reads_memory;
+    assert!(reads(&objects.stream, "wait_begin_0"));
+    assert!(reads(&objects.stream, "wait_kprobe_0"));
+    assert!(reads(&objects.by_tid, "down_read"));
+    assert!(!reads(&objects.in_task_storage, "down_read"));
+    assert!(!reads(&objects.stream, "contention_end"));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::Signal;
 
 use super::{Program, stall_lab};
@@ -16,6 +16,14 @@ use crate::truth::{Cleared, Event, NOT_HERE, Ready, Scenario};
 
 /// How often a stall is tried to be made.
 const ATTEMPTS: u32 = 3;
+
+/// Before what is said of an attempt in vain. The verb that runs these tests in virtual
+/// machines counts such lines.
+const MADE_AGAIN: &str = "made again: ";
+
+/// What the lab says when it has not made its stall, and its exit code then (main.rs).
+const CANNOT: &str = "stall-lab: cannot make the stall ";
+const FAILED: i32 = 2;
 
 /// How long the lab may take to build its stall.
 const RAISE: Duration = Duration::from_secs(60);
@@ -41,6 +49,18 @@ impl fmt::Display for NotHere {
 }
 
 impl Error for NotHere {}
+
+/// The stall came out otherwise than meant, as the lab itself says.
+#[derive(Debug)]
+struct Otherwise(String);
+
+impl fmt::Display for Otherwise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the lab made no stall: {}", self.0)
+    }
+}
+
+impl Error for Otherwise {}
 
 /// A lab whose stall stands. Dropped, the stall is ended, whatever it takes.
 pub struct Lab {
@@ -100,13 +120,14 @@ impl Lab {
 
     /// A stall that comes out otherwise than meant is cleared, and tried again: on 5.10 a
     /// reader can get a read-held lock past a queued writer (kernel/locking/rwsem.c,
-    /// `rwsem_try_read_lock_unqueued`). It says nothing of lockwatch.
+    /// `rwsem_try_read_lock_unqueued`). It says nothing of lockwatch. Whatever else goes
+    /// wrong is an error at once.
     fn raise_with(scenario: Scenario, waiters: u32, options: &[&str]) -> Result<Self> {
         let mut attempt = 1;
         loop {
             match Self::try_to_raise(scenario, waiters, options) {
-                Err(error) if attempt < ATTEMPTS && !error.is::<NotHere>() => {
-                    eprintln!("attempt {attempt} of {ATTEMPTS}: {error:#}");
+                Err(error) if attempt < ATTEMPTS && error.is::<Otherwise>() => {
+                    eprintln!("{MADE_AGAIN}attempt {attempt} of {ATTEMPTS}: {error:#}");
                     attempt += 1;
                 }
                 raised => return raised,
@@ -135,10 +156,8 @@ impl Lab {
                 while program.err_line(LAST)?.is_some() {}
                 let status = program.wait(LAST)?.map(|(status, _)| status);
                 let said = program.stderr_so_far().trim_end();
-                if status.and_then(|status| status.code()) == Some(i32::from(NOT_HERE)) {
-                    return Err(NotHere(said.to_owned()).into());
-                }
-                bail!("the lab made no stall: {said}")
+                let code = status.and_then(|status| status.code());
+                Err(no_stall(code, said))
             }
         }
     }
@@ -183,6 +202,16 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         end(&mut self.program);
+    }
+}
+
+/// What a lab means that ends before its stall stands.
+fn no_stall(code: Option<i32>, said: &str) -> anyhow::Error {
+    let is_otherwise = || said.lines().any(|line| line.starts_with(CANNOT));
+    match code {
+        Some(code) if code == i32::from(NOT_HERE) => NotHere(said.to_owned()).into(),
+        Some(FAILED) if is_otherwise() => Otherwise(said.to_owned()).into(),
+        _ => anyhow!("the lab made no stall, and does not say why: {said}"),
     }
 }
 
@@ -254,5 +283,21 @@ mod tests {
         assert!(!lists("", Scenario::Granted));
         let raised = || Err(NotHere("no loop device".into()).into());
         assert!(or_skip(Scenario::MmapReadHeld, raised()).is_err());
+    }
+
+    #[test]
+    fn only_a_stall_that_came_out_otherwise_is_made_again() {
+        let said = "a word\nstall-lab: cannot make the stall Granted: a reader got past it";
+        assert!(no_stall(Some(FAILED), said).is::<Otherwise>());
+        for (code, said) in [
+            (Some(FAILED), "stall-lab: cannot start a child"),
+            (Some(FAILED), ""),
+            (Some(101), said),
+            (None, said),
+            (Some(i32::from(NOT_HERE)), said),
+        ] {
+            assert!(!no_stall(code, said).is::<Otherwise>(), "{code:?} {said}");
+        }
+        assert!(no_stall(Some(i32::from(NOT_HERE)), said).is::<NotHere>());
     }
 }

@@ -26,6 +26,9 @@ const NOT_GRANTED: &str = "granted";
 const NOT_REFUSED: &str = "an_attempt_that_fails_is_no_hold";
 const NOT_ELSEWHERE: &str = "a_lock_released_by_another_task_is_held_no_more";
 const NOT_IN_ANOTHER_NAME: &str = "a_release_in_the_name_of_another_holder_accuses_nobody";
+/// mmap_lock has no tracepoints before 5.11.
+const NOT_BY_RAW_TP: &str = "without_typed_tracepoints_holds_are_kept_in_task_storage";
+const NOT_BY_RAW_TP_AND_THREAD: &str = "without_typed_tracepoints_holds_are_kept_by_thread";
 
 /// What the stall lab's scenarios need, with all they depend on, where it is not built in.
 pub(crate) const MODULES: [&str; 4] = ["fuse", "loop", "overlay", "ext4"];
@@ -36,7 +39,7 @@ pub(crate) const MODULES_IF_SHIPPED: [&str; 1] = ["crc32c_generic"];
 /// All kernels, oldest first.
 pub(crate) const KERNELS: [Kernel; 9] = [
     Kernel {
-        impossible: &[NO_SYNC, NO_VMA],
+        impossible: &[NO_SYNC, NO_VMA, NOT_BY_RAW_TP, NOT_BY_RAW_TP_AND_THREAD],
         ..kernel("5.10", "linux-image-5.10.0-", "-cloud-amd64")
     },
     Kernel {

@@ -87,6 +87,15 @@ impl Outcome {
         impossible.filter(move |scenario| whole && !is_left_out(scenario))
     }
 
+    /// Stalls that passed tests had to make again: each may hide a fault of the lab.
+    fn made_again(&self) -> usize {
+        self.runs
+            .iter()
+            .filter(|run| run.verdict == Verdict::Passed)
+            .map(TestRun::made_again)
+            .sum()
+    }
+
     /// Time that was not boot.
     pub(crate) fn testing(&self) -> Duration {
         self.boot
@@ -152,6 +161,11 @@ impl Display for Table<'_> {
                     f,
                     "  note: {scenario} is called impossible on this kernel, and no test left it out"
                 )?;
+            }
+            match outcome.made_again() {
+                0 => {}
+                1 => writeln!(f, "  note: 1 stall had to be made again")?,
+                number => writeln!(f, "  note: {number} stalls had to be made again")?,
             }
             for run in &outcome.runs {
                 let (word, why) = match &run.verdict {
@@ -245,6 +259,26 @@ mod tests {
         outcome.is_whole = true;
         let noted: Vec<&str> = outcome.possible_after_all().collect();
         assert_eq!(noted, kernel.impossible[1..]);
+    }
+
+    #[test]
+    fn stalls_that_had_to_be_made_again_are_noted() {
+        let kernel = Kernel::by_name("5.10").unwrap();
+        let mut outcome = Outcome::unavailable(kernel, String::new());
+        outcome.trouble = None;
+        let mut again = |name, verdict| {
+            let mut run = run(name, verdict);
+            run.output = "made again: attempt 1 of 3: why\n".to_owned();
+            outcome.runs.push(run);
+        };
+        again("one", Verdict::Passed);
+        again("two", Verdict::Failed("it went wrong".to_owned()));
+        again("three", Verdict::Passed);
+        let table = Table(&[outcome]).to_string();
+        assert!(
+            table.contains("\n  note: 2 stalls had to be made again\n"),
+            "{table}"
+        );
     }
 
     #[test]

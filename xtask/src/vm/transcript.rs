@@ -27,6 +27,20 @@ pub(crate) struct TestRun {
 /// Before the reason, in what a test says that leaves itself out (`LOCKWATCH_MAY_SKIP`).
 const SKIPPED: &str = "skipped: ";
 
+/// Before what a test says of a stall that the lab did not make as meant, and made again
+/// (tests/src/trial/lab.rs).
+const MADE_AGAIN: &str = "made again: ";
+
+impl TestRun {
+    /// How many stalls had to be made again.
+    pub(crate) fn made_again(&self) -> usize {
+        self.output
+            .lines()
+            .filter(|line| line.starts_with(MADE_AGAIN))
+            .count()
+    }
+}
+
 /// What a command in a guest has said of its kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Fact {
@@ -226,6 +240,20 @@ mod tests {
         );
         assert_eq!(found.runs[0].took, Duration::from_millis(1500));
         assert!(found.runs[1].output.contains("it went wrong"));
+    }
+
+    #[test]
+    fn stalls_that_were_made_again_are_counted() {
+        let found = transcript(&[
+            "@@vm test live one",
+            "made again: attempt 1 of 3: the lab made no stall: stall-lab: cannot",
+            "a line of it that says made again: no more",
+            "made again: attempt 2 of 3: the lab made no stall: stall-lab: cannot",
+            "test result: ok. 1 passed; 0 failed; 0 ignored",
+            "@@vm end 0 150",
+        ]);
+        assert_eq!(found.runs[0].verdict, Verdict::Passed);
+        assert_eq!(found.runs[0].made_again(), 2);
     }
 
     #[test]
