@@ -277,6 +277,8 @@ impl Verbosity {
             .with_ansi(color != anstream::ColorChoice::Never)
             .with_target(level >= LevelFilter::DEBUG)
             .without_time()
+            // They would go to standard error too, by a macro that panics if it cannot write.
+            .log_internal_errors(false)
             .init();
     }
 }
