@@ -8,8 +8,8 @@ use anyhow::Context as _;
 use super::surveys::Surveys;
 use crate::{
     cli::WatchArgs,
-    kernel::{btf::Btf, layout::Layout, symbols::Symbols},
-    plan::{Gap, Mechanism, Plan, Purpose, Wanted, plan},
+    kernel::{btf::Btf, capabilities, layout::Layout, symbols::Symbols},
+    plan::{Gap, Mechanism, Plan, Purpose, Subject, Wanted, plan},
     probes::{
         holds::{HoldProbes, HoldsError},
         hook::Refused,
@@ -36,6 +36,7 @@ pub(super) struct Sources {
 impl Sources {
     /// Opens what this host allows; what is missing is said, with its cost.
     pub(super) fn open(threshold: Nanos, args: &WatchArgs) -> anyhow::Result<Self> {
+        capabilities::check_namespaces()?;
         let options = StreamOptions {
             ends_from: threshold,
             begins: false,
