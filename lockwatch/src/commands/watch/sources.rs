@@ -75,6 +75,8 @@ impl Sources {
                 (None, None)
             }
         };
+        let no_surveys = surveyor.as_ref().err().map(|error| format!("{error:#}"));
+        let gaps = Gap::set_right(gaps, no_surveys.as_deref());
         let surveys = match surveyor {
             Ok(mut surveyor) => {
                 said.push("surveys".to_owned());
