@@ -289,3 +289,13 @@ fn warnings_that_nobody_can_read_end_nothing() {
     let code = status.code();
     assert!(code.is_some_and(|code| code <= 2), "{status}");
 }
+
+/// Of a low limit that a shell or a service sets, the hard one counts.
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_low_limit_of_open_files_is_raised() {
+    let ended = run(&mut watch_of_a_second(
+        "ulimit -S -n 20; exec \"$0\" \"$@\"",
+    ));
+    assert!(!ended.stderr.contains("open files"), "{}", ended.describe());
+}

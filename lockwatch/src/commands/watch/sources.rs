@@ -9,7 +9,7 @@ use super::surveys::Surveys;
 use crate::{
     cli::WatchArgs,
     kernel::{btf::Btf, capabilities, layout::Layout, symbols::Symbols},
-    plan::{Gap, Mechanism, Plan, Purpose, Subject, Wanted, plan},
+    plan::{Gap, Mechanism, Plan, Purpose, Wanted, plan},
     probes::{
         holds::{HoldProbes, HoldsError},
         hook::Refused,
