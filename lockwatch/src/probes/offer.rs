@@ -6,7 +6,7 @@
 
 use std::{
     error::Error,
-    io, iter,
+    io,
     os::fd::{FromRawFd as _, OwnedFd},
     path::Path,
 };
@@ -19,6 +19,7 @@ use aya::{
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
+use super::{WANTS, want_in};
 use crate::kernel::{
     btf::Btf,
     capabilities::{self, Missing},
@@ -131,15 +132,10 @@ fn try_feature(feature: Feature, btf: Option<&Btf>) -> Result<(), String> {
     let supported = |supported: Result<bool, &(dyn Error + 'static)>, what: &str| match supported {
         Ok(true) => Ok(()),
         Ok(false) => Err(format!("this kernel has no {what}")),
-        Err(error) => Err(
-            match iter::successors(Some(error), |&error| error.source())
-                .filter_map(|error| error.downcast_ref())
-                .find(|error| is_want(error))
-            {
-                Some(error) => want(error),
-                None => format!("the kernel refuses a {what}: {error}"),
-            },
-        ),
+        Err(error) => Err(want_in(error).map_or_else(
+            || format!("the kernel refuses a {what}: {error}"),
+            |want| words(&want),
+        )),
     };
     let map = |ty, what| {
         let found = is_map_supported(ty);
@@ -275,15 +271,6 @@ impl Attempt {
 /// The verifier gives up with EAGAIN when a signal comes (kernel/bpf/verifier.c).
 const LOAD_ATTEMPTS: u32 = 5;
 
-/// Whether it is we, or the host, who lack something: that says nothing of what the kernel
-/// can do or a policy allows.
-fn is_want(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN)
-    )
-}
-
 fn want(error: &io::Error) -> String {
     let remedy = match error.raw_os_error() {
         Some(libc::EMFILE) => ": raise lockwatch's limit of open files (ulimit -n, LimitNOFILE=)",
@@ -298,7 +285,7 @@ fn words(error: &io::Error) -> String {
         // We have the capabilities; a program that does nothing has no other fault.
         Some(libc::EPERM | libc::EACCES) => "a security policy of this host forbids it".to_owned(),
         Some(libc::EINVAL | libc::E2BIG) => "this kernel does not know it".to_owned(),
-        _ if is_want(error) => want(error),
+        Some(code) if WANTS.contains(&code) => want(error),
         // Not for user space, and so without a text (include/linux/errno.h).
         Some(ENOTSUPP) => "this kernel does not support it on this machine".to_owned(),
         _ => format!("the kernel says: {error}"),

@@ -11,6 +11,7 @@ use crate::{
     kernel::{btf::Btf, capabilities, layout::Layout, symbols::Symbols},
     plan::{Gap, Mechanism, Plan, Purpose, Wanted, plan},
     probes::{
+        LoadError,
         holds::{HoldProbes, HoldsError},
         hook::Refused,
         offer,
@@ -212,9 +213,10 @@ impl Attached {
 /// More places than these are named by the first and the last.
 const PLACES_NAMED: usize = 4;
 
-/// The hook that was refused, if that is what the error is about.
+/// The hook that was refused, if that is what the error is about. Where something is
+/// wanting, another hook would want it, too.
 fn refusal(error: &anyhow::Error) -> Option<&Refused> {
-    error.chain().find_map(|cause| {
+    let refused = error.chain().find_map(|cause| {
         if let Some(StreamLoadError::Refused(refused)) = cause.downcast_ref() {
             return Some(refused);
         }
@@ -222,5 +224,6 @@ fn refusal(error: &anyhow::Error) -> Option<&Refused> {
             return Some(refused);
         }
         cause.downcast_ref()
-    })
+    })?;
+    (!matches!(refused.source, LoadError::Want(_))).then_some(refused)
 }
