@@ -145,7 +145,7 @@ fn try_feature(feature: Feature, btf: Option<&Btf>) -> Result<(), String> {
         Feature::RingBuffer => map(MapType::RingBuf, "BPF ring buffer"),
         Feature::TaskStorage => {
             map(MapType::TaskStorage, "BPF task storage")?;
-            // Up to 5.11 for LSM programs alone.
+            // Up to 5.12 for LSM programs alone.
             let found = is_helper_supported(
                 ProgramType::RawTracePoint,
                 BpfHelper::BPF_FUNC_task_storage_get,
