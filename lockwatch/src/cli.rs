@@ -49,13 +49,13 @@ pub struct Cli {
 pub enum Command {
     /// Say what is stuck now
     ///
-    /// Reads the state of all tasks and of the rwsems they wait for, twice, and says for
-    /// each lock who holds it, on what evidence, why that task does not let go, and who
-    /// waits. Works on a host that hung before lockwatch was started. Attaches nothing
-    /// to the kernel and opens no file that could hang, so that it cannot hang on what it
-    /// diagnoses. For the tenth of a second that it takes it runs before the host's other
-    /// work, where that is allowed (nice -20, CAP_SYS_NICE): a host that crawls may have no
-    /// CPU to spare.
+    /// Reads the state of all tasks and of the sleeping locks they wait for, twice (a few
+    /// times more while queues change), and says for each lock who holds it, on what
+    /// evidence, why that task does not let go, and who waits. Works on a host that hung
+    /// before lockwatch was started. Attaches nothing to the kernel and opens no file that
+    /// could hang, so that it cannot hang on what it diagnoses. For the tenth of a second
+    /// that it takes it runs before the host's other work, where that is allowed (nice -20,
+    /// CAP_SYS_NICE): a host that crawls may have no CPU to spare.
     #[command(after_long_help = "\
 Examples:
   lockwatch diagnose
@@ -277,6 +277,8 @@ impl Verbosity {
             .with_ansi(color != anstream::ColorChoice::Never)
             .with_target(level >= LevelFilter::DEBUG)
             .without_time()
+            // They would go to standard error too, by a macro that panics if it cannot write.
+            .log_internal_errors(false)
             .init();
     }
 }

@@ -27,6 +27,15 @@ fn diagnose(arguments: &[&str]) -> Ended {
     run(command.args(trial::diagnose()).args(arguments))
 }
 
+fn watch_of_a_second(shell: &str) -> Command {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", shell])
+        .arg(trial::lockwatch().unwrap())
+        .args(["watch", "--for", "1s"]);
+    command
+}
+
 /// One line of error that has one of the words of each group in it, nothing
 /// else, and exit code 2.
 #[track_caller]
@@ -96,6 +105,20 @@ fn a_container_is_told_to_use_the_host() {
         &run(&mut command),
         &[&["PID namespace"], &["nsenter", "on the host"]],
     );
+}
+
+/// Its events would carry the host's thread IDs, and its surveys the container's.
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_container_cannot_watch() {
+    for namespaces in [&["--pid", "--fork", "--mount-proc"][..], &["--user", "-r"]] {
+        let mut command = Command::new("unshare");
+        command
+            .args(namespaces)
+            .arg(trial::lockwatch().unwrap())
+            .args(["watch", "--for", "1s"]);
+        assert_refused(&run(&mut command), &[&["namespace"], &["on the host"]]);
+    }
 }
 
 #[test]
@@ -242,4 +265,37 @@ fn nobody_listening_is_no_error() {
         assert_eq!((code, &*stderr), (Some(1), ""), "{format}");
     }
     assert_eq!(closed.code(), Some(1), "{}", closed.describe());
+}
+
+/// With few files it has something to warn of.
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn warnings_that_nobody_can_read_end_nothing() {
+    for stderr in ["2>/dev/full", "2>&-"] {
+        let shell = format!("ulimit -n 20; exec \"$0\" \"$@\" {stderr}");
+        let ended = run(&mut watch_of_a_second(&shell));
+        let code = ended.code().unwrap();
+        assert!(code <= 2, "{stderr}: {}", ended.describe());
+    }
+    // The pipe's reader is gone before anything is written.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = watch_of_a_second("ulimit -n 20; exec \"$0\" \"$@\"")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(writer)
+        .status()
+        .unwrap();
+    let code = status.code();
+    assert!(code.is_some_and(|code| code <= 2), "{status}");
+}
+
+/// Of a low limit that a shell or a service sets, the hard one counts.
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_low_limit_of_open_files_is_raised() {
+    let ended = run(&mut watch_of_a_second(
+        "ulimit -S -n 20; exec \"$0\" \"$@\"",
+    ));
+    assert!(!ended.stderr.contains("open files"), "{}", ended.describe());
 }

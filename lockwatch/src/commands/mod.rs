@@ -41,10 +41,25 @@ impl From<Outcome> for ExitCode {
 /// # Errors
 /// When it cannot do what it was asked to; the chain of causes is fit to be printed.
 pub fn run(command: &Command) -> anyhow::Result<Outcome> {
+    raise_file_limit();
     match command {
         Command::Check(args) => check::run(args),
         Command::Diagnose(args) => diagnose::run(args),
         Command::Watch(args) => watch::run(args),
+    }
+}
+
+/// Lets this process have all the files that it may: each map and each program is one, and
+/// the usual limit of a shell or a service may be below what they come to. Best effort.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let most = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, most) {
+        tracing::info!("cannot raise the limit of open files: {error}");
     }
 }
 

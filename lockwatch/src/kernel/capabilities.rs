@@ -42,6 +42,18 @@ pub fn check() -> Result<(), Missing> {
     missing().into_iter().next().map_or(Ok(()), Err)
 }
 
+/// Checks the namespaces alone: in others than the host's, the thread IDs that programs
+/// see in the kernel are not those that we see.
+///
+/// # Errors
+/// Names the first thing that is missing, which is no capability.
+pub fn check_namespaces() -> Result<(), Missing> {
+    missing()
+        .into_iter()
+        .find(|missing| !matches!(missing, Missing::Capabilities(_)))
+        .map_or(Ok(()), Err)
+}
+
 /// Everything that is missing of privileges and namespaces.
 pub fn missing() -> Vec<Missing> {
     let effective = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);

@@ -71,7 +71,7 @@ impl Mechanism {
 pub enum Feature {
     /// `BPF_MAP_TYPE_RINGBUF` (5.8+): events to user space.
     RingBuffer,
-    /// `BPF_MAP_TYPE_TASK_STORAGE`, and its helpers in tracing programs (5.11+).
+    /// `BPF_MAP_TYPE_TASK_STORAGE` (5.11+), and its helpers in tracing programs (5.13+).
     TaskStorage,
     /// The iterator over all tasks (5.8+): the survey.
     TaskIterator,

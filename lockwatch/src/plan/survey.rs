@@ -3,6 +3,40 @@
 use super::{Gap, Plan, Subject};
 use crate::kernel::offer::{Feature, Lockdown, Mechanism, Offer};
 
+impl Gap {
+    /// That there are no surveys.
+    fn surveys(why: String, remedy: Option<String>) -> Self {
+        Self {
+            subject: Subject::Surveys,
+            missing: "surveys: the state of all tasks and locks at one instant".to_owned(),
+            why,
+            cost: "no diagnose; watch has no names of locks and no holders of those taken before it came"
+                .to_owned(),
+            remedy,
+        }
+    }
+
+    /// Puts right, where `watch` runs, what was planned for surveys. `refused`: why none can
+    /// be taken; none where they can.
+    pub fn set_right(gaps: Vec<Self>, refused: Option<&str>) -> Vec<Self> {
+        let (forecast, mut gaps): (Vec<_>, Vec<_>) = gaps
+            .into_iter()
+            .partition(|gap| matches!(gap.subject, Subject::Everything | Subject::Surveys));
+        let Some(refused) = refused else {
+            return gaps;
+        };
+        let mut surveys: Vec<_> = forecast
+            .into_iter()
+            .map(|gap| Self::surveys(gap.why, gap.remedy))
+            .collect();
+        if surveys.is_empty() {
+            surveys.push(Self::surveys(refused.to_owned(), None));
+        }
+        surveys.append(&mut gaps);
+        surveys
+    }
+}
+
 /// Adds what keeps programs, or surveys, from being had at all.
 pub(super) fn add(plan: &mut Plan, offer: &Offer) {
     let everything = |why: String, remedy: Option<&str>| Gap {
@@ -38,15 +72,7 @@ pub(super) fn add(plan: &mut Plan, offer: &Offer) {
     if let Some(unknown) = &offer.unknown_layout {
         plan.gaps.push(everything(unknown.clone(), None));
     }
-    let surveys = |why: String, remedy: Option<&str>| Gap {
-        subject: Subject::Surveys,
-        missing: "surveys: the state of all tasks and locks at one instant".to_owned(),
-        why,
-        cost:
-            "no diagnose; watch has no names of locks and no holders of those taken before it came"
-                .to_owned(),
-        remedy: remedy.map(str::to_owned),
-    };
+    let surveys = |why: String, remedy: Option<&str>| Gap::surveys(why, remedy.map(str::to_owned));
     if let Some(why) = offer.lacking.get(&Feature::TaskIterator) {
         plan.gaps.push(surveys(why.clone(), None));
     }
@@ -67,5 +93,34 @@ pub(super) fn add(plan: &mut Plan, offer: &Offer) {
                 .to_owned(),
             Some("sysctl kernel.kptr_restrict=1"),
         ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_that_runs_does_not_say_that_nothing_works() {
+        let gap = |subject, why: &str| Gap {
+            subject,
+            ..Gap::surveys(why.to_owned(), None)
+        };
+        let planned = vec![
+            gap(Subject::Everything, "missing CAP_SYSLOG"),
+            gap(Subject::Holds, "fentry is refused"),
+        ];
+        let subjects = |gaps: &[Gap]| gaps.iter().map(|gap| gap.subject).collect::<Vec<_>>();
+
+        let with_surveys = Gap::set_right(planned.clone(), None);
+        assert_eq!(subjects(&with_surveys), [Subject::Holds]);
+
+        let without = Gap::set_right(planned, Some("no survey"));
+        assert_eq!(subjects(&without), [Subject::Surveys, Subject::Holds]);
+        assert_eq!(without[0].why, "missing CAP_SYSLOG");
+
+        let unforeseen = Gap::set_right(Vec::new(), Some("no survey"));
+        assert_eq!(subjects(&unforeseen), [Subject::Surveys]);
+        assert_eq!(unforeseen[0].why, "no survey");
     }
 }

@@ -12,7 +12,7 @@ use crate::{
 
 /// A hook that the kernel refused, though its offer had seemed to allow it.
 #[derive(Debug, thiserror::Error)]
-#[error("the kernel refuses {} at {target}", .mechanism.name())]
+#[error("cannot hook {target} by {}", .mechanism.name())]
 pub struct Refused {
     /// What is refused.
     pub mechanism: Mechanism,

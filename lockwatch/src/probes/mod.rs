@@ -10,7 +10,7 @@ pub mod survey;
 #[cfg(test)]
 mod tests;
 
-use std::{fs, io};
+use std::{fs, io, iter};
 
 use aya::{Ebpf, EbpfError, maps::Map, programs::ProgramError};
 
@@ -42,6 +42,11 @@ pub enum LoadError {
         "this kernel's verifier refuses a program of lockwatch: please report it with the output of -v"
     )]
     Verifier(#[source] io::Error),
+    /// We or the host lack something, which says nothing of what the kernel allows.
+    #[error(
+        "there are not enough files or memory for lockwatch's programs (for files: ulimit -n, LimitNOFILE=)"
+    )]
+    Want(#[source] io::Error),
     /// The embedded object is not the one this binary was written for.
     #[error("the embedded kernel object has no {0}: rebuild it with `cargo xtask ebpf`")]
     Missing(&'static str),
@@ -58,10 +63,13 @@ pub enum LoadError {
 
 impl LoadError {
     fn object(error: EbpfError) -> Self {
-        Self::Object(Box::new(error))
+        want_in(&error).map_or_else(|| Self::Object(Box::new(error)), Self::Want)
     }
 
     fn program(error: ProgramError) -> Self {
+        if let Some(want) = want_in(&error) {
+            return Self::Want(want);
+        }
         match error {
             // The log has hundreds of lines: for those who ask for more.
             ProgramError::LoadError {
@@ -80,6 +88,17 @@ impl LoadError {
 fn map(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, LoadError> {
     ebpf.take_map(name).ok_or(LoadError::Missing(name))
 }
+
+/// What we or the host lack, if that is at the bottom of an error.
+fn want_in(error: &(dyn std::error::Error + 'static)) -> Option<io::Error> {
+    iter::successors(Some(error), |&error| error.source())
+        .filter_map(|error| error.downcast_ref::<io::Error>()?.raw_os_error())
+        .find(|code| WANTS.contains(code))
+        .map(io::Error::from_raw_os_error)
+}
+
+/// Errors that say nothing of what the kernel can do or a policy allows.
+const WANTS: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EAGAIN];
 
 /// The errors a verifier gives; others come before or after it.
 fn is_verdict(error: &io::Error) -> bool {

@@ -5,6 +5,7 @@
 //! tries out.
 
 use std::{
+    error::Error,
     io,
     os::fd::{FromRawFd as _, OwnedFd},
     path::Path,
@@ -18,6 +19,7 @@ use aya::{
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
+use super::{WANTS, want_in};
 use crate::kernel::{
     btf::Btf,
     capabilities::{self, Missing},
@@ -127,10 +129,13 @@ fn try_mechanism(mechanism: Mechanism, btf: Option<&Btf>) -> Result<(), String> 
 }
 
 fn try_feature(feature: Feature, btf: Option<&Btf>) -> Result<(), String> {
-    let supported = |supported: Result<bool, &dyn std::error::Error>, what: &str| match supported {
+    let supported = |supported: Result<bool, &(dyn Error + 'static)>, what: &str| match supported {
         Ok(true) => Ok(()),
         Ok(false) => Err(format!("this kernel has no {what}")),
-        Err(error) => Err(format!("the kernel refuses a {what}: {error}")),
+        Err(error) => Err(want_in(error).map_or_else(
+            || format!("the kernel refuses a {what}: {error}"),
+            |want| words(&want),
+        )),
     };
     let map = |ty, what| {
         let found = is_map_supported(ty);
@@ -140,7 +145,7 @@ fn try_feature(feature: Feature, btf: Option<&Btf>) -> Result<(), String> {
         Feature::RingBuffer => map(MapType::RingBuf, "BPF ring buffer"),
         Feature::TaskStorage => {
             map(MapType::TaskStorage, "BPF task storage")?;
-            // Up to 5.11 for LSM programs alone.
+            // Up to 5.12 for LSM programs alone.
             let found = is_helper_supported(
                 ProgramType::RawTracePoint,
                 BpfHelper::BPF_FUNC_task_storage_get,
@@ -232,7 +237,19 @@ impl Attempt {
     }
 
     /// Loads the program and lets go of it. An error says why it is refused.
-    fn load(mut self) -> Result<(), String> {
+    fn load(self) -> Result<(), String> {
+        let mut loaded = self.load_once();
+        for _ in 1..LOAD_ATTEMPTS {
+            let again = |error: &io::Error| error.raw_os_error() == Some(libc::EAGAIN);
+            if !loaded.as_ref().is_err_and(again) {
+                break;
+            }
+            loaded = self.load_once();
+        }
+        loaded.map_err(|error| words(&error))
+    }
+
+    fn load_once(mut self) -> io::Result<()> {
         self.instruction_count = NOTHING.len() as u32;
         self.instructions = NOTHING.as_ptr() as u64;
         self.license = c"GPL".as_ptr() as u64;
@@ -246,9 +263,20 @@ impl Attempt {
                 drop(unsafe { OwnedFd::from_raw_fd(fd) });
                 Ok(())
             }
-            _ => Err(words(&io::Error::last_os_error())),
+            _ => Err(io::Error::last_os_error()),
         }
     }
+}
+
+/// The verifier gives up with EAGAIN when a signal comes (kernel/bpf/verifier.c).
+const LOAD_ATTEMPTS: u32 = 5;
+
+fn want(error: &io::Error) -> String {
+    let remedy = match error.raw_os_error() {
+        Some(libc::EMFILE) => ": raise lockwatch's limit of open files (ulimit -n, LimitNOFILE=)",
+        _ => "",
+    };
+    format!("it could not be tried, which says nothing of the kernel ({error}){remedy}")
 }
 
 /// A refusal in words.
@@ -257,6 +285,7 @@ fn words(error: &io::Error) -> String {
         // We have the capabilities; a program that does nothing has no other fault.
         Some(libc::EPERM | libc::EACCES) => "a security policy of this host forbids it".to_owned(),
         Some(libc::EINVAL | libc::E2BIG) => "this kernel does not know it".to_owned(),
+        Some(code) if WANTS.contains(&code) => want(error),
         // Not for user space, and so without a text (include/linux/errno.h).
         Some(ENOTSUPP) => "this kernel does not support it on this machine".to_owned(),
         _ => format!("the kernel says: {error}"),
@@ -271,10 +300,19 @@ mod tests {
 
     #[test]
     fn refusals_are_told_apart() {
-        let texts = [libc::EPERM, libc::EINVAL, ENOTSUPP, libc::ENOMEM]
-            .map(|code| words(&io::Error::from_raw_os_error(code)));
+        let texts = [
+            libc::EPERM,
+            libc::EINVAL,
+            ENOTSUPP,
+            libc::ENOMEM,
+            libc::EMFILE,
+            libc::EIO,
+        ]
+        .map(|code| words(&io::Error::from_raw_os_error(code)));
         assert!(texts[0].contains("policy"), "{texts:?}");
+        assert!(texts[3].contains("could not be tried"), "{texts:?}");
+        assert!(texts[4].contains("ulimit"), "{texts:?}");
         let distinct: std::collections::BTreeSet<_> = texts.iter().collect();
-        assert_eq!(distinct.len(), 4, "{texts:?}");
+        assert_eq!(distinct.len(), 6, "{texts:?}");
     }
 }

@@ -8,9 +8,10 @@ use anyhow::Context as _;
 use super::surveys::Surveys;
 use crate::{
     cli::WatchArgs,
-    kernel::{btf::Btf, layout::Layout, symbols::Symbols},
+    kernel::{btf::Btf, capabilities, layout::Layout, symbols::Symbols},
     plan::{Gap, Mechanism, Plan, Purpose, Wanted, plan},
     probes::{
+        LoadError,
         holds::{HoldProbes, HoldsError},
         hook::Refused,
         offer,
@@ -36,6 +37,7 @@ pub(super) struct Sources {
 impl Sources {
     /// Opens what this host allows; what is missing is said, with its cost.
     pub(super) fn open(threshold: Nanos, args: &WatchArgs) -> anyhow::Result<Self> {
+        capabilities::check_namespaces()?;
         let options = StreamOptions {
             ends_from: threshold,
             begins: false,
@@ -74,6 +76,8 @@ impl Sources {
                 (None, None)
             }
         };
+        let no_surveys = surveyor.as_ref().err().map(|error| format!("{error:#}"));
+        let gaps = Gap::set_right(gaps, no_surveys.as_deref());
         let surveys = match surveyor {
             Ok(mut surveyor) => {
                 said.push("surveys".to_owned());
@@ -209,9 +213,10 @@ impl Attached {
 /// More places than these are named by the first and the last.
 const PLACES_NAMED: usize = 4;
 
-/// The hook that was refused, if that is what the error is about.
+/// The hook that was refused, if that is what the error is about. Where something is
+/// wanting, another hook would want it, too.
 fn refusal(error: &anyhow::Error) -> Option<&Refused> {
-    error.chain().find_map(|cause| {
+    let refused = error.chain().find_map(|cause| {
         if let Some(StreamLoadError::Refused(refused)) = cause.downcast_ref() {
             return Some(refused);
         }
@@ -219,5 +224,6 @@ fn refusal(error: &anyhow::Error) -> Option<&Refused> {
             return Some(refused);
         }
         cause.downcast_ref()
-    })
+    })?;
+    (!matches!(refused.source, LoadError::Want(_))).then_some(refused)
 }
