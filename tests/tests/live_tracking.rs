@@ -34,8 +34,6 @@ const PROMPT: Duration = Duration::from_secs(3);
 /// How exact times must be.
 const EXACT: Duration = Duration::from_millis(100);
 
-const HOLD: Duration = Duration::from_secs(3);
-
 /// What `watch` says that it can track on this kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Tracked {
@@ -99,14 +97,14 @@ impl Tracking {
 /// lock be tracked, each was seen taking it.
 fn track(scenario: Scenario) {
     let mut tracking = Tracking::start();
-    let Some(lab) = Lab::raise_for_or_skip(scenario, 3, HOLD).unwrap() else {
+    let Some(lab) = Lab::raise_or_skip(scenario, 3).unwrap() else {
         return;
     };
     let truth = lab.truth.clone();
     let is_mmap_lock = truth.lock.class == Some(LockClass::MmapLock);
     let is_tracked = is_mmap_lock || tracking.tracked == Tracked::AllRwsems;
     let stall = tracking.stall(&truth);
-    lab.outlast().unwrap();
+    lab.finish().unwrap();
 
     let lock = stall.lock.as_ref().unwrap();
     let holders: BTreeSet<Tid> = truth.holders.iter().map(|holder| holder.tid).collect();
