@@ -1,7 +1,7 @@
 //! The rwsem round an rtmutex: on `PREEMPT_RT` a writer that queues is told as a wait for
 //! the rtmutex inside (kernel/locking/rwbase_rt.c, `rwbase_write_lock`, 5.19–7.3).
 
-use aya_ebpf::{EbpfContext, helpers::generated::bpf_get_stack};
+use aya_ebpf::{EbpfContext, helpers::generated::bpf_get_stack, macros::map, maps::PerCpuArray};
 use lockwatch_ebpf::stream::{self as abi, Code, WaitKey, flags};
 
 use super::{global::global, waits};
@@ -16,6 +16,10 @@ static RT_WRITERS: [Code; abi::RT_WRITERS] = [Code { start: 0, len: 0 }; abi::RT
 /// Frames in which the asking function is looked for: this program's own, the tracepoint's,
 /// and the slow paths of the rtmutex come first.
 const FRAMES: usize = 16;
+
+/// The stack of the task that begins to wait on this CPU: too large for a program's own.
+#[map]
+static STACK_HERE: PerCpuArray<[u64; FRAMES]> = PerCpuArray::with_max_entries(1, 0);
 
 /// True if this kernel has such rwsems.
 #[inline(always)]
@@ -49,20 +53,27 @@ pub(super) fn is_wanted_for_write(ctx: &impl EbpfContext) -> bool {
     if !are_there() {
         return false;
     }
-    let mut frames = [0_u64; FRAMES];
+    let Some(frames) = STACK_HERE.get_ptr_mut(0) else {
+        return false;
+    };
     // SAFETY: the buffer has the size that is told.
-    unsafe {
+    let len = unsafe {
         bpf_get_stack(
             ctx.as_ptr(),
-            frames.as_mut_ptr().cast(),
-            size_of_val(&frames) as u32,
+            frames.cast(),
+            size_of::<[u64; FRAMES]>() as u32,
             0,
         )
     };
     let mut writes = false;
-    for frame in frames {
+    for index in 0..FRAMES {
+        if (index * size_of::<u64>()) as i64 >= len {
+            break;
+        }
         // A return address may lie one byte behind the function's last call.
-        let at = frame.wrapping_sub(1);
+        // SAFETY: in bounds; this CPU's own slot, and no program is interrupted here by one
+        // that writes to it: tracepoints run with preemption off.
+        let at = unsafe { (*frames)[index] }.wrapping_sub(1);
         macro_rules! is_in {
             ($($index:literal)*) => {
                 $(writes |= at.wrapping_sub(global!(RT_WRITERS[$index].start))
