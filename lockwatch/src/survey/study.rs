@@ -1,7 +1,7 @@
 //! What the stacks of tasks at rest would say of holds if every function were believed:
 //! what a table of hold frames is learned from and tried with.
 //!
-//! It asks exactly what the survey asks ([`super::holders`]), of every frame instead of
+//! It asks exactly what the survey asks (`survey::holders`), of every frame instead of
 //! those in the table, and of every lock that a stack points at instead of those that
 //! tasks wait for; and it knows the answer, from a tracer and from the lock's own word.
 
