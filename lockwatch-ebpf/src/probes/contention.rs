@@ -7,7 +7,7 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, RawTracePointContext},
 };
 use aya_log_ebpf::debug;
-use lockwatch_ebpf::stream::{WaitKey, flags};
+use lockwatch_ebpf::stream::flags;
 
 use super::{access::Trusted, rt_rwsem, task, waits};
 
@@ -39,11 +39,7 @@ fn begin(ctx: &impl EbpfContext, lock: u64, wait_flags: u32) -> i32 {
     // A mutex's optimistic phase counts as waiting; a spinlock is none of ours.
     if wait_flags & (flags::SPIN | flags::MUTEX) == flags::SPIN {
         if rt_rwsem::are_there() {
-            rt_rwsem::spins_inside(&WaitKey {
-                lock,
-                tid: bpf_get_current_pid_tgid() as u32,
-                _pad: 0,
-            });
+            rt_rwsem::spins_inside(&waits::key(lock, bpf_get_current_pid_tgid()));
         }
         return 0;
     }
@@ -53,11 +49,7 @@ fn begin(ctx: &impl EbpfContext, lock: u64, wait_flags: u32) -> i32 {
         return 0;
     }
     let mut wait_flags = wait_flags;
-    let mut key = WaitKey {
-        lock,
-        tid: ids as u32,
-        _pad: 0,
-    };
+    let mut key = waits::key(lock, ids);
     // SAFETY: no preconditions; the result is a trusted pointer to this task.
     let current = unsafe { Trusted::new(bpf_get_current_task_btf().cast()) };
     if wait_flags & flags::RT != 0 && task::state(current) & TASK_RTLOCK_WAIT != 0 {
@@ -101,11 +93,7 @@ fn raw_contention_end(ctx: RawTracePointContext) -> i32 {
 
 #[inline(always)]
 fn end(lock: u64, result: i32) -> i32 {
-    let key = WaitKey {
-        lock,
-        tid: bpf_get_current_pid_tgid() as u32,
-        _pad: 0,
-    };
+    let key = waits::key(lock, bpf_get_current_pid_tgid());
     if !waits::end(&key, result) && rt_rwsem::are_there() {
         waits::end(&rt_rwsem::of(&key), result);
     }

@@ -11,7 +11,7 @@ use aya_ebpf::{
     macros::{fentry, fexit, kprobe},
     programs::{FEntryContext, FExitContext, ProbeContext},
 };
-use lockwatch_ebpf::stream::{self as abi, WaitKey, WaitSite, flags, outcome};
+use lockwatch_ebpf::stream::{self as abi, WaitSite, flags, outcome};
 
 use super::{access::Word, argument::word, global::global, task, waits};
 
@@ -110,7 +110,7 @@ fn begin(lock: u64, wait_flags: u32) -> i32 {
     let ids = bpf_get_current_pid_tgid();
     let tgid = (ids >> 32) as u32;
     if waits::is_wanted(tgid) {
-        let key = key(lock, ids);
+        let key = waits::key(lock, ids);
         // SAFETY: no preconditions. Not typed: that can be had from 5.11 on only.
         let current = Word(unsafe { bpf_get_current_task() });
         waits::begin(&key, tgid, task::start_time_ns(current), wait_flags);
@@ -120,15 +120,6 @@ fn begin(lock: u64, wait_flags: u32) -> i32 {
 
 #[inline(always)]
 fn end(lock: u64, result: i32) -> i32 {
-    waits::end(&key(lock, bpf_get_current_pid_tgid()), result);
+    waits::end(&waits::key(lock, bpf_get_current_pid_tgid()), result);
     0
-}
-
-#[inline(always)]
-fn key(lock: u64, ids: u64) -> WaitKey {
-    WaitKey {
-        lock,
-        tid: ids as u32,
-        _pad: 0,
-    }
 }

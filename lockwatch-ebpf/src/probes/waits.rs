@@ -39,6 +39,16 @@ const BPF_RB_AVAIL_DATA: u64 = 0;
 const BPF_RB_NO_WAKEUP: u64 = 1;
 const BPF_RB_FORCE_WAKEUP: u64 = 2;
 
+/// The wait of a task, by what `bpf_get_current_pid_tgid` gives, for a lock.
+#[inline(always)]
+pub(super) fn key(lock: u64, ids: u64) -> WaitKey {
+    WaitKey {
+        lock,
+        tid: ids as u32,
+        _pad: 0,
+    }
+}
+
 /// False for the waits of our own process.
 #[inline(always)]
 pub(super) fn is_wanted(tgid: u32) -> bool {
