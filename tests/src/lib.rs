@@ -7,5 +7,6 @@
 
 pub mod clock;
 pub mod edge;
+pub mod hook;
 pub mod trial;
 pub mod truth;

@@ -211,6 +211,14 @@ impl Plan {
         self.gaps.iter().filter(move |gap| gap.subject == subject)
     }
 
+    /// Whether a `memcg_path` stands between `mm` and the rest of the arguments of the
+    /// tracepoints of mmap_lock (up to 6.15).
+    pub fn has_memcg_path(&self) -> bool {
+        let is_behind =
+            |hook: &Hook| matches!(hook.purpose, Purpose::MmapReleased { write } if write > 1);
+        self.hooks.iter().any(is_behind)
+    }
+
     /// Whether lock waits are seen as they begin.
     pub fn sees_waits(&self) -> bool {
         let begins = |hook: &Hook| matches!(hook.purpose, Purpose::WaitBegin { .. });

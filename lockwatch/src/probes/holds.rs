@@ -83,10 +83,7 @@ impl HoldProbes {
         if hooks.is_empty() {
             return Ok(None);
         }
-        let memcg_path =
-            u32::from(hooks.iter().any(
-                |(_, hook)| matches!(hook.purpose, Purpose::MmapReleased { write } if write > 1),
-            ));
+        let memcg_path = u32::from(plan.has_memcg_path());
         let hooks = Hooks::new(hooks);
         let layout = Layout(*layout);
         let log_level = log::level();

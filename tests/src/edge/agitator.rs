@@ -7,9 +7,10 @@ use anyhow::{Context, Result, bail};
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{Array, PerCpuArray},
-    programs::{BtfTracePoint, FEntry, FExit, Program},
 };
 use lockwatch_ebpf::edge::{EdgeConfig, counter, last};
+
+use crate::hook;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../object/edge.bpf.o");
 
@@ -174,19 +175,7 @@ fn attach(ebpf: &mut Ebpf, btf: &Btf, name: &str, target: &str) -> Result<()> {
     let program = ebpf
         .program_mut(name)
         .with_context(|| format!("the test object has no program {name}"))?;
-    let outcome = match program {
-        Program::BtfTracePoint(program) => {
-            BtfTracePoint::load(program, target, btf).and_then(|()| program.attach().map(drop))
-        }
-        Program::FEntry(program) => {
-            FEntry::load(program, target, btf).and_then(|()| program.attach().map(drop))
-        }
-        Program::FExit(program) => {
-            FExit::load(program, target, btf).and_then(|()| program.attach().map(drop))
-        }
-        _ => bail!("{name} is of no kind that is expected"),
-    };
-    outcome.with_context(|| format!("the kernel refuses {name} at {target}"))
+    hook::attach(program, target, btf)
 }
 
 /// A comm's first 8 bytes and which bits of them count. With the zero at its end, if

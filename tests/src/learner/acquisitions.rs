@@ -6,14 +6,14 @@ use std::{
     fmt, fs,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{HashMap, MapData, StackTraceMap},
-    programs::{BtfTracePoint, FEntry, FExit, Program},
 };
 use lockwatch::plan::{Plan, Purpose};
 use lockwatch_ebpf::acquisitions::{Acquisition, Ended, Hold};
+use lockwatch_tests::hook;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../object/acquisitions.bpf.o");
 
@@ -59,14 +59,10 @@ impl fmt::Debug for Acquisitions {
 impl Acquisitions {
     /// Attaches them where this plan tracks holds.
     pub(crate) fn attach(plan: &Plan, mmap_lock: u64, btf: &Btf) -> Result<Self> {
-        let memcg_path = plan
-            .hooks
-            .iter()
-            .any(|hook| matches!(hook.purpose, Purpose::MmapReleased { write } if write > 1));
         let mut ebpf = EbpfLoader::new()
             .btf(Some(btf))
             .override_global("MMAP_LOCK", &mmap_lock, true)
-            .override_global("MEMCG_PATH", &u32::from(memcg_path), true)
+            .override_global("MEMCG_PATH", &u32::from(plan.has_memcg_path()), true)
             .load(OBJECT)
             .context("the kernel refuses the learner's object")?;
         for hook in &plan.hooks {
@@ -147,17 +143,5 @@ fn attach(ebpf: &mut Ebpf, btf: &Btf, target: &str) -> Result<()> {
     let Some(program) = ebpf.program_mut(target) else {
         return Ok(());
     };
-    let outcome = match program {
-        Program::BtfTracePoint(program) => {
-            BtfTracePoint::load(program, target, btf).and_then(|()| program.attach().map(drop))
-        }
-        Program::FEntry(program) => {
-            FEntry::load(program, target, btf).and_then(|()| program.attach().map(drop))
-        }
-        Program::FExit(program) => {
-            FExit::load(program, target, btf).and_then(|()| program.attach().map(drop))
-        }
-        _ => bail!("{target} is of no kind that is expected"),
-    };
-    outcome.with_context(|| format!("the kernel refuses a program at {target}"))
+    hook::attach(program, target, btf)
 }
