@@ -500,3 +500,36 @@ fn fault_flags(
     }
     Ok(None)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{lock::LockAddr, survey::image::Image};
+
+    fn suspect(is_sure: bool) -> Suspect {
+        let mut image = Image::default();
+        image.task(1);
+        let look = image.look(1);
+        let hold = TracedHold {
+            lock: LockAddr(0xffff_8882_0000_0040),
+            task: look.tasks[0].name.key,
+            mode: LockMode::Read,
+            since_ns: 7,
+            is_sure,
+        };
+        let mut suspects = Vec::new();
+        add_traced(&look, &mut suspects, &[hold]);
+        suspects.remove(0)
+    }
+
+    #[test]
+    fn a_hold_whose_release_may_have_been_missed_is_a_hint_without_a_time() {
+        let sure = suspect(true);
+        assert_eq!((sure.strongest(), sure.since_ns), (Strength::Word, Some(7)));
+        let in_part = suspect(false);
+        assert_eq!(
+            (in_part.strongest(), in_part.since_ns),
+            (Strength::Hint, None)
+        );
+    }
+}
