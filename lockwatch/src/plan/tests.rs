@@ -23,6 +23,12 @@ pub(crate) fn offer(kernel: &str) -> Offer {
     serde_json::from_str::<Captured>(&text).expect(&path).offer
 }
 
+/// Has these mechanisms refused, as a host's policy does.
+fn forbid(offer: &mut Offer, mechanisms: &[Mechanism]) {
+    let refused = mechanisms.iter().map(|&one| (one, "forbidden".to_owned()));
+    offer.refused.extend(refused);
+}
+
 /// The kernels that were run, and those made from source facts.
 pub(crate) const KERNELS: [&str; 12] = [
     "3.10",
@@ -114,9 +120,7 @@ fn where_functions_are_refused_tracepoints_do() {
 fn positions_in_mmap_lock_tracepoints_follow_their_arguments() {
     let purposes = |kernel| {
         let mut offer = offer(kernel);
-        for mechanism in [Mechanism::Fentry, Mechanism::Fexit] {
-            offer.refused.insert(mechanism, "forbidden".to_owned());
-        }
+        forbid(&mut offer, &[Mechanism::Fentry, Mechanism::Fexit]);
         let plan = plan(&offer, Wanted { holds: true });
         plan.hooks
             .iter()
@@ -204,9 +208,7 @@ fn a_clone_or_a_release_out_of_sight_leaves_no_hold_for_ever() {
 #[test]
 fn where_typed_tracepoints_are_refused_raw_ones_do() {
     let mut offer = offer("6.18-restricted");
-    offer
-        .refused
-        .insert(Mechanism::TpBtf, "forbidden".to_owned());
+    forbid(&mut offer, &[Mechanism::TpBtf]);
     let raw = plan(&offer, Wanted { holds: true });
     let typed = planned("6.18-restricted");
     assert_eq!(
@@ -220,9 +222,7 @@ fn where_typed_tracepoints_are_refused_raw_ones_do() {
 #[test]
 fn what_a_raw_tracepoint_must_read_and_may_not_is_a_gap() {
     let mut offer = offer("6.18-restricted");
-    offer
-        .refused
-        .insert(Mechanism::TpBtf, "forbidden".to_owned());
+    forbid(&mut offer, &[Mechanism::TpBtf]);
     offer.lockdown = Some(Lockdown::Confidentiality);
     let plan = plan(&offer, Wanted { holds: true });
     assert_eq!(plan.hooks, []);
@@ -242,9 +242,7 @@ fn functions_whose_programs_would_read_locked_down_memory_are_a_gap() {
     for refused in [None, Some(Mechanism::Fexit)] {
         let mut offer = offer("5.10");
         offer.lockdown = Some(Lockdown::Integrity);
-        if let Some(mechanism) = refused {
-            offer.refused.insert(mechanism, "forbidden".to_owned());
-        }
+        forbid(&mut offer, refused.as_slice());
         assert!(plan(&offer, Wanted { holds: false }).sees_waits());
         offer.lockdown = Some(Lockdown::Confidentiality);
         let plan = plan(&offer, Wanted { holds: false });
@@ -302,9 +300,7 @@ fn no_reason_claims_a_kind_that_was_left_out() {
 #[test]
 fn more_functions_than_programs_are_a_gap() {
     let mut offer = offer("5.10");
-    for mechanism in [Mechanism::Fentry, Mechanism::Fexit] {
-        offer.refused.insert(mechanism, "forbidden".to_owned());
-    }
+    forbid(&mut offer, &[Mechanism::Fentry, Mechanism::Fexit]);
     let clones = (0..WAIT_SITES).map(|number| format!("rwsem_down_read_slowpath.isra.{number}"));
     offer
         .symbols
@@ -323,9 +319,7 @@ fn more_functions_than_programs_are_a_gap() {
 #[test]
 fn a_mutex_wait_never_begins_where_only_a_survey_could_end_it() {
     let mut offer = offer("5.10");
-    offer
-        .refused
-        .insert(Mechanism::Fexit, "forbidden".to_owned());
+    forbid(&mut offer, &[Mechanism::Fexit]);
     let plan = plan(&offer, Wanted { holds: false });
     let kinds: BTreeSet<String> = plan
         .hooks
@@ -391,9 +385,7 @@ pub(crate) fn less(offer: Offer) -> impl Strategy<Value = Offer> {
                     offer.tracepoints.clear();
                     offer.functions.clear();
                 }
-                for mechanism in refused {
-                    offer.refused.insert(mechanism, "forbidden".to_owned());
-                }
+                forbid(&mut offer, &refused);
                 for feature in lacking {
                     offer.lacking.insert(feature, "not there".to_owned());
                 }
