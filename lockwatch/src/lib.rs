@@ -8,6 +8,7 @@
 
 pub mod cli;
 pub mod commands;
+pub mod daemon;
 pub mod detect;
 pub mod figures;
 pub mod graph;

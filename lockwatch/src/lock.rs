@@ -271,6 +271,11 @@ pub struct Holder {
     pub confidence: Confidence,
     /// Why we say so.
     pub evidence: Vec<Evidence>,
+    /// Found for the same reason in both looks, and it did not let go in between.
+    pub stood: bool,
+    /// Its control group: the path below the root of the v2 hierarchy. `None` where it
+    /// could not be read.
+    pub cgroup: Option<String>,
     /// What the scheduler says of it.
     pub state: TaskState,
     /// Why it does not let go.

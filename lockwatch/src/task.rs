@@ -206,4 +206,15 @@ pub struct Stuck {
     pub frame: Option<String>,
     /// Off the CPU for this long, if it is off.
     pub since: Option<Nanos>,
+    /// The block device it waits for, where it waits for one that could be told.
+    pub device: Option<BlockDevice>,
+}
+
+/// A block device that a task waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockDevice {
+    /// Its name: `nvme0n1`.
+    pub name: String,
+    /// Requests that the driver had not completed yet. `None` where that could not be read.
+    pub in_flight: Option<u64>,
 }

@@ -32,6 +32,7 @@ pub(crate) fn survey(locks: Vec<Lock>, stacks: Stacks) -> Survey {
         task_count: 1_552,
         degraded: Vec::new(),
         locks,
+        daemons: Vec::new(),
         stacks,
     }
 }
@@ -64,11 +65,14 @@ pub(crate) fn holder(task: TaskName, mode: LockMode, stack: StackId) -> Holder {
             frame: None,
             value: None,
         }],
+        stood: true,
+        cgroup: None,
         state: TaskState::Uninterruptible,
         stuck: Stuck {
             class: StuckClass::BlockIo,
             frame: Some("folio_wait_bit_common".to_owned()),
             since: Some(Nanos(5 * SEC)),
+            device: None,
         },
         held: Some(Nanos(5 * SEC)),
         held_is_lower_bound: true,
@@ -206,6 +210,7 @@ pub(crate) fn incident() -> Survey {
             class: StuckClass::BlockIo,
             frame: Some("blk_mq_get_tag".to_owned()),
             since: Some(Nanos(373 * SEC)),
+            device: None,
         },
         held: Some(Nanos(373 * SEC)),
         ..holder(task(4_442, 4_424, "filebeat"), LockMode::Read, fault)
@@ -270,6 +275,7 @@ pub(crate) fn write_held_directory() -> Survey {
             class: StuckClass::Fuse,
             frame: Some("request_wait_answer".to_owned()),
             since: Some(Nanos(8 * SEC + 350 * MS)),
+            device: None,
         },
         held: Some(Nanos(8 * SEC + 350 * MS)),
         ..holder(task(811, 811, "mkdir"), LockMode::Write, mkdir)
@@ -335,6 +341,7 @@ pub(crate) fn several_possible() -> Survey {
                 class: StuckClass::Unknown,
                 frame: (number % 2 == 0).then(|| "__futex_wait".to_owned()),
                 since: None,
+                device: None,
             },
             ..holder(
                 task(4_450 + number, 4_424, "filebeat"),
@@ -364,6 +371,7 @@ pub(crate) fn granted_reader() -> Survey {
             class: StuckClass::Runnable,
             frame: None,
             since: Some(Nanos(12 * SEC)),
+            device: None,
         },
         held: Some(Nanos(12 * SEC)),
         ..holder(granted.task.clone(), LockMode::Read, stack)
@@ -418,6 +426,7 @@ pub(crate) fn several_locks() -> Survey {
             class: StuckClass::Lock,
             frame: Some("lookup_slow".to_owned()),
             since: Some(Nanos(8 * SEC)),
+            device: None,
         },
         held: Some(Nanos(9 * SEC)),
         ..holder(task(820, 820, "stat"), LockMode::Write, stack)

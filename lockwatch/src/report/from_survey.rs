@@ -170,6 +170,8 @@ impl Holder {
             mode,
             confidence,
             evidence,
+            stood: _,
+            cgroup,
             state,
             stuck,
             held,
@@ -180,7 +182,7 @@ impl Holder {
             tid: task.key.tid,
             tgid: task.tgid,
             comm: task.comm.clone(),
-            cgroup: None,
+            cgroup: cgroup.clone(),
             mode: *mode,
             confidence: *confidence,
             evidence: evidence

@@ -90,6 +90,7 @@ mod tests {
             class: StuckClass::Fuse,
             frame: Some("request_wait_answer".to_owned()),
             since: None,
+            device: None,
         };
         let reason = |class, function: &str, ns| AsleepIn {
             class,

@@ -219,7 +219,12 @@ impl Merger<'_, '_> {
                     in_both_looks,
                     ..circumstances
                 };
-                self.holder(last, suspect, confidence(suspect.strongest(), seen))
+                self.holder(
+                    last,
+                    suspect,
+                    confidence(suspect.strongest(), seen),
+                    in_both_looks,
+                )
             })
             .collect();
         holders.sort_by_key(|holder| (Reverse(holder.confidence), holder.task.key));
@@ -231,7 +236,13 @@ impl Merger<'_, '_> {
         holders
     }
 
-    fn holder(&mut self, seen: &Seen<'_>, suspect: &Suspect, confidence: Confidence) -> Holder {
+    fn holder(
+        &mut self,
+        seen: &Seen<'_>,
+        suspect: &Suspect,
+        confidence: Confidence,
+        stood: bool,
+    ) -> Holder {
         let task = &seen.look.tasks[suspect.task];
         let off_cpu = self.off_cpu(task);
         let mut evidence = suspect.evidence.clone();
@@ -241,6 +252,8 @@ impl Merger<'_, '_> {
             mode: suspect.mode,
             confidence,
             evidence,
+            stood,
+            cgroup: None,
             state: task.state,
             stuck: stuck::of_task(self.functions, seen.look, task, off_cpu),
             // Not traced: it took the lock before it went to sleep in it.

@@ -27,6 +27,7 @@ pub use holds::{HoldSource, TracedHold};
 pub use surveyor::{OpenError, SurveyError, Surveyor};
 
 use crate::{
+    daemon::Daemon,
     lock::{Lock, Stacks},
     task::Nanos,
 };
@@ -51,7 +52,9 @@ pub struct Survey {
     pub degraded: Vec<String>,
     /// Locks with waiters, in no particular order.
     pub locks: Vec<Lock>,
-    /// The stacks the locks refer to.
+    /// Daemons that tasks wait for, in no particular order.
+    pub daemons: Vec<Daemon>,
+    /// The stacks that locks and daemons refer to.
     pub stacks: Stacks,
 }
 

@@ -38,6 +38,7 @@ pub(super) fn of_task(
         class,
         frame,
         since,
+        device: None,
     }
 }
 

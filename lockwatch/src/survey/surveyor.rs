@@ -360,6 +360,7 @@ impl Surveyor {
             task_count: u32::try_from(last.look.tasks.len()).unwrap_or(u32::MAX),
             degraded,
             locks,
+            daemons: Vec::new(),
             stacks,
         }
     }
