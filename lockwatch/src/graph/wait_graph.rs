@@ -71,10 +71,19 @@ impl WaitGraph {
                     self.open(wait);
                 }
             }
-            Event::WaitEnd { wait, at_ns, .. } => {
+            Event::WaitEnd {
+                wait,
+                at_ns,
+                acquired,
+            } => {
                 let id = wait.id();
                 if self.is_closed(&id) || is_old(at_ns) && !self.is_open(&id) {
                     return;
+                }
+                if let Some(node) = self.locks.get_mut(&wait.lock)
+                    && let Some(stall) = &mut node.stall
+                {
+                    stall.check_forecast(wait.task.key, at_ns, acquired);
                 }
                 self.close(&wait, at_ns, true);
                 self.remember_closed(id);
