@@ -1,5 +1,7 @@
 //! The stalls: which files they need, and how each is built task by task.
 
+mod deadlock_behind_writer;
+mod deadlock_fuse;
 mod file_pos_held;
 mod granted;
 mod inode_read_held;
@@ -90,7 +92,11 @@ pub(crate) fn hold_times(scenario: Scenario) -> (Duration, Duration) {
         | Scenario::PiFutexHeld
         | Scenario::VmaReadHeld
         | Scenario::SuperFrozen
-        | Scenario::SuperFreezing => (Duration::from_secs(20), Duration::from_secs(60)),
+        | Scenario::SuperFreezing
+        | Scenario::DeadlockFuseDirectory
+        | Scenario::DeadlockFuseTwoMounts
+        | Scenario::DeadlockBehindWriter
+        | Scenario::Incident => (Duration::from_secs(20), Duration::from_secs(60)),
     }
 }
 
@@ -108,6 +114,10 @@ pub(crate) fn scenery(scenario: Scenario, cast: Cast) -> Scenery {
         Scenario::PiFutexHeld => pi_futex_held::scenery(),
         Scenario::VmaReadHeld => vma_read_held::scenery(cast),
         Scenario::SuperFrozen | Scenario::SuperFreezing => super_frozen::scenery(),
+        Scenario::DeadlockFuseDirectory => deadlock_fuse::scenery(),
+        Scenario::DeadlockFuseTwoMounts => deadlock_fuse::scenery_of_two(),
+        Scenario::DeadlockBehindWriter => deadlock_behind_writer::scenery(cast),
+        Scenario::Incident => mmap_read_held::scenery(cast),
     }
 }
 
@@ -128,5 +138,9 @@ pub(crate) fn raise(scenario: Scenario, stage: &mut Stage, cast: Cast) -> Result
         Scenario::VmaReadHeld => vma_read_held::raise(stage, cast),
         Scenario::SuperFrozen => super_frozen::raise(stage, cast),
         Scenario::SuperFreezing => super_frozen::raise_freezing(stage, cast),
+        Scenario::DeadlockFuseDirectory => deadlock_fuse::raise(stage, cast),
+        Scenario::DeadlockFuseTwoMounts => deadlock_fuse::raise_two(stage, cast),
+        Scenario::DeadlockBehindWriter => deadlock_behind_writer::raise(stage, cast),
+        Scenario::Incident => mmap_read_held::raise(stage, cast),
     }
 }
