@@ -17,7 +17,9 @@ use nix::{
 
 use crate::{
     beside::{self, Beside},
-    clock, freeze,
+    clock,
+    crowd::{self, Readers},
+    freeze,
     fuse::{Server, Source},
     scenario::Scenery,
     signals::Signals,
@@ -36,6 +38,9 @@ pub(crate) const STEP: Duration = Duration::from_secs(5);
 /// Late answers come at the latest this long after the stall should be over.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// How much longer a process of many readers may take to end.
+const CROWD: Duration = Duration::from_millis(500);
+
 /// After this the watchdog clears up: the lab's own ways have had their time.
 const WATCHDOG_GRACE: Duration = Duration::from_secs(20);
 
@@ -47,6 +52,7 @@ pub(crate) struct Stage {
     pub(crate) target: Option<Target>,
     /// It has to end before the target, whose pipes it has open as well.
     pub(crate) rehearsal: Option<Target>,
+    pub(crate) readers: Vec<Readers>,
     pub(crate) rest: Rest,
     pub(crate) waiters: Vec<Waiter>,
     pub(crate) decoys: Vec<Decoy>,
@@ -104,6 +110,12 @@ impl Stage {
             Ok(Some(forked))
         };
         let (target, rehearsal) = (fork(scenery.actors)?, fork(scenery.rehearsal)?);
+        let mut readers = Vec::new();
+        for (comm, tasks) in crowd::shares(scenery.readers) {
+            let forked = Readers::fork(comm, tasks)?;
+            watchdog.add_child(forked.pid())?;
+            readers.push(forked);
+        }
         let tree = scenery.tree;
         let server = Server::start(SERVER_COMM, &mount, Source::Nothing, tree, late)?;
         let beside = beside
@@ -115,6 +127,7 @@ impl Stage {
             beside,
             target,
             rehearsal,
+            readers,
             rest: Rest::default(),
             waiters: Vec::new(),
             decoys: Vec::new(),
@@ -341,6 +354,10 @@ impl Stage {
             eprintln!("stall-lab: threads are still stuck, aborting the FUSE connection");
             self.abort();
             wait_for(self.workers.iter());
+        }
+        let deadline = Instant::now() + STEP + CROWD * self.readers.len() as u32;
+        for readers in self.readers {
+            clean &= readers.end(deadline);
         }
         clean &= self.rehearsal.is_none_or(|process| process.end(STEP));
         clean &= self.target.is_none_or(|target| target.end(STEP));

@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     io,
-    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc},
     thread::{self, JoinHandle},
@@ -14,7 +14,6 @@ use anyhow::{Context, Result, bail};
 use nix::{
     errno::Errno,
     fcntl::{OFlag, open},
-    libc,
     mount::{MsFlags, mount},
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::{CloneFlags, unshare},
@@ -30,7 +29,7 @@ use super::{
     tree::{Answer, Tree},
     writeback,
 };
-use crate::{device::Device, task::Task};
+use crate::{device::Device, inherit, task::Task};
 
 /// How it is mounted.
 pub(crate) const MOUNT_FLAGS: MsFlags = MsFlags::MS_NOSUID
@@ -187,7 +186,10 @@ impl Server {
 /// mid-stall frees itself.
 fn mount_privately(at: &Path, source: Source, wake: &EventFd) -> Result<OwnedFd> {
     unshare(CloneFlags::CLONE_FILES).context("cannot get a private table of file descriptors")?;
-    keep_only(wake.as_raw_fd())?;
+    // SAFETY: the table belongs to this thread alone, which so far uses no descriptor but
+    // `wake`.
+    unsafe { inherit::keep_only(wake.as_raw_fd()) }
+        .context("cannot close the lab's descriptors in the FUSE server thread")?;
     let device = open(
         "/dev/fuse",
         OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC,
@@ -222,22 +224,6 @@ fn mount_privately(at: &Path, source: Source, wake: &EventFd) -> Result<OwnedFd>
         )
     })?;
     Ok(device)
-}
-
-/// Closes all descriptors but the standard ones and `kept`: copies of the
-/// lab's pipes would keep their readers from seeing an end.
-fn keep_only(kept: RawFd) -> Result<()> {
-    for (first, last) in [(3, kept - 1), (kept + 1, RawFd::MAX)] {
-        if first > last {
-            continue;
-        }
-        // SAFETY: the table belongs to this thread alone, which so far uses
-        // no descriptor but `kept`.
-        let outcome = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
-        Errno::result(outcome)
-            .context("cannot close the lab's descriptors in the FUSE server thread")?;
-    }
-    Ok(())
 }
 
 impl Shared {

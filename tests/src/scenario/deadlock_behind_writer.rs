@@ -74,6 +74,7 @@ pub(super) fn scenery(cast: Cast) -> Scenery {
         actors: Some(actors.into_iter().map(actor).collect()),
         rehearsal: None,
         beside: Some(Kind::OfTarget(Tree::new(&nodes, &rules))),
+        readers: 0,
     }
 }
 

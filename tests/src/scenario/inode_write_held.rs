@@ -91,6 +91,7 @@ pub(super) fn scenery_with(holders: &[Rule]) -> Scenery {
         actors: None,
         rehearsal: None,
         beside: None,
+        readers: 0,
     }
 }
 

@@ -188,6 +188,7 @@ pub(super) fn lock(stage: &Stage) -> Result<Lock> {
     })
 }
 
-fn cmdline(stage: &Stage) -> Result<String> {
+/// What readers of its lock read.
+pub(super) fn cmdline(stage: &Stage) -> Result<String> {
     Ok(format!("/proc/{}/cmdline", target(stage)?.tgid().0))
 }

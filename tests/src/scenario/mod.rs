@@ -4,6 +4,7 @@ mod deadlock_behind_writer;
 mod deadlock_fuse;
 mod file_pos_held;
 mod granted;
+mod incident;
 mod inode_read_held;
 mod inode_write_held;
 mod mkwrite;
@@ -44,6 +45,8 @@ pub(crate) struct Scenery {
     pub(crate) rehearsal: Option<Vec<Actor>>,
     /// What is mounted beside the lab's file system.
     pub(crate) beside: Option<beside::Kind>,
+    /// Readers in processes of their own, see [`crate::crowd`].
+    pub(crate) readers: u32,
 }
 
 /// The lock of a stall that stands; the waiters and decoys are on the stage.
@@ -95,8 +98,17 @@ pub(crate) fn hold_times(scenario: Scenario) -> (Duration, Duration) {
         | Scenario::SuperFreezing
         | Scenario::DeadlockFuseDirectory
         | Scenario::DeadlockFuseTwoMounts
-        | Scenario::DeadlockBehindWriter
-        | Scenario::Incident => (Duration::from_secs(20), Duration::from_secs(60)),
+        | Scenario::DeadlockBehindWriter => (Duration::from_secs(20), Duration::from_secs(60)),
+        // Whoever looks at it at full size needs time.
+        Scenario::Incident => (Duration::from_secs(20), Duration::from_secs(600)),
+    }
+}
+
+/// How many wait if nobody says how many.
+pub(crate) fn waiters(scenario: Scenario) -> u32 {
+    match scenario {
+        Scenario::Incident => incident::WAITERS,
+        _ => 3,
     }
 }
 
@@ -117,7 +129,7 @@ pub(crate) fn scenery(scenario: Scenario, cast: Cast) -> Scenery {
         Scenario::DeadlockFuseDirectory => deadlock_fuse::scenery(),
         Scenario::DeadlockFuseTwoMounts => deadlock_fuse::scenery_of_two(),
         Scenario::DeadlockBehindWriter => deadlock_behind_writer::scenery(cast),
-        Scenario::Incident => mmap_read_held::scenery(cast),
+        Scenario::Incident => incident::scenery(cast),
     }
 }
 
@@ -141,6 +153,6 @@ pub(crate) fn raise(scenario: Scenario, stage: &mut Stage, cast: Cast) -> Result
         Scenario::DeadlockFuseDirectory => deadlock_fuse::raise(stage, cast),
         Scenario::DeadlockFuseTwoMounts => deadlock_fuse::raise_two(stage, cast),
         Scenario::DeadlockBehindWriter => deadlock_behind_writer::raise(stage, cast),
-        Scenario::Incident => mmap_read_held::raise(stage, cast),
+        Scenario::Incident => incident::raise(stage, cast),
     }
 }
