@@ -291,6 +291,20 @@ impl Stage {
         })
     }
 
+    /// Looks again at a waiter whom those behind it have woken to no avail: its wait is to be
+    /// seen from here on only.
+    pub(crate) fn readmit(&mut self, position: u32, want: &Want) -> Result<()> {
+        let found = self.waiters.iter_mut().find(|one| one.position == position);
+        let waiter = found.with_context(|| format!("there is no waiter {position}"))?;
+        let task = Task {
+            tgid: waiter.tgid,
+            tid: waiter.tid,
+        };
+        task.settle(&waiter.comm, STEP, |look| want.is_met(look))?;
+        waiter.queued_ns = clock::monotonic_ns();
+        Ok(())
+    }
+
     /// Looks again at all waiters, who must not have moved.
     pub(crate) fn still_queued(&self, want: &Want) -> Result<()> {
         for waiter in &self.waiters {

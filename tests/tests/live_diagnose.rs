@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Result;
 use lockwatch_tests::{
     clock,
     trial::{self, Ended, Lab, Program, Report, Span, Verdict, report::Lock, summary::Summary},
@@ -19,7 +20,7 @@ use nix::{
     unistd::Pid,
 };
 
-/// It is killed then.
+/// It is killed then, if its deadline is no longer than half of it.
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// More failed runs than this are not tried.
@@ -28,11 +29,16 @@ const FAILURES_SHOWN: usize = 3;
 /// Lengths of the queue, in turn.
 const WAITERS: [u32; 4] = [3, 4, 5, 6];
 
-fn diagnose() -> Ended {
+fn diagnose() -> Result<Ended> {
+    diagnose_within(trial::bound(trial::PROMISE))
+}
+
+/// With this deadline; it is killed well after it.
+fn diagnose_within(deadline: Duration) -> Result<Ended> {
     let mut command = Command::new(trial::lockwatch().unwrap());
-    command.args(trial::diagnose());
+    command.args(trial::diagnose_within(deadline));
     command.args(["--format", "json", "--threshold", "1ms"]);
-    Program::run(&mut command, LIMIT).unwrap()
+    Program::run(&mut command, deadline.max(LIMIT / 2) * 2)
 }
 
 /// Everything there is to know about a failed run.
@@ -40,18 +46,25 @@ fn evidence(truth: &Ready, ended: &Ended) -> String {
     format!("truth: {truth:#?}\nlockwatch: {}", ended.describe())
 }
 
-/// What is wrong with one run; `None` if this kernel cannot have the stall.
-fn try_once(scenario: Scenario, waiters: u32, summary: &mut Summary) -> Option<Vec<String>> {
-    let lab = Lab::raise_or_skip(scenario, waiters).unwrap()?;
-    let ended = diagnose();
+/// What is wrong with one run; `None` if this kernel cannot have the stall. An error: there
+/// was nothing to judge.
+fn try_once(
+    scenario: Scenario,
+    waiters: u32,
+    summary: &mut Summary,
+) -> Result<Option<Vec<String>>> {
+    let Some(lab) = Lab::raise_or_skip(scenario, waiters)? else {
+        return Ok(None);
+    };
+    let ended = diagnose()?;
     let truth = lab.truth.clone();
-    lab.finish().unwrap();
+    lab.finish()?;
 
     let span = Span {
         begun_ns: ended.begun_ns,
         ended_ns: ended.ended_ns,
     };
-    let report = Report::read(&ended).unwrap();
+    let report = Report::read(&ended)?;
     let mut verdict = Verdict::on(&report, &truth, span);
     if ended.code() != Some(1) {
         verdict.wrong.push(format!("exit status {}", ended.status));
@@ -59,29 +72,37 @@ fn try_once(scenario: Scenario, waiters: u32, summary: &mut Summary) -> Option<V
     // One of two CPUs is taken away by this one.
     let slow = if scenario == Scenario::Granted { 2 } else { 1 };
     if ended.took > slow * trial::bound(trial::PROMISE) {
-        verdict.wrong.push(format!("it took {:?}", ended.took));
+        let late = format!("{}it took {:?}", trial::NO_FAIR_TRIAL, ended.took);
+        verdict.wrong.push(late);
     }
     if truth.ends_at_ns < ended.ended_ns {
-        verdict.wrong.push("it ended after the stall had".into());
+        let late = format!("{}it ended after the stall had", trial::NO_FAIR_TRIAL);
+        verdict.wrong.push(late);
     }
     summary.add(&verdict, ended.took, ended.peak_rss_kib);
     if !verdict.wrong.is_empty() {
         eprintln!("{}", evidence(&truth, &ended));
     }
-    Some(verdict.wrong)
+    Ok(Some(verdict.wrong))
 }
 
 fn try_scenario(scenario: Scenario) {
     let runs = trial::runs().unwrap();
     let mut summary = Summary::default();
     let mut failures = Vec::new();
+    let mut is_unfair = true;
     for (run, waiters) in (1..=runs).zip(WAITERS.into_iter().cycle()) {
-        let Some(wrong) = try_once(scenario, waiters, &mut summary) else {
-            return;
+        let wrong = match try_once(scenario, waiters, &mut summary) {
+            Ok(Some(wrong)) => wrong,
+            Ok(None) => return,
+            Err(error) => vec![format!("{error:#}")],
         };
         if !wrong.is_empty() {
             eprintln!("run {run} of {runs} is wrong:\n  {}", wrong.join("\n  "));
             failures.push(run);
+            is_unfair &= wrong
+                .iter()
+                .all(|one| one.starts_with(trial::NO_FAIR_TRIAL));
         }
         // The first few say what there is to say.
         if failures.len() == FAILURES_SHOWN {
@@ -91,7 +112,8 @@ fn try_scenario(scenario: Scenario) {
     eprintln!("{}: {summary}", scenario.name());
     assert!(
         failures.is_empty(),
-        "{}: runs {failures:?} of {runs} are wrong, see above",
+        "{}{}: runs {failures:?} of {runs} are wrong, see above",
+        if is_unfair { trial::NO_FAIR_TRIAL } else { "" },
         scenario.name()
     );
 }
@@ -225,7 +247,7 @@ fn a_sync_that_has_passed_is_no_suspect() {
     let Some(lab) = Lab::raise_or_skip(Scenario::SuperReadHeldSync, 3).unwrap() else {
         return;
     };
-    let ended = diagnose();
+    let ended = diagnose().unwrap();
     let truth = lab.truth.clone();
     lab.finish().unwrap();
 
@@ -246,7 +268,7 @@ fn a_sync_that_has_passed_is_no_suspect() {
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn decoys_in_first_attempt_faults_are_not_accused() {
     let lab = Lab::raise(Scenario::MmapReadHeld, 3).unwrap();
-    let ended = diagnose();
+    let ended = diagnose().unwrap();
     let truth = lab.truth.clone();
     lab.finish().unwrap();
 
@@ -299,47 +321,69 @@ impl Drop for Load {
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn a_host_without_a_cpu_to_spare_is_told_in_time() {
     const RUNS: usize = 7;
+    const FEWEST: usize = 2;
+    const MINUTE: Duration = Duration::from_secs(60);
     // Between 0.12 s as it is and 0.73 s, the least that was seen, without its priority.
     const USUALLY: Duration = Duration::from_millis(450);
-    let lab = Lab::raise_at_most(Scenario::MmapReadHeld, 3, Duration::from_secs(60)).unwrap();
+    // The processors of an emulated machine run in turns of 0.1 s (QEMU with
+    // thread=single): all busy, each costs lockwatch a turn of the other now and then, and a
+    // busy host makes all of it longer. It takes 2 s there, and 12 s were seen.
+    const IN_TURNS: u32 = 3;
+    let is_emulated = trial::bound(USUALLY) > USUALLY;
+    let promise = trial::bound(trial::PROMISE) * if is_emulated { IN_TURNS } else { 1 };
+    let lab = Lab::raise_at_most(Scenario::MmapReadHeld, 3, MINUTE).unwrap();
     let truth = lab.truth.clone();
+    // Each must end before the stall does.
+    let latest = truth.ends_at_ns - promise.as_nanos() as u64;
     let load = Load::start();
     // Until they all run.
     thread::sleep(Duration::from_secs(1));
-    let mut ended: Vec<Ended> = (0..RUNS).map(|_| diagnose()).collect();
+    let mut ended: Vec<Ended> = (0..RUNS)
+        .take_while(|_| clock::monotonic_ns() < latest)
+        .map(|_| diagnose_within(promise).unwrap())
+        .collect();
     drop(load);
     lab.finish().unwrap();
-    for ended in &ended {
-        let report = Report::read(ended).unwrap();
+    let reports: Vec<Result<Report>> = ended.iter().map(Report::read).collect();
+    for (ended, report) in ended.iter().zip(&reports) {
+        // First what is said is judged, then what is not.
+        let Ok(report) = report else { continue };
         let span = Span {
             begun_ns: ended.begun_ns,
             ended_ns: ended.ended_ns,
         };
-        let verdict = Verdict::on(&report, &truth, span);
+        let verdict = Verdict::on(report, &truth, span);
         assert!(
             verdict.names_exactly_the_holders(),
             "{:?}\n{}",
             verdict.wrong,
             evidence(&truth, ended)
         );
-        assert!(
-            ended.took <= trial::bound(trial::PROMISE),
-            "{}",
-            ended.describe()
-        );
     }
+    let _: Vec<Report> = reports.into_iter().collect::<Result<_>>().unwrap();
     ended.sort_by_key(|ended| ended.took);
+    let runs = ended.len();
+    assert!(
+        runs >= FEWEST,
+        "{}only {runs} diagnoses",
+        trial::NO_FAIR_TRIAL
+    );
     eprintln!(
-        "under load: {RUNS} runs, median {} ms, slowest {} ms",
-        ended[RUNS / 2].took.as_millis(),
-        ended[RUNS - 1].took.as_millis()
+        "under load: {runs} runs, median {} ms, slowest {} ms",
+        ended[runs / 2].took.as_millis(),
+        ended[runs - 1].took.as_millis()
+    );
+    assert!(
+        ended[runs - 1].took <= promise,
+        "{}{}",
+        trial::NO_FAIR_TRIAL,
+        ended[runs - 1].describe()
     );
     // In an emulated machine, its own speed decides.
-    let is_emulated = trial::bound(USUALLY) > USUALLY;
     assert!(
-        is_emulated || ended[RUNS / 2].took <= USUALLY,
+        is_emulated || ended[runs / 2].took <= USUALLY,
         "it waits for a CPU: {}",
-        ended[RUNS / 2].describe()
+        ended[runs / 2].describe()
     );
 }
 
@@ -384,13 +428,18 @@ fn a_stall_is_found_while_others_come_and_go() {
         scope.spawn(|| come_and_go(target, &end));
         let ended = (0..DIAGNOSES)
             .take_while(|_| clock::monotonic_ns() < latest)
-            .map(|_| diagnose())
+            .map(|_| diagnose().unwrap())
             .collect();
         end.store(true, Ordering::Relaxed);
         ended
     });
     lab.finish().unwrap();
-    assert!(ended.len() >= FEWEST, "only {} diagnoses", ended.len());
+    assert!(
+        ended.len() >= FEWEST,
+        "{}only {} diagnoses",
+        trial::NO_FAIR_TRIAL,
+        ended.len()
+    );
 
     let standing: Vec<_> = truth.waiters.iter().map(|waiter| waiter.tid).collect();
     for ended in &ended {

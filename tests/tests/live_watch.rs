@@ -78,7 +78,8 @@ impl Watch {
             }
             assert!(
                 begun.elapsed() < trial::bound(PATIENCE),
-                "watch is not ready: {line}"
+                "{}watch is not ready: {line}",
+                trial::NO_FAIR_TRIAL
             );
         }
     }
@@ -98,7 +99,10 @@ impl Watch {
             let line = match self.0.out_line(left) {
                 Ok(Some(line)) => line,
                 Ok(None) => panic!("watch ended before {what}: {}", self.0.stderr_so_far()),
-                Err(error) => panic!("{what} was not seen within {limit:?}: {error:#}"),
+                Err(error) => panic!(
+                    "{}{what} was not seen within {limit:?}: {error:#}",
+                    trial::NO_FAIR_TRIAL
+                ),
             };
             let event = Event::read(&line).unwrap();
             let found = wanted(&event);
@@ -111,7 +115,7 @@ impl Watch {
 
     fn interrupt(self) -> Ended {
         self.0.signal(Signal::SIGINT);
-        self.0.end(PATIENCE).unwrap()
+        self.0.end(trial::bound(PATIENCE)).unwrap()
     }
 }
 

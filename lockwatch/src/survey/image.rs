@@ -38,6 +38,29 @@ pub(super) const RWSEM: LockLayout = LockLayout {
     osq: Some(16),
 };
 
+/// A `struct percpu_rw_semaphore`.
+pub(super) const PERCPU_RWSEM: LockLayout = LockLayout {
+    kind: LockKind::PercpuRwsem,
+    size: 96,
+    word: WordLayout::PercpuRwsem {
+        block: 88,
+        writer: 56,
+    },
+    queue: QueueLink::Head(72),
+    // wait_queue_entry: flags, private, func, entry.
+    entry: EntryLayout {
+        links: 24,
+        task: 8,
+        granted: Granted::Unlinked,
+        mode: EntryMode::WakeFlags(0),
+        timeout: None,
+        size: 40,
+        task_stack: RWSEM.entry.task_stack,
+    },
+    osq: None,
+    ..RWSEM
+};
+
 /// A lock whose slow path is [`SLOW_PATH`]'s function.
 pub(super) fn row(layout: LockLayout) -> Row {
     Row {
@@ -112,6 +135,18 @@ impl Image {
             self.entry(n, kind, next, prev);
         }
         self.lock(lock, count, owner, entry_address(1), entry_address(last));
+    }
+
+    /// A [`PERCPU_RWSEM`] for which task 1, a reader, queues, and that task 2 has shut and
+    /// waits for others to leave.
+    pub(super) fn drained(&mut self, lock: u64) {
+        self.task(1);
+        let head = lock + 72;
+        let links = entry_address(1) + 24;
+        self.set_all(entry_address(1), &[0x5, task_address(1), 0, head, head]);
+        self.set_all(lock, &[0; 12]);
+        self.set(lock + 56, task_address(2));
+        self.set_all(head, &[links, links, 1]);
     }
 
     /// A look at tasks 1 to `count`, all asleep in the slow path, their stacks as the

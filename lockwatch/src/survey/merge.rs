@@ -81,12 +81,12 @@ impl Merger<'_, '_> {
                 .queue
                 .entries
                 .iter()
-                .map(|entry| wait(first.look, entry))
+                .map(|entry| wait(first, entry))
                 .collect()
         });
         let mut waiters = Vec::with_capacity(queue.entries.len());
         for entry in &queue.entries {
-            let stands = |earlier: &FxHashSet<Wait>| earlier.contains(&wait(last.look, entry));
+            let stands = |earlier: &FxHashSet<Wait>| earlier.contains(&wait(last, entry));
             if earlier.as_ref().is_none_or(stands) {
                 waiters.push(self.waiter(last, entry));
             }
@@ -297,14 +297,22 @@ fn is_holder_unknown(state: LockState, holders: &[Holder]) -> bool {
 
 /// The same entry, of the same task, queued at the same tick or, where entries do not tell
 /// that, with no run in between: the same wait.
+///
+/// A writer that waits for the readers to leave runs at every attempt of a reader to come
+/// in (kernel/locking/percpu-rwsem.c, `__percpu_down_read_trylock`), and waits on: the lock
+/// itself names it. If it came back in between, its time tells: that counts from its last run.
 type Wait = (u64, u64, LockMode, TaskKey);
 
-fn wait(look: &Look, entry: &Entry) -> Wait {
-    let task = &look.tasks[entry.task];
-    let switches = task.record.nvcsw.wrapping_add(task.record.nivcsw);
+fn wait(seen: &Seen<'_>, entry: &Entry) -> Wait {
+    let task = &seen.look.tasks[entry.task];
+    let runs = if entry.is_drainer_of(seen.queue.lock) {
+        0
+    } else {
+        task.record.nvcsw.wrapping_add(task.record.nivcsw)
+    };
     (
         entry.address,
-        entry.timeout.unwrap_or(switches),
+        entry.timeout.unwrap_or(runs),
         entry.mode,
         task.name.key,
     )
@@ -332,4 +340,41 @@ fn stands(then: &TaskLook, now: &TaskLook, earlier: &Suspect, later: &Suspect) -
         && ((owner(earlier) && owner(later))
             || (earlier.since_ns.is_some() && earlier.since_ns == later.since_ns)
             || now.stood_still_since(then))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::survey::{
+        image::{Image, PERCPU_RWSEM, row},
+        queue,
+    };
+
+    #[test]
+    fn a_draining_writer_that_ran_waits_on_and_a_reader_that_ran_waits_anew() {
+        let mut image = Image::default();
+        image.drained(0xffff_8882_0000_0040);
+        let mut look = image.look(2);
+        let found = queue::find(&look, &[row(PERCPU_RWSEM)], &mut image).unwrap();
+        let queue = &found.queues[0];
+        let waits = |look: &Look| {
+            let seen = Seen {
+                look,
+                queue,
+                suspects: &[],
+            };
+            let of = |mode| {
+                let entry = queue.entries.iter().find(|entry| entry.mode == mode);
+                wait(&seen, entry.unwrap())
+            };
+            [of(LockMode::Write), of(LockMode::Read)]
+        };
+        let [writer, reader] = waits(&look);
+        for task in &mut look.tasks {
+            task.record.nvcsw += 1;
+        }
+        let [writer_later, reader_later] = waits(&look);
+        assert_eq!(writer, writer_later);
+        assert_ne!(reader, reader_later);
+    }
 }

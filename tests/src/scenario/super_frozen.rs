@@ -126,6 +126,9 @@ pub(super) fn raise_freezing(stage: &mut Stage, cast: Cast) -> Result<Standing> 
     })?;
     stage.admit(started, comm, &FREEZE)?;
     raise_writers(stage, 2..=cast.waiters, &file)?;
+    // Each of them has woken it: it looks again whether all writers are gone
+    // (kernel/locking/percpu-rwsem.c, `__percpu_down_read_trylock`).
+    stage.readmit(1, &FREEZE)?;
     standing(stage, LockState::ReadHeld, Some(holder))
 }
 

@@ -52,9 +52,20 @@ pub fn bound(time: Duration) -> Duration {
 /// `diagnose` must have ended by then, whatever is stuck.
 pub const PROMISE: Duration = Duration::from_secs(2);
 
+/// Before what is said of something that did not come in its time, or of a stall that could
+/// not be made: it tells of the machine as well as of lockwatch. The verb that runs these
+/// tests in virtual machines tries such a test a second time, and no other
+/// (xtask/src/vm/transcript.rs).
+pub const NO_FAIR_TRIAL: &str = "no fair trial: ";
+
 /// Arguments of a `diagnose` that keeps its promise on this machine.
 pub fn diagnose() -> [String; 3] {
-    let deadline = format!("{}ms", bound(PROMISE).as_millis());
+    diagnose_within(bound(PROMISE))
+}
+
+/// Arguments of a `diagnose` with this deadline.
+pub fn diagnose_within(deadline: Duration) -> [String; 3] {
+    let deadline = format!("{}ms", deadline.as_millis());
     ["diagnose".to_owned(), "--deadline".to_owned(), deadline]
 }
 

@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::{errno::Errno, libc, sys::signal, unistd::Pid};
 
+use super::NO_FAIR_TRIAL;
 use crate::clock;
 
 /// Time between two looks at a child.
@@ -143,7 +144,7 @@ impl Program {
 
     fn silence(&self, stream: &str, limit: Duration) -> String {
         format!(
-            "`{}` wrote no line to its {stream} within {limit:?}\n--- stdout\n{}\n--- stderr\n{}",
+            "{NO_FAIR_TRIAL}`{}` wrote no line to its {stream} within {limit:?}\n--- stdout\n{}\n--- stderr\n{}",
             self.name, self.out_so_far, self.err_so_far
         )
     }
@@ -185,7 +186,7 @@ impl Program {
             self.kill();
             self.drain();
             bail!(
-                "`{}` was still running after {limit:?} and was killed\n--- stdout\n{}\n--- stderr\n{}",
+                "{NO_FAIR_TRIAL}`{}` was still running after {limit:?} and was killed\n--- stdout\n{}\n--- stderr\n{}",
                 self.name,
                 self.out_so_far,
                 self.err_so_far

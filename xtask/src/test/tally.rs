@@ -4,12 +4,16 @@ use std::fmt::{self, Display, Formatter};
 use std::iter::Sum;
 use std::time::Duration;
 
+use crate::vm;
+
 /// Numbers of tests, and why there are not more.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) passed: u64,
     pub(crate) failed: u64,
     pub(crate) skipped: u64,
+    /// Of those that passed or failed in a virtual machine.
+    tried_twice: u64,
     reason: Option<String>,
     /// The whole step was left out, not single tests in it.
     left_out: bool,
@@ -54,6 +58,10 @@ impl Tally {
     /// Adds the numbers of a test binary's last line, or of a verb's sum; other
     /// lines say nothing.
     pub(crate) fn add_line(&mut self, line: &str) {
+        if let Some(number) = line.strip_prefix(vm::TRIED_TWICE) {
+            self.tried_twice += number.parse().unwrap_or(0);
+            return;
+        }
         let numbers = match line.strip_prefix("test result: ") {
             Some(rest) => rest.split_once(". ").map_or(rest, |(_, numbers)| numbers),
             None if is_sum(line) => line,
@@ -141,6 +149,9 @@ impl Display for Outcome {
             took.as_secs_f64(),
             limit.as_secs()
         )?;
+        if tally.tried_twice > 0 {
+            write!(f, "  ({}{})", vm::TRIED_TWICE, tally.tried_twice)?;
+        }
         match &tally.reason {
             Some(reason) => write!(f, "  ({reason})"),
             None => Ok(()),
@@ -171,6 +182,21 @@ mod tests {
             "9 passed, 0 failed",
         ]);
         assert_eq!((found.passed, found.failed, found.skipped), (23, 3, 3));
+    }
+
+    #[test]
+    fn tests_that_were_tried_twice_are_told() {
+        let outcome = Outcome {
+            name: "vm",
+            limit: Duration::from_secs(60),
+            took: Duration::ZERO,
+            tally: tally(&["tried twice: 2", "9 passed, 0 failed, 0 skipped"]),
+            allowed: false,
+        };
+        assert!(
+            outcome.to_string().ends_with("(tried twice: 2)"),
+            "{outcome}"
+        );
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub(crate) fn document(outcomes: &[Outcome]) -> String {
                 took: outcome.total,
                 verdict: Verdict::Failed(trouble.clone()),
                 output: String::new(),
+                first_try: None,
             };
             case(&mut xml, outcome, &machine);
         }
@@ -57,13 +58,22 @@ fn case(xml: &mut String, outcome: &Outcome, run: &TestRun) {
         escaped(&run.name),
         run.took.as_secs_f64()
     );
+    // What build servers know from Maven's Surefire: a first try that failed.
+    let first = |element: &str| {
+        let why = run.first_try.as_ref()?;
+        Some(format!("\n      <{element} message=\"{}\"/>", escaped(why)))
+    };
     let _ = match &run.verdict {
-        Verdict::Passed => writeln!(xml, "/>"),
+        Verdict::Passed => match first("flakyFailure") {
+            None => writeln!(xml, "/>"),
+            Some(first) => writeln!(xml, ">{first}\n    </testcase>"),
+        },
         Verdict::Failed(why) => writeln!(
             xml,
-            ">\n      <failure message=\"{}\">{}</failure>\n    </testcase>",
+            ">\n      <failure message=\"{}\">{}</failure>{}\n    </testcase>",
             escaped(why),
-            escaped(&run.output)
+            escaped(&run.output),
+            first("rerunFailure").unwrap_or_default()
         ),
         Verdict::Skipped(why) => writeln!(
             xml,
@@ -112,6 +122,7 @@ mod tests {
                 took: Duration::from_secs(1),
                 verdict: Verdict::Failed("a < \"b\"".to_owned()),
                 output: "\u{1b}[1mred & \n".to_owned(),
+                first_try: None,
             }],
             is_whole: true,
             facts: BTreeMap::new(),

@@ -51,7 +51,9 @@ use crate::workspace::Workspace;
 /// is made of it) in cargo's target directory; and per kernel a folder beside them with console.log (what the kernel says) and guest.log (what the tests say).
 /// The last line is the sum: `N passed, N failed, N skipped`. A kernel that cannot be fetched
 /// or booted is a failure. A test whose stall a kernel cannot have leaves itself
-/// out, with the reason, and counts as skipped; the catalogue names it beforehand.
+/// out, with the reason, and counts as skipped; the catalogue names it beforehand. A test
+/// that has had no fair trial, for something took too long or the stall could not be made,
+/// is tried once more, and the table says so. A wrong name or number is a failure at once.
 ///
 /// Needs a Debian system; QEMU, busybox and strace are installed if they are missing
 /// and we are root.
@@ -122,6 +124,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let count = Count::of_all(&outcomes);
     if args.command.is_none() && count.passed + count.failed == 0 {
         bail!("no test was run: --filter leaves none");
+    }
+    if count.retried > 0 {
+        println!("{TRIED_TWICE}{}", count.retried);
     }
     println!("{count}");
     Ok(if count.failed == 0 {
@@ -239,6 +244,9 @@ const QEMU: Program = Program {
     package: "qemu-system-x86",
     purpose: "runs the test machines",
 };
+
+/// Before the number of tests that were tried twice, on a line of its own.
+pub(crate) const TRIED_TWICE: &str = "tried twice: ";
 
 /// The machine-readable results of the last whole run, in [`home`].
 pub(crate) const RESULTS: &str = "results.json";

@@ -32,6 +32,8 @@ pub(crate) struct Count {
     pub(crate) passed: usize,
     pub(crate) failed: usize,
     pub(crate) skipped: usize,
+    /// Those of the passed and failed ones that were tried twice.
+    pub(crate) retried: usize,
 }
 
 impl Outcome {
@@ -70,6 +72,11 @@ impl Outcome {
             failed: of(|verdict| matches!(verdict, Verdict::Failed(_)))
                 + usize::from(self.trouble.is_some()),
             skipped: of(|verdict| matches!(verdict, Verdict::Skipped(_))),
+            retried: self
+                .runs
+                .iter()
+                .filter(|run| run.first_try.is_some())
+                .count(),
         }
     }
 
@@ -113,6 +120,7 @@ impl Count {
                 passed: sum.passed + count.passed,
                 failed: sum.failed + count.failed,
                 skipped: sum.skipped + count.skipped,
+                retried: sum.retried + count.retried,
             })
     }
 }
@@ -123,6 +131,7 @@ impl Display for Count {
             passed,
             failed,
             skipped,
+            retried: _,
         } = self;
         write!(f, "{passed} passed, {failed} failed, {skipped} skipped")
     }
@@ -184,6 +193,9 @@ impl Display for Table<'_> {
                     "" => writeln!(f)?,
                     why => writeln!(f, "  ({})", shortened(why))?,
                 }
+                if let Some(why) = &run.first_try {
+                    writeln!(f, "           tried twice; at first: {}", shortened(why))?;
+                }
             }
         }
         Ok(())
@@ -210,7 +222,25 @@ mod tests {
             took: Duration::from_millis(1250),
             verdict,
             output: String::new(),
+            first_try: None,
         }
+    }
+
+    #[test]
+    fn a_second_try_is_told_and_counted() {
+        let kernel = Kernel::by_name("6.12").unwrap();
+        let mut outcome = Outcome::unavailable(kernel, String::new());
+        outcome.trouble = None;
+        outcome.runs = vec![run("one", Verdict::Passed), run("two", Verdict::Passed)];
+        outcome.runs[1].first_try = Some("no fair trial: it took 12 s".to_owned());
+        assert_eq!(outcome.count().retried, 1);
+        let table = Table(&[outcome]).to_string();
+        assert!(
+            table.ends_with(
+                "live::two\n           tried twice; at first: no fair trial: it took 12 s\n"
+            ),
+            "{table}"
+        );
     }
 
     #[test]

@@ -40,6 +40,9 @@ pub(crate) struct TestResult {
     pub(crate) name: String,
     pub(crate) verdict: Word,
     pub(crate) why: Option<String>,
+    /// Why it was tried a second time, if it was.
+    #[serde(default)]
+    pub(crate) first_try: Option<String>,
     pub(crate) took_s: f64,
 }
 
@@ -69,6 +72,7 @@ fn result(outcome: &Outcome) -> KernelResult {
             name: format!("{}::{}", run.target, run.name),
             verdict,
             why,
+            first_try: run.first_try.clone(),
             took_s: run.took.as_secs_f64(),
         }
     });

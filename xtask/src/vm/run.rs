@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use super::Errand;
 use super::catalogue::Kernel;
 use super::image::Image;
-use super::initramfs::{self, Base, PlannedTest, Work};
+use super::initramfs::{self, Base, PlannedTest, Question, Work};
 use super::machine::{Ending, Machine};
 use super::outcome::Outcome;
 use super::programs::Target;
@@ -21,6 +21,9 @@ use crate::verified::{Loaded, Programs, Table};
 
 /// How many times longer than on a real machine things may take in a test.
 const SLOWNESS: u32 = 5;
+
+/// If more tests than this have had no fair trial on a kernel, something is wrong with it.
+const SECOND_TRIES: usize = 5;
 
 /// What all machines of a run have in common.
 #[derive(Debug)]
@@ -58,8 +61,20 @@ impl Runner<'_> {
             image.download as f64 / 1e6
         ));
         let mut transcript = Transcript::default();
+        let told = initramfs::facts();
+        let facts = match self.errand {
+            Errand::Ask { question, .. } => std::slice::from_ref(*question),
+            _ if self.is_about_kernels() => &told,
+            _ => &[],
+        };
         let mut boot = |transcript: &mut Transcript| {
-            self.boot(kernel, image, &planned, transcript, &mut outcome.boot)
+            self.boot(
+                kernel,
+                image,
+                (&planned, facts),
+                transcript,
+                &mut outcome.boot,
+            )
         };
         let mut ending = boot(&mut transcript);
         if let (Ok(Ending::Broken(why)), None) = (&ending, &transcript.boot) {
@@ -67,11 +82,10 @@ impl Runner<'_> {
                 "{}: it did not boot ({why}), which emulation is known for; once more …",
                 kernel.name
             ));
-            self.keep_console(kernel);
+            self.keep_log(kernel, "console", "failed-boot");
             transcript = Transcript::default();
             ending = boot(&mut transcript);
         }
-        outcome.total = begun.elapsed();
         outcome.trouble = trouble(&ending, &transcript, script);
         let why = outcome.trouble.as_deref().unwrap_or("it was not run");
         transcript.interrupted(why);
@@ -80,6 +94,10 @@ impl Runner<'_> {
             outcome.runs.push(not_run(test));
         }
         outcome.facts = transcript.facts;
+        if outcome.trouble.is_none() {
+            outcome.trouble = self.try_again(kernel, image, &mut outcome.runs);
+        }
+        outcome.total = begun.elapsed();
         if self.is_about_kernels() {
             outcome.runs.push(self.verified(&outcome));
         }
@@ -119,18 +137,69 @@ impl Runner<'_> {
             took: Duration::ZERO,
             verdict,
             output,
+            first_try: None,
         }
     }
 
-    /// Keeps what a kernel said that did not boot: nothing of ours ran yet. Seen:
-    /// an int3 left behind while TCG's other processor patched the kernel's text.
-    fn keep_console(&self, kernel: &Kernel) {
+    /// Keeps a log that the next boot would begin anew. Of a kernel that did not boot it tells
+    /// nothing of ours. Seen: an int3 left behind while TCG's other processor patched the
+    /// kernel's text.
+    fn keep_log(&self, kernel: &Kernel, name: &str, of: &str) {
         let logs = self.home.join(kernel.name);
         // For a closer look only.
         let _ = fs::rename(
-            logs.join("console.log"),
-            logs.join("console-failed-boot.log"),
+            logs.join(format!("{name}.log")),
+            logs.join(format!("{name}-{of}.log")),
         );
+    }
+
+    /// Tries those tests a second time, in a machine of their own, that have failed for what
+    /// tells of the machine as well; says what is wrong with that machine.
+    fn try_again(
+        &self,
+        kernel: &'static Kernel,
+        image: &Image,
+        runs: &mut [TestRun],
+    ) -> Option<String> {
+        let mut late: Vec<&mut TestRun> = runs
+            .iter_mut()
+            .filter(|run| run.second_chance().is_some())
+            .collect();
+        if late.is_empty() || late.len() > SECOND_TRIES {
+            return None;
+        }
+        for run in &late {
+            let (target, name) = (&run.target, &run.name);
+            let why = run.second_chance().unwrap_or_default();
+            say(format_args!(
+                "{}: {target}::{name} is tried again: {why}",
+                kernel.name
+            ));
+        }
+        let planned: Vec<PlannedTest> = late
+            .iter()
+            .map(|run| self.planned(&run.target, &run.name))
+            .collect();
+        for name in ["console", "guest"] {
+            self.keep_log(kernel, name, "first-try");
+        }
+        let mut transcript = Transcript::default();
+        let ending = self.boot(kernel, image, (&planned, &[]), &mut transcript, &mut None);
+        let trouble = trouble(&ending, &transcript, false);
+        transcript.interrupted(trouble.as_deref().unwrap_or("it was not run"));
+        for second in transcript.runs {
+            let first = late
+                .iter_mut()
+                .find(|run| (&run.target, &run.name) == (&second.target, &second.name));
+            if let Some(first) = first {
+                let why = first.second_chance().map(str::to_owned);
+                **first = TestRun {
+                    first_try: why,
+                    ..second
+                };
+            }
+        }
+        trouble
     }
 
     /// The tests that are asked for.
@@ -143,33 +212,31 @@ impl Runner<'_> {
             for name in &target.tests {
                 let full = format!("{}::{name}", target.name);
                 if filter.is_empty() || filter.iter().any(|filter| full.contains(filter)) {
-                    planned.push(PlannedTest {
-                        target: target.name.clone(),
-                        name: name.clone(),
-                        limit_s: self.settings.test_timeout,
-                    });
+                    planned.push(self.planned(&target.name, name));
                 }
             }
         }
         planned
     }
 
+    fn planned(&self, target: &str, name: &str) -> PlannedTest {
+        PlannedTest {
+            target: target.to_owned(),
+            name: name.to_owned(),
+            limit_s: self.settings.test_timeout,
+        }
+    }
+
     fn boot(
         &self,
         kernel: &Kernel,
         image: &Image,
-        planned: &[PlannedTest],
+        (tests, facts): (&[PlannedTest], &[Question]),
         transcript: &mut Transcript,
         boot: &mut Option<Duration>,
     ) -> Result<Ending> {
         let logs = self.home.join(kernel.name);
         fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
-        let of_kernels = initramfs::facts();
-        let facts = match self.errand {
-            Errand::Ask { question, .. } => std::slice::from_ref(*question),
-            _ if self.is_about_kernels() => &of_kernels,
-            _ => &[],
-        };
         let (work, prefix) = match self.errand {
             Errand::Script { text, bare } => {
                 let prefix = if *bare {
@@ -180,7 +247,6 @@ impl Runner<'_> {
                 (Work::Script(text), Some(prefix))
             }
             Errand::Tests { .. } | Errand::Facts | Errand::Ask { .. } => {
-                let tests = planned;
                 (Work::Tests { tests, facts }, None)
             }
         };
@@ -269,6 +335,7 @@ fn not_run(test: &PlannedTest) -> TestRun {
         took: Duration::ZERO,
         verdict: Verdict::Failed("not run: the machine ended before".to_owned()),
         output: String::new(),
+        first_try: None,
     }
 }
 

@@ -22,6 +22,8 @@ pub(crate) struct TestRun {
     pub(crate) verdict: Verdict,
     /// All that it has said.
     pub(crate) output: String,
+    /// Why it was tried a second time, which is what the rest tells of.
+    pub(crate) first_try: Option<String>,
 }
 
 /// Before the reason, in what a test says that leaves itself out (`LOCKWATCH_MAY_SKIP`).
@@ -31,7 +33,23 @@ const SKIPPED: &str = "skipped: ";
 /// (tests/src/trial/lab.rs).
 const MADE_AGAIN: &str = "made again: ";
 
+/// Before the reason of a test that fails for what tells of the machine as well as of
+/// lockwatch: something took too long, or the lab made no stall (tests/src/trial/mod.rs).
+const NO_FAIR_TRIAL: &str = "no fair trial: ";
+
+/// Why a test has failed that was killed.
+const KILLED: &str = "killed at its time limit";
+
 impl TestRun {
+    /// Why it may be tried a second time, if it may. Whoever is accused wrongly, and a wrong
+    /// number, is a failure at once.
+    pub(crate) fn second_chance(&self) -> Option<&str> {
+        match &self.verdict {
+            Verdict::Failed(why) if why.starts_with(NO_FAIR_TRIAL) || why == KILLED => Some(why),
+            Verdict::Failed(_) | Verdict::Passed | Verdict::Skipped(_) => None,
+        }
+    }
+
     /// How many stalls had to be made again.
     pub(crate) fn made_again(&self) -> usize {
         self.output
@@ -114,6 +132,7 @@ impl Transcript {
                     took: Duration::ZERO,
                     verdict: Verdict::Passed,
                     output: String::new(),
+                    first_try: None,
                 });
                 News::Nothing
             }
@@ -164,7 +183,7 @@ fn judge(code: &str, output: &str) -> Verdict {
             skipped.map_or(Verdict::Passed, |why| Verdict::Skipped(why.to_owned()))
         }
         "0" => Verdict::Failed("the test was not run".to_owned()),
-        "137" => Verdict::Failed("killed at its time limit".to_owned()),
+        "137" => Verdict::Failed(KILLED.to_owned()),
         _ => Verdict::Failed(reason(output, code)),
     }
 }
@@ -254,6 +273,25 @@ mod tests {
         ]);
         assert_eq!(found.runs[0].verdict, Verdict::Passed);
         assert_eq!(found.runs[0].made_again(), 2);
+    }
+
+    #[test]
+    fn only_what_tells_nothing_of_a_report_is_tried_again() {
+        let chance = |lines: &[&str]| {
+            let mut all = vec!["@@vm test live one", "thread 'one' panicked at x.rs:1:2:"];
+            all.extend(lines);
+            let run = &transcript(&all).runs[0];
+            run.second_chance().map(str::to_owned)
+        };
+        let late = "called `Result::unwrap()` on an `Err` value: no fair trial: no report: …";
+        assert_eq!(
+            chance(&[late, "@@vm end 101 9"]).as_deref(),
+            Some("no fair trial: no report: …")
+        );
+        assert!(chance(&["@@vm end 137 18000"]).is_some());
+        let accused = "pipe-held: runs [1] of 2 are wrong, see above";
+        assert_eq!(chance(&[accused, late, "@@vm end 101 9"]), None);
+        assert_eq!(chance(&["test result: ok. 1 passed", "@@vm end 0 9"]), None);
     }
 
     #[test]

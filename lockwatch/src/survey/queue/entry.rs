@@ -10,7 +10,7 @@ use crate::{
         locks::{Granted, LockLayout},
         memory::{KernelMemory, MemoryError, half_word, word},
     },
-    lock::LockMode,
+    lock::{LockAddr, LockMode},
     survey::{
         look::{Look, TaskLook},
         queue::Row,
@@ -52,6 +52,11 @@ impl Entry {
             next: 0,
             prev: 0,
         }
+    }
+
+    /// It stands for the writer that has shut this lock and waits for the readers to leave.
+    pub(in crate::survey) fn is_drainer_of(&self, lock: LockAddr) -> bool {
+        self.address == lock.0
     }
 }
 

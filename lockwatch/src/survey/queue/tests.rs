@@ -8,7 +8,7 @@ use super::{
 use crate::{
     kernel::locks::{EntryLayout, EntryMode, Granted, LockLayout, QueueLink, WordLayout},
     lock::{LockKind, LockMode, LockState},
-    survey::image::{Image, JIFFIES, RWSEM, entry_address, row, task_address},
+    survey::image::{Image, JIFFIES, PERCPU_RWSEM, RWSEM, entry_address, row, task_address},
 };
 
 const LOCK: u64 = 0xffff_8882_0000_0040;
@@ -306,36 +306,9 @@ fn a_mutex_is_a_row_of_the_table() {
 
 #[test]
 fn a_writer_without_an_entry_is_first_in_line() {
-    let percpu = LockLayout {
-        kind: LockKind::PercpuRwsem,
-        size: 96,
-        word: WordLayout::PercpuRwsem {
-            block: 88,
-            writer: 56,
-        },
-        queue: QueueLink::Head(72),
-        // wait_queue_entry: flags, private, func, entry.
-        entry: EntryLayout {
-            links: 24,
-            task: 8,
-            granted: Granted::Unlinked,
-            mode: EntryMode::WakeFlags(0),
-            timeout: None,
-            size: 40,
-            task_stack: RWSEM.entry.task_stack,
-        },
-        osq: None,
-        ..RWSEM
-    };
     let mut image = Image::default();
-    image.task(1);
-    let head = LOCK + 72;
-    let links = entry_address(1) + 24;
-    image.set_all(entry_address(1), &[0x5, task_address(1), 0, head, head]);
-    image.set_all(LOCK, &[0; 12]);
-    image.set(LOCK + 56, task_address(2));
-    image.set_all(head, &[links, links, 1]);
-    let found = find(&image.look(2), &[row(percpu)], &mut image).unwrap();
+    image.drained(LOCK);
+    let found = find(&image.look(2), &[row(PERCPU_RWSEM)], &mut image).unwrap();
     let [queue] = &found.queues[..] else {
         panic!("{found:?}")
     };
@@ -350,8 +323,9 @@ fn a_writer_without_an_entry_is_first_in_line() {
         (LockState::ReadHeld, None)
     );
     // Granted: its task is cleared, and its links point at itself.
+    let links = entry_address(1) + 24;
     image.set_all(entry_address(1), &[0x5, 0, 0, links, links]);
-    let stacked = entry::on_stacks(&image.look(1), &[row(percpu)]);
+    let stacked = entry::on_stacks(&image.look(1), &[row(PERCPU_RWSEM)]);
     assert!(stacked.iter().all(|stacked| stacked.granted) && stacked.len() == 1);
 }
 
