@@ -43,6 +43,16 @@ pub fn is_lock_function(stem: &str) -> bool {
             .any(|family| stem.starts_with(family))
 }
 
+/// Functions that take mmap_lock for whoever calls them, and say nothing of why
+/// (mm/memory.c, mm/mmap_lock.c, fs/proc/base.c): the caller that a person wants to know is
+/// the one outside, `proc_pid_cmdline_read` say.
+pub const ASK_FOR_OTHERS: &[&str] = &[
+    "__access_remote_vm",
+    "access_remote_vm",
+    "get_mm_cmdline",
+    "lock_mm_and_find_vma",
+];
+
 /// How a stem is matched.
 enum Match {
     /// The whole stem.
