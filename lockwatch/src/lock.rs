@@ -344,6 +344,8 @@ pub struct Lock {
     pub reader_count: Option<u32>,
     /// The raw lock word.
     pub count: u64,
+    /// It is a sum that can be negative (rwsems up to 5.2).
+    pub count_is_signed: bool,
     /// The raw owner word.
     pub owner: u64,
     /// Tasks that have it, best evidence first. May be fewer than `reader_count`.
@@ -360,6 +362,15 @@ pub struct Lock {
 }
 
 impl Lock {
+    /// The lock word as people write it: `0x102`, but `-4294967295` where it is a sum.
+    pub fn count_text(&self) -> String {
+        if self.count_is_signed {
+            (self.count as i64).to_string()
+        } else {
+            format!("{:#x}", self.count)
+        }
+    }
+
     /// The longest wait in the queue.
     pub fn oldest_wait(&self) -> Nanos {
         self.waiters

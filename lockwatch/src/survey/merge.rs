@@ -107,6 +107,7 @@ impl Merger<'_, '_> {
                 .readers
                 .filter(|_| queue.word.state == LockState::ReadHeld),
             count: queue.word.count,
+            count_is_signed: queue.word.is_signed,
             owner: queue.word.owner,
             waiters,
             by_priority: queue.by_priority,

@@ -9,6 +9,8 @@ mod holders;
 mod holds;
 #[cfg(test)]
 mod image;
+#[cfg(test)]
+mod incident;
 mod link;
 mod look;
 mod merge;
