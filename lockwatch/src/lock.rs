@@ -273,9 +273,13 @@ pub struct Holder {
     pub evidence: Vec<Evidence>,
     /// Found for the same reason in both looks, and it did not let go in between.
     pub stood: bool,
-    /// Its control group: the path below the root of the v2 hierarchy. `None` where it
-    /// could not be read.
+    /// Its control group: the path below the root of the v2 hierarchy, `/` for the root,
+    /// which says nothing where only v1 hierarchies are used. `None` where it could not be
+    /// read.
     pub cgroup: Option<String>,
+    /// It could run, but its control group has used up its CPU time (`cpu.max`). `None`
+    /// where that could not be read.
+    pub throttled: Option<bool>,
     /// What the scheduler says of it.
     pub state: TaskState,
     /// Why it does not let go.

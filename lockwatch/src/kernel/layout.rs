@@ -6,7 +6,9 @@ use lockwatch_ebpf::{
 };
 
 use super::{
+    block::BlockLayout,
     btf::{Btf, BtfError},
+    cgroup::{CgroupLayout, ThrottleLayout},
     fault::{FAULT_FRAMES, FaultRules, OLD_FAULT_FRAMES},
     locks::LockLayouts,
 };
@@ -34,6 +36,12 @@ pub struct Layout {
     pub file: FileLayout,
     /// `struct pipe_inode_info`.
     pub pipe: PipeLayout,
+    /// Block devices.
+    pub block: Option<BlockLayout>,
+    /// Control groups.
+    pub cgroup: Option<CgroupLayout>,
+    /// Whether a control group keeps a task from running.
+    pub throttle: Option<ThrottleLayout>,
     /// Readers clear their own owner entry when they release
     /// (`DETECT_HUNG_TASK_BLOCKER` for rwsems, 6.17+).
     pub readers_clear_owner: bool,
@@ -234,6 +242,9 @@ impl Layout {
                 ring_size: at64(btf, "pipe_inode_info.ring_size")
                     .or_else(|_| at64(btf, "pipe_inode_info.buffers"))?,
             },
+            block: BlockLayout::from_btf(btf),
+            cgroup: CgroupLayout::from_btf(btf),
+            throttle: ThrottleLayout::from_btf(btf),
             readers_clear_owner: !cfg!(feature = "mutation-no-reader-owner")
                 && btf.member("task_struct.blocker").is_some()
                 && btf.has_function("rwsem_owner"),

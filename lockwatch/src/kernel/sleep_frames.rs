@@ -140,6 +140,11 @@ const PAGE_WAITS: &[&str] = &[
     "filemap_read_folio",
 ];
 
+/// Whether a function, by its stem, waits for a page or buffer.
+pub fn is_page_wait(stem: &str) -> bool {
+    PAGE_WAITS.contains(&stem)
+}
+
 /// The class of a sleep and the function that decides it, from the functions on the
 /// stack, innermost first.
 pub fn classify<'a>(functions: &[&'a str]) -> Option<(StuckClass, &'a str)> {

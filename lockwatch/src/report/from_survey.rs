@@ -174,6 +174,7 @@ impl Holder {
             evidence,
             stood: _,
             cgroup,
+            throttled: _,
             state,
             stuck,
             held,

@@ -2,7 +2,7 @@
 
 use crate::{
     kernel::{
-        arch::{PAGE_SIZE, is_image_address, is_kernel_address, is_user_address},
+        arch::{PAGE_SIZE, is_kernel_address, is_user_address},
         fault::{FAULT_FRAMES, FaultFlags, FaultHold},
         hold_frames::{self, HoldFrame},
         layout::Layout,
@@ -482,7 +482,7 @@ fn fault_flags(
     // Up to 4.9 the VMA is in a register that what the frame calls saves.
     let beside: Vec<u64> = match layout.fault_vma {
         Some(_) => Vec::new(),
-        None => pointers(scene.look, &all[..from + words.len()]),
+        None => scene.look.pointers(&all[..from + words.len()]),
     };
     for start in 0..words
         .len()
@@ -514,19 +514,6 @@ fn fault_flags(
         }
     }
     Ok(None)
-}
-
-/// The words that can point at a structure of the kernel's, each once.
-fn pointers(look: &Look, words: &[u64]) -> Vec<u64> {
-    let mut found: Vec<u64> = words
-        .iter()
-        .copied()
-        .filter(|&word| is_kernel_address(word) && word.is_multiple_of(8))
-        .filter(|&word| !is_image_address(word) && !look.in_a_stack(word))
-        .collect();
-    found.sort_unstable();
-    found.dedup();
-    found
 }
 
 #[cfg(test)]

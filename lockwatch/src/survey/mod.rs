@@ -2,8 +2,10 @@
 //! anything, so that it also explains a host that hung before it was started.
 
 mod asking;
+mod cgroup;
 mod clock;
 pub mod confidence;
+mod device;
 mod functions;
 mod holders;
 mod holds;

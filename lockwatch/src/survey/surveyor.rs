@@ -1,6 +1,7 @@
 //! Takes surveys of the running kernel.
 
 use std::{
+    fs,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -9,6 +10,7 @@ use std::{
 use crate::{
     figures::Count,
     kernel::{
+        block::in_flight_file,
         btf::{Btf, BtfError},
         capabilities::{self, Missing},
         layout::Layout,
@@ -19,17 +21,18 @@ use crate::{
     lock::{LockClass, LockKind, Stacks},
     probes::{LoadError, survey::SurveyProbes},
     survey::{
-        Survey, SurveyOptions,
+        Survey, SurveyOptions, cgroup,
         clock::{Clocks, tick_rate},
+        device,
         functions::Functions,
         holders::{self, Scene, Suspect},
         holds::{self, HoldSource, TracedHold},
-        look::Look,
+        look::{Look, TaskLook},
         merge::{Merger, Seen},
         names::{self, Identity},
         queue::{self, Queue, Row},
     },
-    task::Nanos,
+    task::{BlockDevice, Nanos, StuckClass},
 };
 
 /// Why no survey can be taken on this host, with the remedy.
@@ -156,14 +159,14 @@ impl Surveyor {
         let first = self.look()?;
         // Nobody waits: nothing can be standing.
         if first.queues.is_empty() && first.unsettled == 0 {
-            return Ok(self.kernel.conclude(&[first], began, Vec::new()));
+            return self.conclude(&[first], began, Vec::new());
         }
         let looks = [first];
         if began.elapsed() + options.pause > options.deadline {
             let reason = "the deadline left time for one look only: nothing is certain".to_owned();
-            return Ok(self.kernel.conclude(&looks, began, vec![reason]));
+            return self.conclude(&looks, began, vec![reason]);
         }
-        preliminary(self.kernel.conclude(&looks, began, Vec::new()));
+        preliminary(self.conclude(&looks, began, Vec::new())?);
         thread::sleep(options.pause);
         let [mut first] = looks;
         let mut second = self.look()?;
@@ -186,8 +189,28 @@ impl Surveyor {
             }
             second = third;
         }
-        let mut survey = self.kernel.conclude(&[first, second], began, Vec::new());
+        let mut survey = self.conclude(&[first, second], began, Vec::new())?;
         survey.paused = Nanos::from_duration(paused);
+        Ok(survey)
+    }
+
+    fn conclude(
+        &mut self,
+        looks: &[Sight],
+        began: Instant,
+        degraded: Vec<String>,
+    ) -> Result<Survey, SurveyError> {
+        let mut survey = self.kernel.conclude(looks, began, degraded);
+        if let Some(last) = looks.last() {
+            self.kernel
+                .describe_holders(&mut survey, &last.look, &mut self.probes)?;
+        }
+        for holder in survey.locks.iter_mut().flat_map(|lock| &mut lock.holders) {
+            if let Some(device) = &mut holder.stuck.device {
+                device.in_flight = in_flight(&device.name);
+            }
+        }
+        survey.duration = Nanos::from_duration(began.elapsed());
         Ok(survey)
     }
 
@@ -300,6 +323,40 @@ impl Kernel {
         Ok((queues, found.unsettled))
     }
 
+    /// Says of the holders what is asked of few tasks only: which control group they are
+    /// in, and which block device they wait for.
+    ///
+    /// # Errors
+    /// When the memory cannot be read at all.
+    fn describe_holders(
+        &self,
+        survey: &mut Survey,
+        look: &Look,
+        memory: &mut dyn KernelMemory,
+    ) -> Result<(), MemoryError> {
+        let mut functions = Functions::new(&self.symbols);
+        for holder in survey.locks.iter_mut().flat_map(|lock| &mut lock.holders) {
+            let is_it = |task: &&TaskLook| task.name.key == holder.task.key;
+            let Some(task) = look.tasks.iter().find(is_it) else {
+                continue;
+            };
+            if let Some(layout) = &self.layout.cgroup {
+                holder.cgroup = cgroup::path(task, layout, memory)?;
+            }
+            if let Some(layout) = self.layout.throttle {
+                holder.throttled = cgroup::is_throttled(task, layout, memory)?;
+            }
+            if holder.stuck.class == StuckClass::BlockIo {
+                let name = device::of_task(&mut functions, look, task, &self.layout, memory)?;
+                holder.stuck.device = name.map(|name| BlockDevice {
+                    name,
+                    in_flight: None,
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// What looks at the memory of a kernel say that somebody has kept. Its tasks' times
     /// are those of its scheduler.
     ///
@@ -324,7 +381,11 @@ impl Kernel {
                 took: Duration::ZERO,
             });
         }
-        Ok(self.conclude(&sights, began, Vec::new()))
+        let mut survey = self.conclude(&sights, began, Vec::new());
+        if let Some(last) = sights.last() {
+            self.describe_holders(&mut survey, &last.look, memory)?;
+        }
+        Ok(survey)
     }
 
     fn conclude(&self, looks: &[Sight], began: Instant, mut degraded: Vec<String>) -> Survey {
@@ -455,6 +516,15 @@ impl SeenQueue {
             suspects: &self.suspects,
         }
     }
+}
+
+/// Requests that a disk's driver has not completed; `None` where that cannot be read.
+fn in_flight(disk: &str) -> Option<u64> {
+    let counts = fs::read_to_string(in_flight_file(disk)).ok()?;
+    counts
+        .split_ascii_whitespace()
+        .map(|count| count.parse::<u64>().ok())
+        .sum()
 }
 
 /// Leaves the CPU for a moment and says when it came back: together with the
