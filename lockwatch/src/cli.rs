@@ -2,10 +2,14 @@
 
 use std::{io::IsTerminal, path::PathBuf, str::FromStr, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{NonEmptyStringValueParser, PossibleValuesParser},
+};
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::{
+    detect::{self, Detectors},
     plan::Mechanism,
     report::text::Style,
     task::{Nanos, Tgid},
@@ -67,7 +71,13 @@ How to read it:
   held by    the holder and the evidence for its name: certain, likely, or only possible
   queue      who waits, in order; WRITE in front makes all later readers wait
   root       whom everybody waits for in the end
+  why        what the rules of the lock make of that, and explanations of known patterns
   next       who gets the lock when it is released
+  ways out   what you could do, and what that risks; lockwatch does none of it
+
+Detectors: deadlock, inconsistent-lock, long-wait, convoy, long-hold, off-cpu-holder,
+writer-starvation; explanations: fault-under-mmap-lock, slow-file-system, umount-waits,
+fork-of-huge-process, lost-wakeup.
 
 Exit status: 0 no wait of the threshold or longer, 1 stall found, 2 error.")]
     Diagnose(DiagnoseArgs),
@@ -134,6 +144,9 @@ pub struct DiagnoseArgs {
     /// Stop after this long and report what is known by then
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = duration)]
     pub deadline: Duration,
+    /// Which detectors are asked.
+    #[command(flatten)]
+    pub detect: Detect,
     /// How text looks.
     #[command(flatten)]
     pub look: Look,
@@ -175,9 +188,48 @@ pub struct WatchArgs {
     /// Only locks of this class (mmap_lock, i_rwsem, s_umount, …); may be repeated
     #[arg(long, value_name = "CLASS", value_parser = NonEmptyStringValueParser::new())]
     pub class: Vec<String>,
+    /// Which detectors are asked.
+    #[command(flatten)]
+    pub detect: Detect,
     /// How text looks.
     #[command(flatten)]
     pub look: Look,
+}
+
+/// Which detectors are asked.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Detect {
+    /// Ask only these detectors (deadlock, convoy, long-hold, …); may be repeated
+    #[arg(
+        long,
+        value_name = "DETECTOR",
+        value_delimiter = ',',
+        value_parser = detector_names(),
+        hide_possible_values = true
+    )]
+    pub detect: Vec<String>,
+    /// Ask all detectors but these; may be repeated
+    #[arg(
+        long,
+        value_name = "DETECTOR",
+        value_delimiter = ',',
+        value_parser = detector_names(),
+        hide_possible_values = true
+    )]
+    pub no_detect: Vec<String>,
+}
+
+impl Detect {
+    /// The detectors that these options leave.
+    pub fn detectors(&self) -> Detectors {
+        let only: Vec<&str> = self.detect.iter().map(String::as_str).collect();
+        let without: Vec<&str> = self.no_detect.iter().map(String::as_str).collect();
+        Detectors::selected(&only, &without)
+    }
+}
+
+fn detector_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(detect::ALL.iter().map(|detector| detector.name()))
 }
 
 /// How a result is written.

@@ -35,6 +35,15 @@ pub struct Daemon {
     pub threads: Vec<DaemonThread>,
 }
 
+impl Daemon {
+    /// The threads that the clients wait for, as far as that carries weight: `likely` or
+    /// `certain`.
+    pub fn serving(&self) -> impl Iterator<Item = &DaemonThread> {
+        let known = |thread: &&DaemonThread| thread.serves >= Some(Confidence::Likely);
+        self.threads.iter().filter(known)
+    }
+}
+
 /// A task that waits for a daemon's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Client {
@@ -74,7 +83,10 @@ pub struct DaemonThread {
 
 /// What is known of the other threads of a daemon says which one has the requests: the
 /// kernel does not keep who read them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
 pub enum ServesEvidence {
     /// It waits in the kernel for the next request (`fuse_dev_do_read`): it has none.
     Idle,
@@ -87,4 +99,17 @@ pub enum ServesEvidence {
     OthersParked,
     /// Others could have the requests as well.
     OneOfSeveral,
+}
+
+impl ServesEvidence {
+    /// In words for a person.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Idle => "it waits for the next request",
+            Self::OnlyThread => "its only thread",
+            Self::OthersIdle => "its other threads wait for the next request",
+            Self::OthersParked => "its other threads sleep in calls that wait for user space",
+            Self::OneOfSeveral => "one of several threads that could have the request",
+        }
+    }
 }

@@ -226,6 +226,61 @@ pub enum EvidenceKind {
     ObjectWord,
 }
 
+/// Why a holder is named, in words for a person, from the parts of an [`Evidence`].
+pub fn evidence_words(kind: EvidenceKind, frame: Option<&str>, value: Option<&str>) -> String {
+    let frame = frame.map(|frame| frame.split_once('+').map_or(frame, |(name, _)| name));
+    let words = match (kind, frame) {
+        (EvidenceKind::WriterOwner, _) => "the lock's owner field names it".to_owned(),
+        (EvidenceKind::ReaderOwner, _) => {
+            "the lock's owner field names it, and readers of this kernel clear it".to_owned()
+        }
+        (EvidenceKind::Granted, _) => "granted the lock in the queue, has not run yet".to_owned(),
+        (EvidenceKind::TracedAcquire, _) => "it was seen taking the lock".to_owned(),
+        (EvidenceKind::TracedInPart, _) => {
+            "it was seen taking the lock, and its release may have been missed".to_owned()
+        }
+        (EvidenceKind::FaultFlags, _) => "its page fault holds the lock".to_owned(),
+        (EvidenceKind::HoldFrame, Some(frame)) => format!("{frame} holds this lock there"),
+        (EvidenceKind::LearnedFrame, Some(frame)) => match value {
+            Some(kernels) => format!("{frame} was seen holding this lock there, on {kernels}"),
+            None => format!("{frame} was seen holding this lock there"),
+        },
+        (EvidenceKind::LearnedFrame, None) => "it is where tasks hold this lock".to_owned(),
+        (EvidenceKind::HoldFrame, None) => "it is in code that holds this lock".to_owned(),
+        (EvidenceKind::LastHolder, _) => "the last one that took it".to_owned(),
+        (EvidenceKind::LockWord, Some(frame)) => {
+            format!("the lock's address is in its frame of {frame}")
+        }
+        (EvidenceKind::LockWord, None) => "the lock's address is on its stack".to_owned(),
+        (EvidenceKind::ObjectWord, Some(frame)) => {
+            format!("the address of what the lock protects is in its frame of {frame}")
+        }
+        (EvidenceKind::ObjectWord, None) => {
+            "the address of what the lock protects is on its stack".to_owned()
+        }
+    };
+    match (kind, value) {
+        // The owner word adds nothing for a person; where it was learned is told above.
+        (
+            EvidenceKind::WriterOwner
+            | EvidenceKind::ReaderOwner
+            | EvidenceKind::LastHolder
+            | EvidenceKind::LearnedFrame,
+            _,
+        )
+        | (_, None) => words,
+        (EvidenceKind::FaultFlags, Some(flags)) => format!("{words}, flags {flags}"),
+        (_, Some(value)) => format!("{words}: {value}"),
+    }
+}
+
+impl Evidence {
+    /// In words for a person.
+    pub fn words(&self) -> String {
+        evidence_words(self.kind, self.frame.as_deref(), self.value.as_deref())
+    }
+}
+
 /// Index into [`Stacks`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StackId(pub u32);
@@ -361,6 +416,9 @@ pub struct Lock {
     /// Its queue is in the order of priorities, not of arrival (rt_mutexes, and what
     /// PREEMPT_RT makes of them).
     pub by_priority: bool,
+    /// Between the two looks another task took it, while the writer in front of the queue
+    /// stood.
+    pub first_was_overtaken: bool,
     /// Why no holder can be named, where that is known.
     pub note: Option<String>,
 }

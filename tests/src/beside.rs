@@ -19,6 +19,9 @@ use crate::{
     scenario::NotHere,
 };
 
+/// Comm of the thread that serves it.
+pub(crate) const COMM: &str = "lab-server-2";
+
 /// Which file system it is.
 pub(crate) enum Kind {
     /// An overlay that shows the lab's file system, read-only.
@@ -26,6 +29,10 @@ pub(crate) enum Kind {
     /// One more FUSE file system, on a block device: the kernel tells only
     /// those of a `sync`.
     Device(Tree),
+    /// One more FUSE file system.
+    Fuse(Tree),
+    /// One that the target process mounts and serves itself.
+    OfTarget(Tree),
     /// An empty ext2, which can be frozen, mounted as ext4.
     Ext2,
 }
@@ -56,8 +63,14 @@ impl Beside {
             Kind::Overlay => mount_overlay(at, lab)?,
             Kind::Ext2 => beside.device = Some(mount_ext2(at)?),
             Kind::Device(tree) => {
-                beside.server = Some(Server::start(at, Source::Device, tree, max_delay)?);
+                let server = Server::start(COMM, at, Source::Device, tree, max_delay)?;
+                beside.server = Some(server);
             }
+            Kind::Fuse(tree) => {
+                let server = Server::start(COMM, at, Source::Nothing, tree, max_delay)?;
+                beside.server = Some(server);
+            }
+            Kind::OfTarget(_) => {}
         }
         Ok(beside)
     }

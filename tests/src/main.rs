@@ -6,10 +6,12 @@
 //! cannot have it.
 
 mod beside;
+mod crowd;
 mod device;
 mod ext2;
 mod freeze;
 mod fuse;
+mod inherit;
 mod mapping;
 mod scenario;
 mod signals;
@@ -38,8 +40,8 @@ use crate::{
     task::Task,
 };
 
-/// More threads than this exhaust pids on a small machine.
-const MOST_WAITERS: i64 = 4096;
+/// More threads than this exhaust pids on a small machine, whose limit is 32,768.
+const MOST_WAITERS: i64 = 30_000;
 
 /// Make a real kernel-lock stall, say exactly what it is, and clear it
 ///
@@ -53,13 +55,14 @@ struct Options {
     /// Which stall to make
     scenario: Scenario,
 
-    /// Tasks that wait for the lock, queued one after another
-    #[arg(long, value_name = "N", default_value_t = 3,
+    /// Tasks that wait for the lock, queued one after another; those of incident come all
+    /// at once. A daemon that waits is one more [default: 3; incident: 1469]
+    #[arg(long, value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..=MOST_WAITERS))]
-    waiters: u32,
+    waiters: Option<u32>,
 
     /// How long the stall stands, such as 500ms or 20s [default: 20s, at most
-    /// 60s; granted: 5s at most, times $LOCKWATCH_SLOWNESS]
+    /// 60s, incident: 10min; granted: 5s at most, times $LOCKWATCH_SLOWNESS]
     #[arg(long, value_name = "TIME", value_parser = parse_hold)]
     hold: Option<Duration>,
 
@@ -86,7 +89,9 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<bool> {
     let hold = hold_time(options.scenario, options.hold)?;
     let cast = Cast {
-        waiters: options.waiters,
+        waiters: options
+            .waiters
+            .unwrap_or_else(|| scenario::waiters(options.scenario)),
         decoys: !options.no_decoys,
     };
     let scenery = scenario::scenery(options.scenario, cast);
@@ -132,6 +137,8 @@ fn ready(scenario: Scenario, stage: &mut Stage, standing: Standing, ends: Instan
         decoys: std::mem::take(&mut stage.decoys),
         owner_hidden: stage.owner_hidden,
         next: standing.next,
+        cycle: stage.cycle.take(),
+        crowd: std::mem::take(&mut stage.crowd),
         ends_at_ns: clock::monotonic_ns() + left.as_nanos() as u64,
     }))
 }

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use nix::{
     errno::Errno,
     libc,
-    sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap},
+    sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap},
 };
 
 use crate::fuse::{FILE_SIZE, PAGE};
@@ -63,6 +63,13 @@ impl Mapping {
         let _ = unsafe { byte.read_volatile() };
     }
 
+    /// Has the kernel read the first bytes of the page: a sleep of no time.
+    pub(crate) fn pass(&self, page: u64) {
+        let time = self.page(page).cast();
+        // SAFETY: the kernel reads a time from the page, or fails; nothing is written.
+        let _ = unsafe { libc::nanosleep(time.as_ptr(), std::ptr::null_mut()) };
+    }
+
     /// Changes the memory area without taking a right away: who writes there goes on.
     pub(crate) fn advise(&self) -> Result<()> {
         let (start, advice) = (self.start.cast(), MmapAdvise::MADV_DONTFORK);
@@ -73,6 +80,36 @@ impl Mapping {
     pub(crate) fn dirty(&self) {
         // SAFETY: the caller mapped it writable, and nothing else uses it.
         unsafe { self.start.write_volatile(1) }
+    }
+}
+
+/// An anonymous page that nobody has touched, in a memory area of its own. The first touch
+/// takes the mmap_lock for read on every kernel: the lock of the area alone is not enough
+/// to prepare it (mm/memory.c, `__vmf_anon_prepare`).
+pub(crate) struct FreshPage(Mapping);
+
+impl FreshPage {
+    /// It lies between two that cannot be accessed: it must not become part of a
+    /// neighbouring area, which is prepared already.
+    pub(crate) fn new() -> Result<Self> {
+        let page = PAGE as usize;
+        let all = NonZeroUsize::new(3 * page).context("a page has no size")?;
+        let (none, private) = (ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE);
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let start = unsafe { mmap_anonymous(None, all, none, private) }
+            .context("cannot map pages")?
+            .cast::<u8>();
+        // SAFETY: the second of the three pages.
+        let start = unsafe { start.add(page) };
+        let both = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: one page of the new mapping, which nobody uses yet.
+        unsafe { mprotect(start.cast(), page, both) }.context("cannot open up a page")?;
+        Ok(Self(Mapping { start }))
+    }
+
+    /// Writes its first byte.
+    pub(crate) fn touch(&self) {
+        self.0.dirty();
     }
 }
 

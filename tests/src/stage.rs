@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use lockwatch_tests::truth::{Decoy, DecoyKind, Holder, Mode, Stuck, Waiter};
+use lockwatch_tests::truth::{Crowd, Cycle, Decoy, DecoyKind, Holder, Mode, Stuck, Waiter};
 use nix::{
     errno::Errno,
     mount::{MntFlags, umount2},
@@ -17,7 +17,9 @@ use nix::{
 
 use crate::{
     beside::{self, Beside},
-    clock, freeze,
+    clock,
+    crowd::{self, Readers},
+    freeze,
     fuse::{Server, Source},
     scenario::Scenery,
     signals::Signals,
@@ -27,11 +29,17 @@ use crate::{
     worker::{Rest, Worker},
 };
 
+/// Comm of the thread that serves the lab's file system.
+pub(crate) const SERVER_COMM: &str = "lab-server";
+
 /// How long a single task may take to get into its place, or out of it.
 pub(crate) const STEP: Duration = Duration::from_secs(5);
 
 /// Late answers come at the latest this long after the stall should be over.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How much longer a process of many readers may take to end.
+const CROWD: Duration = Duration::from_millis(500);
 
 /// After this the watchdog clears up: the lab's own ways have had their time.
 const WATCHDOG_GRACE: Duration = Duration::from_secs(20);
@@ -44,6 +52,7 @@ pub(crate) struct Stage {
     pub(crate) target: Option<Target>,
     /// It has to end before the target, whose pipes it has open as well.
     pub(crate) rehearsal: Option<Target>,
+    pub(crate) readers: Vec<Readers>,
     pub(crate) rest: Rest,
     pub(crate) waiters: Vec<Waiter>,
     pub(crate) decoys: Vec<Decoy>,
@@ -53,6 +62,10 @@ pub(crate) struct Stage {
     /// decoy that goes on earlier would queue on the lock as well, and be one more waiter
     /// than the truth has.
     pub(crate) held: Option<&'static str>,
+    /// The stall never ends by itself: its FUSE connections are aborted at the end.
+    pub(crate) is_deadlock: bool,
+    pub(crate) cycle: Option<Cycle>,
+    pub(crate) crowd: Vec<Crowd>,
     /// A directory of the frozen file system: it thaws at the end.
     pub(crate) frozen: Option<File>,
     workers: Vec<Worker>,
@@ -70,12 +83,19 @@ impl Stage {
         let mount = mkdtemp("/tmp/stall-lab-XXXXXX")
             .context("cannot make a directory in /tmp: the lab mounts there")?;
         let mut mounts = vec![mount.clone()];
+        let late = setup + hold + GRACE;
         let mut beside = None;
         let mut frozen = None;
+        let mut target_at = mount.clone();
+        let mut serves = None;
         if let Some(kind) = scenery.beside {
             let place = Beside::place()?;
             mounts.push(place.clone());
             frozen = matches!(kind, beside::Kind::Ext2).then(|| place.clone());
+            if let beside::Kind::OfTarget(tree) = &kind {
+                target_at.clone_from(&place);
+                serves = Some((tree.clone(), late));
+            }
             beside = Some((place, kind));
         }
         let mut watchdog =
@@ -84,13 +104,20 @@ impl Stage {
             let Some(actors) = actors else {
                 return Ok(None);
             };
-            let forked = Target::fork(&mount, actors, watchdog.raw_line())?;
+            let line = watchdog.raw_line();
+            let forked = Target::fork(&target_at, actors, serves.take(), line)?;
             watchdog.add_child(forked.pid())?;
             Ok(Some(forked))
         };
         let (target, rehearsal) = (fork(scenery.actors)?, fork(scenery.rehearsal)?);
-        let late = setup + hold + GRACE;
-        let server = Server::start(&mount, Source::Nothing, scenery.tree, late)?;
+        let mut readers = Vec::new();
+        for (comm, tasks) in crowd::shares(scenery.readers) {
+            let forked = Readers::fork(comm, tasks)?;
+            watchdog.add_child(forked.pid())?;
+            readers.push(forked);
+        }
+        let tree = scenery.tree;
+        let server = Server::start(SERVER_COMM, &mount, Source::Nothing, tree, late)?;
         let beside = beside
             .map(|(at, kind)| Beside::mount(&at, kind, &mount, late))
             .transpose()?;
@@ -100,11 +127,15 @@ impl Stage {
             beside,
             target,
             rehearsal,
+            readers,
             rest: Rest::default(),
             waiters: Vec::new(),
             decoys: Vec::new(),
             owner_hidden: false,
             held: None,
+            is_deadlock: false,
+            cycle: None,
+            crowd: Vec::new(),
             frozen: None,
             workers: Vec::new(),
             watchdog,
@@ -230,12 +261,25 @@ impl Stage {
         comm: &str,
         want: &Want,
     ) -> Result<()> {
+        let waiter = self.see_waiter((task, started_ns), comm, want, self.next_position())?;
+        self.waiters.push(waiter);
+        Ok(())
+    }
+
+    /// Sees a task in the queue of any lock, at that place.
+    pub(crate) fn see_waiter(
+        &self,
+        (task, started_ns): (Task, u64),
+        comm: &str,
+        want: &Want,
+        position: u32,
+    ) -> Result<Waiter> {
         if self.signals.arrived() {
             bail!("interrupted while the stall was being made");
         }
         let look = task.settle(comm, STEP, |look| want.is_met(look))?;
-        let waiter = Waiter {
-            position: self.next_position(),
+        Ok(Waiter {
+            position,
             tid: task.tid,
             tgid: task.tgid,
             comm: comm.to_owned(),
@@ -244,9 +288,7 @@ impl Stage {
             frame: look.top().to_owned(),
             started_ns,
             queued_ns: clock::monotonic_ns(),
-        };
-        self.waiters.push(waiter);
-        Ok(())
+        })
     }
 
     /// Looks again at all waiters, who must not have moved.
@@ -302,17 +344,20 @@ impl Stage {
             wait_for(self.workers.iter().filter(waits));
         }
         drop(self.frozen.take());
+        if self.is_deadlock {
+            self.abort();
+        }
         self.limit(Duration::ZERO);
         self.rest.end();
         let mut clean = wait_for(self.workers.iter());
         if !clean {
             eprintln!("stall-lab: threads are still stuck, aborting the FUSE connection");
-            let beside = self.beside.iter().map(|beside| &beside.mount);
-            for mount in beside.chain([&self.mount]) {
-                // EBUSY is the usual answer to a forced unmount that has aborted.
-                let _ = umount2(mount, MntFlags::MNT_FORCE);
-            }
+            self.abort();
             wait_for(self.workers.iter());
+        }
+        let deadline = Instant::now() + STEP + CROWD * self.readers.len() as u32;
+        for readers in self.readers {
+            clean &= readers.end(deadline);
         }
         clean &= self.rehearsal.is_none_or(|process| process.end(STEP));
         clean &= self.target.is_none_or(|target| target.end(STEP));
@@ -322,6 +367,15 @@ impl Stage {
         clean &= unmount(&self.mount, || self.server.has_ended());
         self.watchdog.dismiss();
         clean
+    }
+
+    /// Ends every wait for FUSE. EBUSY is the usual answer to a forced unmount that has
+    /// aborted; where nobody is left in time, it has unmounted as well.
+    fn abort(&self) {
+        let beside = self.beside.iter().map(|beside| &beside.mount);
+        for mount in beside.chain([&self.mount]) {
+            let _ = umount2(mount, MntFlags::MNT_FORCE);
+        }
     }
 }
 
@@ -363,7 +417,8 @@ fn unmount(mount: &Path, server_has_ended: impl Fn() -> bool) -> bool {
     let mut clean = true;
     loop {
         match umount2(mount, MntFlags::empty()) {
-            Ok(()) => break,
+            // EINVAL: a forced unmount was enough.
+            Ok(()) | Err(Errno::EINVAL) => break,
             // A descriptor is closed a moment after its thread has ended.
             Err(Errno::EBUSY) if Instant::now() < deadline => {
                 thread::sleep(Duration::from_millis(5));

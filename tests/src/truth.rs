@@ -1,6 +1,10 @@
 //! The truth of a stall: made by the lab, printed as one line of JSON each.
 
+mod cycle;
+
 use serde::{Deserialize, Serialize};
+
+pub use self::cycle::{Crowd, Cycle, Member, Role};
 
 /// A kernel thread id, as seen in the lab's PID namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -46,6 +50,17 @@ pub enum Scenario {
     /// A process's mmap_lock, held by an madvise that waits for the lock of a memory area,
     /// which a write fault that waits for FUSE writeback has (Linux 6.7 and later)
     VmaReadHeld,
+    /// A deadlock: a directory's i_rwsem, held by a mkdir that waits for a FUSE daemon, which
+    /// waits for that directory
+    DeadlockFuseDirectory,
+    /// A deadlock: as before with two FUSE file systems, each daemon waiting for a directory
+    /// of the other's
+    DeadlockFuseTwoMounts,
+    /// A deadlock: a process's mmap_lock, held for read by a page fault that waits for a FUSE
+    /// daemon in the same process, which queues behind a writer
+    DeadlockBehindWriter,
+    /// A process's mmap_lock as in mmap-read-held, a writer, and more than a thousand readers
+    Incident,
 }
 
 impl Scenario {
@@ -95,14 +110,22 @@ pub struct Ready {
     /// may stay unknown, but nobody may be named in their place.
     #[serde(default)]
     pub owner_hidden: bool,
-    /// The lock that the holder of this one waits for, if it waits for one.
+    /// The lock that the holder of this one waits for, if it waits for one, or the daemon
+    /// that it waits for does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<Held>,
+    /// The deadlock, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cycle: Option<Cycle>,
+    /// Waiters behind those of `waiters`, in no known order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub crowd: Vec<Crowd>,
     /// When the stall will end by itself, `CLOCK_MONOTONIC`.
     pub ends_at_ns: u64,
 }
 
-/// A lock in the middle of a chain: its only waiter holds the lock before.
+/// A lock in the middle of a chain: its only waiter holds the lock before, or serves the
+/// request that the holder of the lock before waits for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
     /// The lock.
@@ -113,11 +136,17 @@ pub struct Held {
     pub reader_count: Option<u32>,
     /// Every task that holds it.
     pub holders: Vec<Holder>,
-    /// The task that holds the lock before, as a waiter.
+    /// Its only waiter.
     pub waiter: Waiter,
 }
 
 impl Ready {
+    /// How many tasks wait for the lock.
+    pub fn blocked_tasks(&self) -> usize {
+        let crowd: u32 = self.crowd.iter().map(|crowd| crowd.tasks).sum();
+        self.waiters.len() + crowd as usize
+    }
+
     /// The truth about the next lock of the chain, with the same decoys.
     pub fn of_next(&self) -> Option<Self> {
         let next = self.next.clone()?;
@@ -127,6 +156,7 @@ impl Ready {
             reader_count: next.reader_count,
             holders: next.holders,
             waiters: vec![next.waiter],
+            crowd: Vec::new(),
             next: None,
             ..self.clone()
         })

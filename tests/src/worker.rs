@@ -56,7 +56,7 @@ impl Worker {
     }
 }
 
-/// Where decoys sleep (in a futex) until the stall is over.
+/// Where decoys sleep (in a futex) until the stall is over, and others until their turn.
 #[derive(Clone, Default)]
 pub(crate) struct Rest(Arc<Inner>);
 

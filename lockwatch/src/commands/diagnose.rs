@@ -31,7 +31,12 @@ pub fn run(args: &DiagnoseArgs) -> anyhow::Result<Outcome> {
     go_first();
     lock_memory();
     let survey = survey_in_time(args.deadline)?;
-    let report = Report::from_survey(&survey, &Host::this(), Nanos::from_duration(args.threshold));
+    let report = Report::from_survey(
+        &survey,
+        &Host::this(),
+        Nanos::from_duration(args.threshold),
+        &args.detect.detectors(),
+    );
     match output {
         Some(mut output) => {
             write(args, &report, &mut output, args.look.for_file())

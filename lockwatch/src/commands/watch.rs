@@ -51,7 +51,13 @@ async fn watch(args: &WatchArgs) -> anyhow::Result<Outcome> {
     let sources = Sources::open(threshold, args)?;
     let tick = (args.threshold / TICKS_PER_THRESHOLD).clamp(TICK_MIN, TICK_MAX);
     let stdout = Box::new(io::BufWriter::new(io::stdout()));
-    let mut output = Output::new(stdout, args.format, args.look.for_stdout(), threshold);
+    let mut output = Output::new(
+        stdout,
+        args.format,
+        args.look.for_stdout(),
+        threshold,
+        args.detect.detectors(),
+    );
     output
         .watching(&sources.said, &sources.gaps)
         .context("write to standard output")?;

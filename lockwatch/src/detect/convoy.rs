@@ -55,6 +55,8 @@ impl Detector for Convoy {
                         .chain(readers)
                         .map(|waiter| waiter.task.key.tid)
                         .collect(),
+                    path: Vec::new(),
+                    evidence: Vec::new(),
                 })
             })
             .collect()

@@ -34,6 +34,8 @@ impl Detector for InconsistentLock {
                     .iter()
                     .map(|waiter| waiter.task.key.tid)
                     .collect(),
+                path: Vec::new(),
+                evidence: Vec::new(),
             })
             .collect()
     }

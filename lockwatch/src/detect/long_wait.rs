@@ -59,6 +59,8 @@ impl Detector for LongWait {
                     sentence,
                     locks: vec![lock.address],
                     tasks: long.iter().map(|waiter| waiter.task.key.tid).collect(),
+                    path: Vec::new(),
+                    evidence: Vec::new(),
                 })
             })
             .collect()

@@ -4,17 +4,29 @@
 //! from what was read; a guess is not a finding.
 
 mod convoy;
+mod deadlock;
+mod explain;
 mod inconsistent_lock;
+mod long_hold;
 mod long_wait;
+mod off_cpu_holder;
+mod writer_starvation;
 
 pub use convoy::Convoy;
+pub use deadlock::Deadlock;
+pub use explain::{FaultUnderMmapLock, ForkOfHugeProcess, LostWakeup, SlowFileSystem, UmountWaits};
 pub use inconsistent_lock::InconsistentLock;
+pub use long_hold::LongHold;
 pub use long_wait::LongWait;
+pub use off_cpu_holder::OffCpuHolder;
 use serde::Serialize;
+pub use writer_starvation::WriterStarvation;
 
 use crate::{
-    graph::chain::Chain,
-    lock::{Lock, LockAddr},
+    daemon::Daemon,
+    graph::chain::{Chain, Step},
+    lock::{Lock, LockAddr, Stacks},
+    survey::Survey,
     task::{Nanos, Tid},
 };
 
@@ -23,10 +35,30 @@ use crate::{
 pub struct Scene<'a> {
     /// Locks with waiters.
     pub locks: &'a [Lock],
-    /// Their chains.
+    /// Daemons with clients.
+    pub daemons: &'a [Daemon],
+    /// The stacks they refer to.
+    pub stacks: &'a Stacks,
+    /// Looks that agree on all that.
+    pub looks: u32,
+    /// The chains.
     pub chains: &'a [Chain],
     /// A wait this long or longer is a stall.
     pub threshold: Nanos,
+}
+
+impl<'a> Scene<'a> {
+    /// What a survey found, with its chains.
+    pub fn new(survey: &'a Survey, chains: &'a [Chain], threshold: Nanos) -> Self {
+        Self {
+            locks: &survey.locks,
+            daemons: &survey.daemons,
+            stacks: &survey.stacks,
+            looks: survey.looks,
+            chains,
+            threshold,
+        }
+    }
 }
 
 /// How much a finding matters.
@@ -56,11 +88,15 @@ pub struct Finding {
     pub locks: Vec<LockAddr>,
     /// The tasks it is about, those that suffer and those that cause.
     pub tasks: Vec<Tid>,
+    /// The path it is about; empty if it is about none.
+    pub path: Vec<Step>,
+    /// For each link of the path, in words, what it rests on.
+    pub evidence: Vec<String>,
 }
 
 /// One kind of trouble.
-pub trait Detector {
-    /// Its name in reports, in kebab case.
+pub trait Detector: Sync {
+    /// Its name in reports and on the command line, in kebab case.
     fn name(&self) -> &'static str;
 
     /// What it finds in this scene.
@@ -68,23 +104,66 @@ pub trait Detector {
 }
 
 /// Every detector.
-pub const ALL: &[&dyn Detector] = &[&InconsistentLock, &Convoy, &LongWait];
+pub const ALL: &[&dyn Detector] = &[
+    &Deadlock,
+    &InconsistentLock,
+    &LongWait,
+    &Convoy,
+    &LongHold,
+    &OffCpuHolder,
+    &WriterStarvation,
+    &FaultUnderMmapLock,
+    &SlowFileSystem,
+    &UmountWaits,
+    &ForkOfHugeProcess,
+    &LostWakeup,
+];
 
-/// What all detectors find, the most severe first; of equal severity, what concerns
-/// most tasks first.
-pub fn check(scene: &Scene<'_>) -> Vec<Finding> {
-    let mut findings: Vec<Finding> = ALL
-        .iter()
-        .flat_map(|detector| detector.check(scene))
-        .collect();
-    findings.sort_by(|a, b| {
-        b.severity
-            .cmp(&a.severity)
-            .then_with(|| b.tasks.len().cmp(&a.tasks.len()))
-            .then_with(|| a.locks.cmp(&b.locks))
-            .then_with(|| a.detector.cmp(b.detector))
-    });
-    findings
+/// The detectors that are asked.
+#[derive(Clone)]
+pub struct Detectors(Vec<&'static dyn Detector>);
+
+impl Default for Detectors {
+    fn default() -> Self {
+        Self(ALL.to_vec())
+    }
+}
+
+impl Detectors {
+    /// Those of these names, without those of the others; all but these if `only` is empty.
+    pub fn selected(only: &[&str], without: &[&str]) -> Self {
+        let is_asked = |detector: &&&dyn Detector| {
+            (only.is_empty() || only.contains(&detector.name()))
+                && !without.contains(&detector.name())
+        };
+        Self(ALL.iter().filter(is_asked).copied().collect())
+    }
+
+    /// What they find, the most severe first; of equal severity, circles first, then what
+    /// concerns most tasks.
+    pub fn check(&self, scene: &Scene<'_>) -> Vec<Finding> {
+        let mut findings: Vec<Finding> = self
+            .0
+            .iter()
+            .flat_map(|detector| detector.check(scene))
+            .collect();
+        findings.sort_by(|a, b| {
+            b.severity
+                .cmp(&a.severity)
+                .then_with(|| a.path.is_empty().cmp(&b.path.is_empty()))
+                .then_with(|| b.tasks.len().cmp(&a.tasks.len()))
+                .then_with(|| a.locks.cmp(&b.locks))
+                .then_with(|| a.detector.cmp(b.detector))
+        });
+        findings
+    }
+}
+
+impl std::fmt::Debug for Detectors {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names = self.0.iter().map(|detector| detector.name());
+        f.debug_list().entries(names).finish()
+    }
 }
 
 /// True if a task has waited for this lock for the threshold or longer.

@@ -2,8 +2,11 @@
 //! kernel, no clock, no IO.
 
 pub mod chain;
+mod forecast;
+pub mod next;
 mod stall;
 mod wait_graph;
 
+pub use forecast::Forecasts;
 pub use stall::{Facts, HolderSpan, Stall, StallId};
 pub use wait_graph::{Change, WaitGraph};

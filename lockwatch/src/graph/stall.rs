@@ -4,6 +4,7 @@ use std::{fmt, sync::Arc};
 
 use rustc_hash::FxHashMap;
 
+use super::forecast::{Forecast, Forecasts};
 use crate::{
     lock::{Holder, Lock, LockAddr, LockKind},
     stream::Wait,
@@ -76,6 +77,10 @@ pub struct Stall {
     pub holders: Vec<HolderSpan>,
     /// The last survey that saw the lock during the stall.
     pub facts: Option<Facts>,
+    /// Forecasts of who is next that were checked meanwhile.
+    pub forecasts: Forecasts,
+    /// The one that has not been checked yet.
+    forecast: Option<Forecast>,
     /// `CLOCK_MONOTONIC` ns at which the last such wait that is over ended.
     pub(super) last_end_ns: u64,
     /// False if that time is only an upper bound.
@@ -92,6 +97,8 @@ impl Stall {
             blocked: FxHashMap::default(),
             holders: Vec::new(),
             facts: None,
+            forecasts: Forecasts::default(),
+            forecast: None,
             last_end_ns: began_ns,
             last_end_exact: true,
         }
@@ -141,9 +148,21 @@ impl Stall {
         }
     }
 
+    /// A wait was seen ending: the first of those in the queue checks the forecast.
+    pub(super) fn check_forecast(&mut self, task: TaskKey, at_ns: u64, acquired: bool) {
+        let forecast = self.forecast.as_mut();
+        match forecast.and_then(|it| it.check(task, at_ns, acquired)) {
+            Some(true) => self.forecasts.right += 1,
+            Some(false) => self.forecasts.wrong += 1,
+            None => return,
+        }
+        self.forecast = None;
+    }
+
     /// Takes in what a survey says of the lock; true if a holder is new.
     pub(super) fn learn(&mut self, facts: Facts) -> bool {
         let seen_ns = facts.survey.taken_at_ns;
+        self.forecast = Forecast::of(facts.lock(), seen_ns);
         let mut is_new = false;
         for holder in &facts.lock().holders {
             let key = holder.task.key;

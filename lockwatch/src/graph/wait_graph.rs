@@ -6,7 +6,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
     graph::stall::{Facts, Stall, StallId},
-    lock::{LockAddr, LockKind},
+    lock::{Holder, LockAddr, LockKind, LockMode},
     stream::{Event, Scan, Wait, WaitId},
     survey::Survey,
     task::{Nanos, TaskKey},
@@ -26,7 +26,7 @@ pub enum Change {
 }
 
 /// Tasks and locks; who waits for what since when, and who holds it as the last
-/// survey of that lock found.
+/// survey of that lock found and no event since has shown to be over.
 ///
 /// A lock is known while somebody waits for it. When the last wait goes, all that
 /// was known of the address goes, too: the next lock there may be another one.
@@ -45,6 +45,10 @@ pub struct WaitGraph {
 struct Node {
     waits: FxHashMap<TaskKey, Wait>,
     facts: Option<Facts>,
+    /// `CLOCK_MONOTONIC` ns at which a queued task was last seen getting the lock, in any
+    /// mode and for write; 0 if none was.
+    acquired_ns: u64,
+    written_ns: u64,
     stall: Option<Stall>,
     is_announced: bool,
 }
@@ -71,10 +75,17 @@ impl WaitGraph {
                     self.open(wait);
                 }
             }
-            Event::WaitEnd { wait, at_ns, .. } => {
+            Event::WaitEnd {
+                wait,
+                at_ns,
+                acquired,
+            } => {
                 let id = wait.id();
                 if self.is_closed(&id) || is_old(at_ns) && !self.is_open(&id) {
                     return;
+                }
+                if let Some(node) = self.locks.get_mut(&wait.lock) {
+                    node.ended(&wait, at_ns, acquired);
                 }
                 self.close(&wait, at_ns, true);
                 self.remember_closed(id);
@@ -219,6 +230,23 @@ impl WaitGraph {
         self.locks.get(&lock)?.facts.as_ref()
     }
 
+    /// Who holds a lock that somebody waits for, as the last survey of it found and nothing
+    /// since has shown to be over: once a queued task got it for write, nobody else has it,
+    /// and once one got it at all, no earlier writer does.
+    pub fn held_by(&self, lock: LockAddr) -> impl Iterator<Item = &Holder> {
+        self.locks.get(&lock).into_iter().flat_map(|node| {
+            let facts = node.facts.iter();
+            facts.flat_map(move |facts| {
+                let seen_ns = facts.survey().taken_at_ns;
+                let stands = move |holder: &&Holder| {
+                    node.written_ns <= seen_ns
+                        && (holder.mode == LockMode::Read || node.acquired_ns <= seen_ns)
+                };
+                facts.lock().holders.iter().filter(stands)
+            })
+        })
+    }
+
     fn is_open(&self, id: &WaitId) -> bool {
         self.locks
             .get(&id.lock)
@@ -309,6 +337,21 @@ impl WaitGraph {
         }
         if node.waits.is_empty() && node.stall.is_none() {
             self.locks.remove(&wait.lock);
+        }
+    }
+}
+
+impl Node {
+    /// A wait for the lock was seen ending.
+    fn ended(&mut self, wait: &Wait, at_ns: u64, acquired: bool) {
+        if acquired {
+            self.acquired_ns = self.acquired_ns.max(at_ns);
+            if wait.mode == LockMode::Write {
+                self.written_ns = self.written_ns.max(at_ns);
+            }
+        }
+        if let Some(stall) = &mut self.stall {
+            stall.check_forecast(wait.task.key, at_ns, acquired);
         }
     }
 }

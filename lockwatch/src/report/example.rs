@@ -1,13 +1,18 @@
 //! Surveys made by hand, for tests of everything that reads one.
 
+mod daemons;
+
+pub(crate) use daemons::{daemon_in_its_own_directory, idle_daemon};
+
 use crate::{
+    detect::Detectors,
     lock::{
         Confidence, Evidence, EvidenceKind, Holder, Lock, LockAddr, LockClass, LockKind, LockMode,
         LockObject, LockState, StackId, Stacks, WaitSource, Waiter,
     },
-    report::Host,
+    report::{Host, Report},
     survey::Survey,
-    task::{Nanos, Stuck, StuckClass, TaskKey, TaskName, TaskState, Tgid, Tid},
+    task::{BlockDevice, Nanos, Stuck, StuckClass, TaskKey, TaskName, TaskState, Tgid, Tid},
 };
 
 pub(crate) const MS: u64 = 1_000_000;
@@ -20,6 +25,11 @@ pub(crate) fn host() -> Host {
         arch: "x86_64".to_owned(),
         boot_id: Some("6b1f0e7a-5a34-4c1e-9d53-0c4a7c9be201".to_owned()),
     }
+}
+
+/// The report of a survey; waits of `threshold_ns` and longer are stalls.
+pub(crate) fn report(survey: &Survey, threshold_ns: u64) -> Report {
+    Report::from_survey(survey, &host(), Nanos(threshold_ns), &Detectors::default())
 }
 
 pub(crate) fn survey(locks: Vec<Lock>, stacks: Stacks) -> Survey {
@@ -122,6 +132,7 @@ pub(crate) fn mmap_lock(address: u64, tgid: u32, comm: &str) -> Lock {
         waiters: Vec::new(),
         spinners: Vec::new(),
         by_priority: false,
+        first_was_overtaken: false,
         note: None,
     }
 }
@@ -213,7 +224,10 @@ pub(crate) fn incident() -> Survey {
             class: StuckClass::BlockIo,
             frame: Some("blk_mq_get_tag".to_owned()),
             since: Some(Nanos(373 * SEC)),
-            device: None,
+            device: Some(BlockDevice {
+                name: "nvme0n1".to_owned(),
+                in_flight: Some(0),
+            }),
         },
         held: Some(Nanos(373 * SEC)),
         ..holder(task(4_442, 4_424, "filebeat"), LockMode::Read, fault)
@@ -272,6 +286,9 @@ pub(crate) fn write_held_directory() -> Survey {
     let lookup = stack(&mut stacks, &["lookup_slow", "walk_component"]);
     let mut lock = inode_lock(0xffff_8881_0200_00a0, "/mnt/share/incoming");
     lock.name = "i_rwsem of /mnt/share/incoming (fuse, 0:52)".to_owned();
+    if let Some(LockObject::Inode { fstype, sb, .. }) = &mut lock.object {
+        (*fstype, *sb) = ("fuse".to_owned(), "0:52".to_owned());
+    }
     lock.holders.push(Holder {
         state: TaskState::Interruptible,
         stuck: Stuck {
@@ -370,6 +387,7 @@ pub(crate) fn granted_reader() -> Survey {
             value: None,
         }],
         state: TaskState::Runnable,
+        cgroup: Some("/system.slice/collectd.service".to_owned()),
         stuck: Stuck {
             class: StuckClass::Runnable,
             frame: None,

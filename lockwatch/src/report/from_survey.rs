@@ -4,11 +4,12 @@
 use std::cmp::Reverse;
 
 use super::{
-    CONTRACT, Chain, Coverage, Evidence, Finding, Holder, Host, Lock, Object, Report, Source, Step,
-    Stuck, Task, Waiter, text,
+    BlockDevice, CONTRACT, Chain, Client, Coverage, Daemon, DaemonThread, Evidence, Finding,
+    Holder, Host, Lock, Next, Object, Report, Source, Step, Stuck, Task, Waiter, text, ways_out,
 };
 use crate::{
-    detect::{self, Scene},
+    daemon,
+    detect::{self, Detectors, Scene},
     figures::Count,
     graph::chain::{self, Chain as GraphChain},
     lock::{self, LockAddr, LockObject, StackId, Stacks},
@@ -17,17 +18,21 @@ use crate::{
 };
 
 impl Report {
-    /// The report of one survey. Waits of `threshold` and longer are stalls.
-    pub fn from_survey(survey: &Survey, host: &Host, threshold: Nanos) -> Self {
-        let chains = chain::chains(&survey.locks);
-        let findings = detect::check(&Scene {
-            locks: &survey.locks,
-            chains: &chains,
-            threshold,
-        });
+    /// The report of one survey. Waits of `threshold` and longer are stalls, and
+    /// `detectors` are asked.
+    pub fn from_survey(
+        survey: &Survey,
+        host: &Host,
+        threshold: Nanos,
+        detectors: &Detectors,
+    ) -> Self {
+        let chains = chain::chains(&survey.locks, &survey.daemons);
+        let findings = detectors.check(&Scene::new(survey, &chains, threshold));
         let mut locks: Vec<&lock::Lock> = survey.locks.iter().collect();
         locks.sort_by_cached_key(|lock| rank(lock, &chains));
-        Self {
+        let mut daemons: Vec<&daemon::Daemon> = survey.daemons.iter().collect();
+        daemons.sort_by_key(|daemon| (Reverse(daemon.clients.len()), daemon.connection));
+        let mut report = Self {
             schema: CONTRACT,
             lockwatch: env!("CARGO_PKG_VERSION"),
             taken_at: survey.taken_at,
@@ -42,8 +47,12 @@ impl Report {
             },
             stacks: survey.stacks.iter().map(<[String]>::to_vec).collect(),
             locks: locks
-                .into_iter()
+                .iter()
                 .map(|lock| Lock::new(lock, &survey.stacks))
+                .collect(),
+            daemons: daemons
+                .into_iter()
+                .map(|daemon| Daemon::new(daemon, &survey.stacks))
                 .collect(),
             chains: chains
                 .into_iter()
@@ -51,7 +60,22 @@ impl Report {
                 .collect(),
             findings: findings.into_iter().map(Finding::from).collect(),
             threshold,
+        };
+        // These follow from everything else.
+        let outlooks: Vec<_> = report
+            .locks
+            .iter()
+            .zip(locks)
+            .map(|(at, lock)| {
+                let ways_out = ways_out::of(&report, &survey.daemons, at);
+                (Next::of(&report, at, lock), ways_out)
+            })
+            .collect();
+        for (lock, (next, ways_out)) in report.locks.iter_mut().zip(outlooks) {
+            lock.next = next;
+            lock.ways_out = ways_out;
         }
+        report
     }
 }
 
@@ -103,6 +127,7 @@ impl Lock {
             waiters,
             spinners,
             by_priority,
+            first_was_overtaken: _,
             note,
         } = lock;
         Self {
@@ -120,6 +145,8 @@ impl Lock {
             waiters: waiters.iter().map(|w| Waiter::new(w, stacks)).collect(),
             spinners: spinners.clone(),
             note: note.clone(),
+            next: None,
+            ways_out: Vec::new(),
             by_priority: *by_priority,
             at: *address,
         }
@@ -211,6 +238,10 @@ impl From<&task::Stuck> for Stuck {
             class: stuck.class,
             frame: stuck.frame.clone(),
             since_ns: stuck.since,
+            device: stuck.device.as_ref().map(|device| BlockDevice {
+                name: device.name.clone(),
+                in_flight: device.in_flight,
+            }),
         }
     }
 }
@@ -246,6 +277,73 @@ impl Waiter {
     }
 }
 
+impl Daemon {
+    fn new(daemon: &daemon::Daemon, stacks: &Stacks) -> Self {
+        let daemon::Daemon {
+            connection: _,
+            number,
+            name,
+            clients,
+            threads,
+        } = daemon;
+        Self {
+            connection: *number,
+            name: name.clone(),
+            clients: clients.iter().map(|it| Client::new(it, stacks)).collect(),
+            threads: threads
+                .iter()
+                .map(|it| DaemonThread::new(it, stacks))
+                .collect(),
+        }
+    }
+}
+
+impl Client {
+    fn new(client: &daemon::Client, stacks: &Stacks) -> Self {
+        let daemon::Client {
+            task,
+            wait,
+            is_sent,
+            killable,
+            stood: _,
+            stack,
+        } = client;
+        Self {
+            tid: task.key.tid,
+            tgid: task.tgid,
+            comm: task.comm.clone(),
+            wait_ns: *wait,
+            is_sent: *is_sent,
+            killable: *killable,
+            stack: stack_index(*stack, stacks),
+        }
+    }
+}
+
+impl DaemonThread {
+    fn new(thread: &daemon::DaemonThread, stacks: &Stacks) -> Self {
+        let daemon::DaemonThread {
+            task,
+            serves,
+            evidence,
+            state,
+            stuck,
+            stood: _,
+            stack,
+        } = thread;
+        Self {
+            tid: task.key.tid,
+            tgid: task.tgid,
+            comm: task.comm.clone(),
+            serves: *serves,
+            evidence: *evidence,
+            state: state.letter(),
+            stuck: stuck.into(),
+            stack: stack_index(*stack, stacks),
+        }
+    }
+}
+
 impl From<&TaskName> for Task {
     fn from(task: &TaskName) -> Self {
         Self {
@@ -260,6 +358,7 @@ impl From<&chain::Step> for Step {
         match step {
             chain::Step::Task(task) => Self::Task(task.key.tid),
             chain::Step::Lock(address) => Self::Lock(lock_id(*address)),
+            chain::Step::Daemon(task) => Self::Daemon(task.key.tid),
         }
     }
 }
@@ -287,6 +386,7 @@ fn sentence(chain: &GraphChain, locks: &[lock::Lock]) -> String {
             .iter()
             .map(|step| match step {
                 chain::Step::Task(task) => task.to_string(),
+                chain::Step::Daemon(task) => format!("daemon {task}"),
                 chain::Step::Lock(address) => locks
                     .iter()
                     .find(|lock| lock.address == *address)
@@ -313,6 +413,8 @@ impl From<detect::Finding> for Finding {
             sentence,
             locks,
             tasks,
+            path,
+            evidence,
         } = finding;
         Self {
             detector: detector.to_owned(),
@@ -320,7 +422,8 @@ impl From<detect::Finding> for Finding {
             sentence,
             locks: locks.into_iter().map(lock_id).collect(),
             tasks,
-            path: Vec::new(),
+            path: path.iter().map(Step::from).collect(),
+            evidence,
         }
     }
 }

@@ -121,12 +121,12 @@ impl<F: Formatter> Formatter for TerminalSafe<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{report::example, task::Nanos};
+    use crate::report::example;
 
     #[test]
     fn the_contract_by_example() {
         let survey = example::write_held_directory();
-        let mut report = Report::from_survey(&survey, &example::host(), Nanos(example::SEC));
+        let mut report = example::report(&survey, example::SEC);
         report.lockwatch = "0.0.0";
         let mut out = Vec::new();
         write_report(&mut out, &report).unwrap();

@@ -7,8 +7,10 @@ pub mod check;
 mod from_survey;
 mod host;
 pub mod json;
+pub mod next;
 pub mod schema;
 pub mod text;
+pub mod ways_out;
 
 #[cfg(test)]
 pub(crate) mod example;
@@ -16,13 +18,19 @@ pub(crate) mod example;
 use std::collections::BTreeMap;
 
 pub use host::Host;
+pub use next::Next;
 use schemars::JsonSchema;
 use serde::Serialize;
+pub use ways_out::WayOut;
 
 use crate::{
-    detect::Severity,
+    daemon::ServesEvidence,
+    detect::{Deadlock, Detector as _, Severity},
     graph::chain::Chain as GraphChain,
-    lock::{Confidence, EvidenceKind, LockAddr, LockKind, LockMode, LockState, WaitSource},
+    lock::{
+        Confidence, EvidenceKind, LockAddr, LockKind, LockMode, LockState, WaitSource,
+        evidence_words,
+    },
     task::{Nanos, StuckClass, Tgid, Tid},
 };
 
@@ -51,6 +59,8 @@ pub struct Report {
     pub stacks: Vec<Vec<String>>,
     /// Locks that tasks wait for, the worst first.
     pub locks: Vec<Lock>,
+    /// User-space servers that tasks wait for, those with most clients first.
+    pub daemons: Vec<Daemon>,
     /// Roots and what waits behind them, the one with most blocked tasks first.
     pub chains: Vec<Chain>,
     /// What the detectors say, the most severe first.
@@ -128,6 +138,12 @@ pub struct Lock {
     /// Why no holder can be named, in words. Absent where there is nothing to say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// Who gets it next. Absent where nobody is queued, or it is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<Next>,
+    /// What a person could do, each with its risk; lockwatch does none of it. Empty where
+    /// nothing is known.
+    pub ways_out: Vec<WayOut>,
     /// Its queue is in the order of priorities, not of arrival.
     #[serde(skip)]
     pub by_priority: bool,
@@ -231,6 +247,13 @@ pub struct Evidence {
     pub value: Option<String>,
 }
 
+impl Evidence {
+    /// In words for a person.
+    pub fn words(&self) -> String {
+        evidence_words(self.kind, self.frame.as_deref(), self.value.as_deref())
+    }
+}
+
 /// Why a task does not go on.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Stuck {
@@ -242,6 +265,77 @@ pub struct Stuck {
     /// Off the CPU for this long, in ns. Absent if it is on a CPU, or not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since_ns: Option<Nanos>,
+    /// The block device it waits for. Absent if it waits for none, or for which is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<BlockDevice>,
+}
+
+/// A block device that a task waits for.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct BlockDevice {
+    /// Its name: `nvme0n1`.
+    pub name: String,
+    /// Requests that its driver had not completed. Absent where that could not be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_flight: Option<u64>,
+}
+
+/// A user-space server that tasks wait for: that of a FUSE connection.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Daemon {
+    /// Number of the connection: its directory under `/sys/fs/fuse/connections`. Absent
+    /// where it could not be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connection: Option<u32>,
+    /// In words: `fuse.sshfs on /mnt/share`.
+    pub name: String,
+    /// Tasks that wait for an answer, the longest wait first.
+    pub clients: Vec<Client>,
+    /// Threads of the processes that have the connection open, except its clients.
+    pub threads: Vec<DaemonThread>,
+}
+
+/// A task that waits for a daemon's answer.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Client {
+    /// Thread id.
+    pub tid: Tid,
+    /// Process id.
+    pub tgid: Tgid,
+    /// Name of the thread.
+    pub comm: String,
+    /// Off the CPU for this long, in ns: it has waited no longer for this answer.
+    pub wait_ns: Nanos,
+    /// The daemon has read the request; otherwise it lies in its queue.
+    pub is_sent: bool,
+    /// A fatal signal would end the wait.
+    pub killable: bool,
+    /// Index of its kernel stack in `stacks`. Absent where it was not read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stack: Option<u32>,
+}
+
+/// A thread of a daemon.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct DaemonThread {
+    /// Thread id.
+    pub tid: Tid,
+    /// Process id.
+    pub tgid: Tgid,
+    /// Name of the thread.
+    pub comm: String,
+    /// How sure it is that the clients wait for this thread. Absent if they do not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serves: Option<Confidence>,
+    /// Why.
+    pub evidence: ServesEvidence,
+    /// State letter as `ps` shows it: `R`, `S`, `D`, `I`, `T`, `X`, or `?`.
+    pub state: char,
+    /// Why it does not answer.
+    pub stuck: Stuck,
+    /// Index of its kernel stack in `stacks`. Absent where it was not read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stack: Option<u32>,
 }
 
 /// A task queued on a lock.
@@ -323,7 +417,7 @@ pub struct Chain {
 /// What a detector says.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Finding {
-    /// Name of the detector: `long-wait`, `convoy`, `inconsistent-lock`.
+    /// Name of the detector: `deadlock`, `long-wait`, `convoy`, … (docs/report.md has all).
     pub detector: String,
     /// How much it matters.
     pub severity: Severity,
@@ -336,12 +430,54 @@ pub struct Finding {
     /// The path it is about. Absent if it is about none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub path: Vec<Step>,
+    /// For each link of the path, in words, what it rests on. Absent with `path`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub evidence: Vec<String>,
+}
+
+impl Step {
+    /// The thread, if it is one.
+    pub const fn tid(&self) -> Option<Tid> {
+        match self {
+            Self::Task(tid) | Self::Daemon(tid) => Some(*tid),
+            Self::Lock(_) => None,
+        }
+    }
 }
 
 impl Report {
-    /// True if a task has waited for the threshold or longer: exit code 1.
+    /// True if a task has waited for the threshold or longer, or tasks wait for each other:
+    /// exit code 1.
     pub fn has_stall(&self) -> bool {
-        self.stalled_locks().next().is_some()
+        self.stalled_locks().next().is_some() || self.deadlocks().next().is_some()
+    }
+
+    /// The circles of tasks that wait for each other.
+    pub fn deadlocks(&self) -> impl Iterator<Item = &Finding> {
+        let findings = self.findings.iter();
+        findings.filter(|finding| finding.detector == Deadlock.name())
+    }
+
+    /// The circles that this lock is on, or that its waiters wait for.
+    pub fn deadlocks_on(&self, lock: &Lock) -> impl Iterator<Item = &Finding> {
+        let is_deadlock = |finding: &&Finding| finding.detector == Deadlock.name();
+        self.findings_on(lock).into_iter().filter(is_deadlock)
+    }
+
+    /// What the detectors say of a lock, and of circles that its waiters wait for.
+    pub fn findings_on(&self, lock: &Lock) -> Vec<&Finding> {
+        let leads_to = |finding: &Finding| {
+            self.chains.iter().any(|chain| {
+                chain.cycle
+                    && chain.graph.route(lock.at).is_some()
+                    && !finding.path.is_empty()
+                    && chain.path == finding.path
+            })
+        };
+        let findings = self.findings.iter();
+        findings
+            .filter(|finding| finding.locks.contains(&lock.id) || leads_to(finding))
+            .collect()
     }
 
     /// The locks with such a task, the worst first.
@@ -356,6 +492,12 @@ impl Report {
         self.locks
             .iter()
             .find(|lock| lock.blocked().any(|waiter| waiter.tid == tid))
+    }
+
+    /// The daemon whose answer this task waits for.
+    pub fn daemon_awaited_by(&self, tid: Tid) -> Option<&Daemon> {
+        let awaits = |daemon: &&Daemon| daemon.clients.iter().any(|client| client.tid == tid);
+        self.daemons.iter().find(awaits)
     }
 
     /// Number of waits below the threshold.

@@ -7,8 +7,8 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::{
     kernel::locks::OwnerIs,
     lock::{
-        Confidence, EvidenceKind, Holder, Lock, LockMode, LockState, StackId, Stacks, WaitSource,
-        Waiter,
+        Confidence, EvidenceKind, Holder, Lock, LockKind, LockMode, LockState, StackId, Stacks,
+        WaitSource, Waiter,
     },
     survey::{
         clock::Clocks,
@@ -111,6 +111,7 @@ impl Merger<'_, '_> {
             owner: queue.word.owner,
             waiters,
             by_priority: queue.by_priority,
+            first_was_overtaken: first.is_some_and(|first| was_overtaken(first, last)),
             note: identity
                 .note
                 .filter(|_| is_holder_unknown(queue.word.state, &holders)),
@@ -266,6 +267,27 @@ impl Merger<'_, '_> {
             held_is_lower_bound: suspect.since_ns.is_none(),
             stack: self.stack(seen.look, task),
         }
+    }
+}
+
+/// Whether another task took the lock between the looks while the same writer stood in
+/// front: the owner word, which whoever takes the lock writes, names another task.
+fn was_overtaken(first: &Seen<'_>, last: &Seen<'_>) -> bool {
+    if last.queue.kind != LockKind::Rwsem {
+        return false;
+    }
+    let front = |seen: &Seen<'_>| {
+        let entry = seen.queue.entries.first()?;
+        (entry.mode == LockMode::Write).then(|| wait(seen.look, entry))
+    };
+    let owner = |seen: &Seen<'_>| {
+        let word = &seen.queue.word;
+        let is_held = matches!(word.state, LockState::ReadHeld | LockState::WriteHeld);
+        (is_held && word.owner_task != 0).then_some(word.owner_task)
+    };
+    match (front(first), front(last), owner(first), owner(last)) {
+        (Some(then), Some(now), Some(before), Some(after)) => then == now && before != after,
+        _ => false,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     io,
-    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc},
     thread::{self, JoinHandle},
@@ -14,7 +14,6 @@ use anyhow::{Context, Result, bail};
 use nix::{
     errno::Errno,
     fcntl::{OFlag, open},
-    libc,
     mount::{MsFlags, mount},
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::{CloneFlags, unshare},
@@ -30,7 +29,7 @@ use super::{
     tree::{Answer, Tree},
     writeback,
 };
-use crate::device::Device;
+use crate::{device::Device, inherit, task::Task};
 
 /// How it is mounted.
 pub(crate) const MOUNT_FLAGS: MsFlags = MsFlags::MS_NOSUID
@@ -49,9 +48,13 @@ pub(crate) enum Source {
 /// FUSE never reads the device it is mounted from (`fuseblk`).
 const DEVICE_BYTES: usize = 64 << 10;
 
-/// A mounted file system and the thread that serves it.
+/// Something that the thread that serves does itself.
+type Errand = Box<dyn FnOnce() + Send>;
+
+/// A mounted file system and the one thread that serves it.
 pub(crate) struct Server {
     shared: Arc<Shared>,
+    task: Task,
     thread: JoinHandle<()>,
 }
 
@@ -66,14 +69,20 @@ struct State {
     parked: VecDeque<(&'static str, Vec<u8>)>,
     /// Labels whose requests are late no more.
     released: Vec<&'static str>,
+    /// Label of the request that the server has an errand for, while it has.
+    out: Option<&'static str>,
+    /// What it has been sent for, by label.
+    errands: Vec<(&'static str, Errand)>,
     /// After this moment nothing is late any more, whatever the lab does.
     expires: Instant,
 }
 
 impl Server {
-    /// Mounts `tree` on the directory `at`. No answer will be later than
-    /// `max_delay` from now, see also [`Server::limit`].
+    /// Mounts `tree` on the directory `at`, served by a thread named `comm`. No answer
+    /// will be later than `max_delay` from now, see also [`Server::limit`], unless an errand
+    /// takes longer.
     pub(crate) fn start(
+        comm: &str,
         at: &Path,
         source: Source,
         tree: Tree,
@@ -83,6 +92,8 @@ impl Server {
             state: Mutex::new(State {
                 parked: VecDeque::new(),
                 released: Vec::new(),
+                out: None,
+                errands: Vec::new(),
                 expires: Instant::now() + max_delay,
             }),
             changed: Condvar::new(),
@@ -93,11 +104,11 @@ impl Server {
         let thread = {
             let (shared, at) = (Arc::clone(&shared), at.to_owned());
             thread::Builder::new()
-                .name("lab-server".into())
+                .name(comm.into())
                 .spawn(move || match mount_privately(&at, source, &shared.wake) {
                     Ok(device) => {
                         // Nobody waits for the outcome once the lab gave up.
-                        let _ = mounted.send(Ok(()));
+                        let _ = mounted.send(Ok(Task::current()));
                         shared.serve(&device, tree);
                     }
                     Err(error) => {
@@ -106,23 +117,39 @@ impl Server {
                 })
                 .context("cannot start the FUSE server thread")?
         };
-        match outcome.recv() {
+        let task = match outcome.recv() {
             Ok(outcome) => outcome?,
             Err(_) => bail!("the FUSE server thread ended before it mounted anything"),
-        }
+        };
         if matches!(source, Source::Nothing) {
             writeback::ensure_share(at)?;
         }
-        Ok(Self { shared, thread })
+        Ok(Self {
+            shared,
+            task,
+            thread,
+        })
     }
 
-    /// Waits until a request with this label is kept waiting.
+    /// The thread that serves.
+    pub(crate) fn task(&self) -> Task {
+        self.task
+    }
+
+    /// Tells the server what to do before it answers the request with this label.
+    pub(crate) fn send(&self, label: &'static str, errand: impl FnOnce() + Send + 'static) {
+        self.shared.lock().errands.push((label, Box::new(errand)));
+        self.shared.changed.notify_all();
+    }
+
+    /// Waits until a request with this label is kept waiting, by a late answer or by an
+    /// errand.
     pub(crate) fn wait_parked(&self, label: &str, timeout: Duration) -> Result<()> {
         let (state, outcome) = self
             .shared
             .changed
             .wait_timeout_while(self.shared.lock(), timeout, |state| {
-                !state.parked.iter().any(|(parked, _)| *parked == label)
+                state.out != Some(label) && !state.parked.iter().any(|(one, _)| *one == label)
             })
             .unwrap_or_else(PoisonError::into_inner);
         drop(state);
@@ -142,6 +169,7 @@ impl Server {
     pub(crate) fn limit(&self, max_delay: Duration) {
         self.shared.lock().expires = Instant::now() + max_delay;
         self.shared.wake();
+        self.shared.changed.notify_all();
     }
 
     /// The thread has seen the unmount.
@@ -158,7 +186,10 @@ impl Server {
 /// mid-stall frees itself.
 fn mount_privately(at: &Path, source: Source, wake: &EventFd) -> Result<OwnedFd> {
     unshare(CloneFlags::CLONE_FILES).context("cannot get a private table of file descriptors")?;
-    keep_only(wake.as_raw_fd())?;
+    // SAFETY: the table belongs to this thread alone, which so far uses no descriptor but
+    // `wake`.
+    unsafe { inherit::keep_only(wake.as_raw_fd()) }
+        .context("cannot close the lab's descriptors in the FUSE server thread")?;
     let device = open(
         "/dev/fuse",
         OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC,
@@ -193,22 +224,6 @@ fn mount_privately(at: &Path, source: Source, wake: &EventFd) -> Result<OwnedFd>
         )
     })?;
     Ok(device)
-}
-
-/// Closes all descriptors but the standard ones and `kept`: copies of the
-/// lab's pipes would keep their readers from seeing an end.
-fn keep_only(kept: RawFd) -> Result<()> {
-    for (first, last) in [(3, kept - 1), (kept + 1, RawFd::MAX)] {
-        if first > last {
-            continue;
-        }
-        // SAFETY: the table belongs to this thread alone, which so far uses
-        // no descriptor but `kept`.
-        let outcome = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
-        Errno::result(outcome)
-            .context("cannot close the lab's descriptors in the FUSE server thread")?;
-    }
-    Ok(())
 }
 
 impl Shared {
@@ -261,6 +276,28 @@ impl Shared {
                 self.lock().parked.push_back((label, answer));
                 self.changed.notify_all();
             }
+            Answer::AfterErrand(label, answer) => {
+                if let Some(errand) = self.errand(label) {
+                    errand();
+                }
+                self.lock().out = None;
+                send(device, &answer);
+            }
+        }
+    }
+
+    /// Waits for what the server has to do for this label; `None` if nobody says so in time.
+    fn errand(&self, label: &'static str) -> Option<Errand> {
+        let mut state = self.lock();
+        state.out = Some(label);
+        self.changed.notify_all();
+        loop {
+            if let Some(at) = state.errands.iter().position(|(sent, _)| *sent == label) {
+                return Some(state.errands.swap_remove(at).1);
+            }
+            let left = state.expires.checked_duration_since(Instant::now())?;
+            let wait = self.changed.wait_timeout(state, left);
+            state = wait.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 

@@ -82,6 +82,9 @@ pub(crate) enum Then {
     /// Answered as usual, but only when the lab says so; the label tells the
     /// late requests apart.
     Late(&'static str),
+    /// Answered as usual, after the thread that serves has done something itself that the
+    /// lab tells it to ([`super::Server::send`]); until then it serves nobody.
+    Errand(&'static str),
 }
 
 /// Answer to one request.
@@ -90,9 +93,11 @@ pub(crate) enum Answer {
     None,
     Now(Vec<u8>),
     Late(&'static str, Vec<u8>),
+    AfterErrand(&'static str, Vec<u8>),
 }
 
 /// All files and rules of one scenario.
+#[derive(Clone)]
 pub(crate) struct Tree {
     nodes: Vec<Node>,
     rules: Vec<Rule>,
@@ -119,6 +124,7 @@ impl Tree {
         match self.verdict(request) {
             Some(Then::Fail(errno)) => Answer::Now(protocol::error(request.unique, errno)),
             Some(Then::Late(label)) => Answer::Late(label, self.reply(request)),
+            Some(Then::Errand(label)) => Answer::AfterErrand(label, self.reply(request)),
             None => Answer::Now(self.reply(request)),
         }
     }
@@ -262,7 +268,11 @@ mod tests {
             times,
             then,
         };
-        let rules = [read(1, Then::Fail(libc::EIO)), read(1, Then::Late("held"))];
+        let rules = [
+            read(1, Then::Fail(libc::EIO)),
+            read(1, Then::Late("held")),
+            read(1, Then::Errand("sent")),
+        ];
         let mut tree = Tree::new(NODES, &rules);
         let request = ask(Op::Read, 3, None, PAGE);
         assert_eq!(
@@ -270,6 +280,10 @@ mod tests {
             Answer::Now(protocol::error(9, libc::EIO))
         );
         assert!(matches!(tree.answer(&request), Answer::Late("held", _)));
+        assert!(matches!(
+            tree.answer(&request),
+            Answer::AfterErrand("sent", _)
+        ));
         assert!(matches!(tree.answer(&request), Answer::Now(_)));
         let elsewhere = ask(Op::Read, 3, None, 0);
         assert!(matches!(tree.answer(&elsewhere), Answer::Now(_)));

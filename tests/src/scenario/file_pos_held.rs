@@ -62,6 +62,7 @@ pub(super) fn scenery() -> Scenery {
         actors: None,
         rehearsal: None,
         beside: None,
+        readers: 0,
     }
 }
 

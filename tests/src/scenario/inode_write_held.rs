@@ -31,7 +31,7 @@ const NODES: &[Node] = &[
     Node::file(6, SIBLING, "file"),
 ];
 
-const HOLDER: &str = "mkdir of the holder";
+pub(super) const HOLDER: &str = "mkdir of the holder";
 const DECOY_LIST: &str = "listing of the sibling";
 const DECOY_READ: &str = "read in the directory";
 const DECOY_STAT: &str = "stat in the directory";
@@ -70,6 +70,15 @@ pub(super) fn scenery() -> Scenery {
     scenery_with(&[late(Op::Mkdir, DIR, Which::Name("late"), HOLDER)])
 }
 
+/// The holder's mkdir, for which the server has to do something itself.
+pub(super) const ERRAND: Rule = Rule {
+    op: Op::Mkdir,
+    node: DIR,
+    which: Which::Name("late"),
+    times: 1,
+    then: Then::Errand(HOLDER),
+};
+
 /// The files and decoys of every i_rwsem scenario, and what keeps its holders.
 pub(super) fn scenery_with(holders: &[Rule]) -> Scenery {
     let decoys = [
@@ -82,6 +91,7 @@ pub(super) fn scenery_with(holders: &[Rule]) -> Scenery {
         actors: None,
         rehearsal: None,
         beside: None,
+        readers: 0,
     }
 }
 
@@ -130,7 +140,8 @@ pub(super) fn raise_waiters(
     visits: impl Iterator<Item = Visit>,
 ) -> Result<()> {
     let dir = stage.path("dir");
-    for (position, visit) in (1..=cast.waiters).zip(visits) {
+    let first = stage.next_position();
+    for (position, visit) in (first..first + cast.waiters).zip(visits) {
         let comm = format!("lab-w{position}");
         let path = dir.join(format!("unknown-{position}"));
         match visit {
@@ -163,6 +174,11 @@ pub(super) fn raise_holder(stage: &mut Stage) -> Result<Holder> {
     let path = stage.path("dir/late");
     let (task, _) = stage.start(comm, move || drop(fs::create_dir(path)))?;
     stage.server.wait_parked(HOLDER, STEP)?;
+    seen_making(task, comm)
+}
+
+/// Sees a task wait in the mkdir that holds the directory.
+pub(super) fn seen_making(task: Task, comm: &str) -> Result<Holder> {
     let look = task.settle(comm, STEP, |look| {
         look.waits_for_fuse() && look.has("fuse_mkdir")
     })?;
@@ -189,10 +205,15 @@ pub(super) fn release_holder(stage: &Stage) {
 }
 
 pub(super) fn lock(stage: &Stage) -> Lock {
+    lock_below(&stage.mount)
+}
+
+/// The lock of the directory in the file system that is mounted there.
+pub(super) fn lock_below(mount: &Path) -> Lock {
     Lock {
         kind: LockKind::Rwsem,
         class: Some(LockClass::IRwsem),
-        name: format!("i_rwsem of {}", stage.path("dir").display()),
+        name: format!("i_rwsem of {}", mount.join("dir").display()),
         path: Some("/dir".into()),
         ino: Some(DIR),
         tgid: None,

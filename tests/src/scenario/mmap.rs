@@ -105,7 +105,11 @@ pub(super) fn raise_decoys(stage: &mut Stage) -> Result<()> {
     fault_decoy(stage, "lab-d-fault", DECOY_OTHER)?;
     let (task, _) = target(stage)?.go("lab-d-futex")?;
     stage.decoy(task, "lab-d-futex", DecoyKind::Futex, Look::waits_for_futex)?;
+    left_decoy(stage)
+}
 
+/// One who has read the command line and sleeps.
+pub(super) fn left_decoy(stage: &mut Stage) -> Result<()> {
     let (rest, path) = (stage.rest.clone(), cmdline(stage)?);
     let (task, _) = stage.start("lab-d-left", move || {
         drop(fs::read(path));
@@ -157,12 +161,18 @@ pub(super) fn raise_waiters(stage: &mut Stage, cast: Cast, writer: u32) -> Resul
             let started = target(stage)?.go(&comm)?;
             stage.admit(started, &comm, &MAP)?;
         } else {
-            let path = cmdline(stage)?;
-            let started = stage.start(&comm, move || drop(fs::read(path)))?;
-            stage.admit(started, &comm, &CMDLINE)?;
+            raise_reader(stage)?;
         }
     }
     Ok(())
+}
+
+/// Queues one reader of the command line, at the end.
+pub(super) fn raise_reader(stage: &mut Stage) -> Result<()> {
+    let comm = waiter_comm(stage.next_position());
+    let path = cmdline(stage)?;
+    let started = stage.start(&comm, move || drop(fs::read(path)))?;
+    stage.admit(started, &comm, &CMDLINE)
 }
 
 pub(super) fn lock(stage: &Stage) -> Result<Lock> {
@@ -178,6 +188,7 @@ pub(super) fn lock(stage: &Stage) -> Result<Lock> {
     })
 }
 
-fn cmdline(stage: &Stage) -> Result<String> {
+/// What readers of its lock read.
+pub(super) fn cmdline(stage: &Stage) -> Result<String> {
     Ok(format!("/proc/{}/cmdline", target(stage)?.tgid().0))
 }

@@ -76,6 +76,7 @@ pub(super) fn scenery(cast: Cast) -> Scenery {
         actors: Some(actors),
         rehearsal: cast.decoys.then(mkwrite::actors),
         beside: None,
+        readers: 0,
     }
 }
 

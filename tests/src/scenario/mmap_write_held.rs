@@ -38,6 +38,7 @@ pub(super) fn scenery(cast: Cast) -> Scenery {
         actors: Some(actors),
         rehearsal: None,
         beside: None,
+        readers: 0,
     }
 }
 

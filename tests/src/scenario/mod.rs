@@ -1,7 +1,10 @@
 //! The stalls: which files they need, and how each is built task by task.
 
+mod deadlock_behind_writer;
+mod deadlock_fuse;
 mod file_pos_held;
 mod granted;
+mod incident;
 mod inode_read_held;
 mod inode_write_held;
 mod mkwrite;
@@ -42,6 +45,8 @@ pub(crate) struct Scenery {
     pub(crate) rehearsal: Option<Vec<Actor>>,
     /// What is mounted beside the lab's file system.
     pub(crate) beside: Option<beside::Kind>,
+    /// Readers in processes of their own, see [`crate::crowd`].
+    pub(crate) readers: u32,
 }
 
 /// The lock of a stall that stands; the waiters and decoys are on the stage.
@@ -90,7 +95,20 @@ pub(crate) fn hold_times(scenario: Scenario) -> (Duration, Duration) {
         | Scenario::PiFutexHeld
         | Scenario::VmaReadHeld
         | Scenario::SuperFrozen
-        | Scenario::SuperFreezing => (Duration::from_secs(20), Duration::from_secs(60)),
+        | Scenario::SuperFreezing
+        | Scenario::DeadlockFuseDirectory
+        | Scenario::DeadlockFuseTwoMounts
+        | Scenario::DeadlockBehindWriter => (Duration::from_secs(20), Duration::from_secs(60)),
+        // Whoever looks at it at full size needs time.
+        Scenario::Incident => (Duration::from_secs(20), Duration::from_secs(600)),
+    }
+}
+
+/// How many wait if nobody says how many.
+pub(crate) fn waiters(scenario: Scenario) -> u32 {
+    match scenario {
+        Scenario::Incident => incident::WAITERS,
+        _ => 3,
     }
 }
 
@@ -108,6 +126,10 @@ pub(crate) fn scenery(scenario: Scenario, cast: Cast) -> Scenery {
         Scenario::PiFutexHeld => pi_futex_held::scenery(),
         Scenario::VmaReadHeld => vma_read_held::scenery(cast),
         Scenario::SuperFrozen | Scenario::SuperFreezing => super_frozen::scenery(),
+        Scenario::DeadlockFuseDirectory => deadlock_fuse::scenery(),
+        Scenario::DeadlockFuseTwoMounts => deadlock_fuse::scenery_of_two(),
+        Scenario::DeadlockBehindWriter => deadlock_behind_writer::scenery(cast),
+        Scenario::Incident => incident::scenery(cast),
     }
 }
 
@@ -128,5 +150,9 @@ pub(crate) fn raise(scenario: Scenario, stage: &mut Stage, cast: Cast) -> Result
         Scenario::VmaReadHeld => vma_read_held::raise(stage, cast),
         Scenario::SuperFrozen => super_frozen::raise(stage, cast),
         Scenario::SuperFreezing => super_frozen::raise_freezing(stage, cast),
+        Scenario::DeadlockFuseDirectory => deadlock_fuse::raise(stage, cast),
+        Scenario::DeadlockFuseTwoMounts => deadlock_fuse::raise_two(stage, cast),
+        Scenario::DeadlockBehindWriter => deadlock_behind_writer::raise(stage, cast),
+        Scenario::Incident => incident::raise(stage, cast),
     }
 }

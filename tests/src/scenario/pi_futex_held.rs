@@ -86,6 +86,7 @@ pub(super) fn scenery() -> Scenery {
         actors: None,
         rehearsal: None,
         beside: None,
+        readers: 0,
     }
 }
 

@@ -81,6 +81,7 @@ pub(super) fn scenery() -> Scenery {
         actors: None,
         rehearsal: None,
         beside: Some(Kind::Ext2),
+        readers: 0,
     }
 }
 

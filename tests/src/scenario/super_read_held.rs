@@ -84,6 +84,7 @@ pub(super) fn scenery() -> Scenery {
         actors: None,
         rehearsal: None,
         beside: None,
+        readers: 0,
     }
 }
 

@@ -49,6 +49,7 @@ pub(super) fn scenery(cast: Cast) -> Scenery {
         actors: Some(actors),
         rehearsal: Some(mkwrite::actors()),
         beside: None,
+        readers: 0,
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -15,9 +16,10 @@ use nix::{
     unistd::{Pid, getppid},
 };
 
-use super::{Actor, COMM, Part};
+use super::{Actor, COMM, ERRAND, Part, SERVER_COMM};
 use crate::{
-    mapping::{Mapping, map_one_page, map_privately, open_direct, start_writeback},
+    fuse::{Server, Source, Tree},
+    mapping::{FreshPage, Mapping, map_one_page, map_privately, open_direct, start_writeback},
     watchdog::{exit_now, silence_streams},
     worker::Rest,
 };
@@ -30,9 +32,11 @@ pub(super) struct Stagehand {
     pub(super) control: File,
     pub(super) reports: File,
     pub(super) actors: Vec<(Actor, File)>,
+    /// A file system that the process serves itself, and how late its answers may be.
+    pub(super) serves: Option<(Tree, Duration)>,
 }
 
-/// A report: index of the actor, then its tid.
+/// A report: index of the actor, then its tid. The server comes after the last actor.
 pub(super) const REPORT_BYTES: usize = 8;
 
 impl Stagehand {
@@ -56,6 +60,13 @@ impl Stagehand {
             return Ok(());
         }
         let rest = Rest::default();
+        let errand = Rest::default();
+        if let Some((tree, max_delay)) = self.serves {
+            let server = serve(mount, tree, max_delay, errand.clone())?;
+            (&self.reports)
+                .write_all(&encode_report(self.actors.len(), server))
+                .context("cannot report to the lab")?;
+        }
         let common = Arc::new(OnceLock::new());
         let mut threads = Vec::new();
         for (index, (actor, go)) in self.actors.into_iter().enumerate() {
@@ -64,6 +75,7 @@ impl Stagehand {
                 go,
                 reports: self.reports.try_clone().context("cannot copy a pipe")?,
                 rest: rest.clone(),
+                errand: errand.clone(),
                 common: Arc::clone(&common),
             };
             let mount = mount.to_owned();
@@ -83,6 +95,7 @@ impl Stagehand {
         // Until the end of the pipe: the lab writes nothing more.
         let _ = control.read(&mut byte);
         rest.end();
+        errand.end();
         for thread in threads {
             if thread.join().is_err() {
                 bail!("a thread panicked");
@@ -92,12 +105,33 @@ impl Stagehand {
     }
 }
 
+/// Starts the process's own server; returns its thread id. Once `errand` is over, it
+/// touches a page that nobody has touched, before it answers the request of that label.
+///
+/// Everything that is run later is run once before: text that is not there yet would be
+/// a page fault, too.
+fn serve(mount: &Path, tree: Tree, max_delay: Duration, errand: Rest) -> Result<i32> {
+    let rehearsal = Rest::default();
+    rehearsal.end();
+    rehearsal.wait();
+    FreshPage::new()?.touch();
+    let page = FreshPage::new()?;
+    let server = Server::start(SERVER_COMM, mount, Source::Nothing, tree, max_delay)?;
+    server.send(ERRAND, move || {
+        errand.wait();
+        page.touch();
+    });
+    Ok(server.task().tid.0)
+}
+
 /// What a thread of the target needs to know.
 struct Entrance {
     index: usize,
     go: File,
     reports: File,
     rest: Rest,
+    /// What the process's own server waits for.
+    errand: Rest,
     /// The mapping of [`Part::WriteAgain`].
     common: Arc<OnceLock<Mapping>>,
 }
@@ -110,6 +144,19 @@ impl Entrance {
                 drop(mount);
                 if self.enter()? {
                     map.touch(page);
+                }
+            }
+            Part::Pass { file, page } => {
+                let map = Mapping::new(&mount.join(file), ProtFlags::PROT_READ)?;
+                drop(mount);
+                if self.enter()? {
+                    map.pass(page);
+                }
+            }
+            Part::SendServer => {
+                drop(mount);
+                if self.enter()? {
+                    self.errand.end();
                 }
             }
             Part::TouchAndExit { file } => {

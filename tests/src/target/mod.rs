@@ -29,10 +29,17 @@ use nix::{
 };
 
 use self::child::{REPORT_BYTES, Stagehand, decode_report};
-use crate::{clock, task::Task, watchdog::exit_now};
+use crate::{clock, fuse::Tree, task::Task, watchdog::exit_now};
 
 /// Comm of the process, that is of its main thread.
 pub(crate) const COMM: &str = "lab-target";
+
+/// Comm of the thread that serves the target's own file system, if it has one.
+pub(crate) const SERVER_COMM: &str = "lab-daemon";
+
+/// Label of the request of the target's own file system before which its server touches a
+/// page that nobody has touched, once [`Part::SendServer`] says so.
+pub(crate) const ERRAND: &str = "first touch of a page";
 
 /// A thread of the target and what it does when told.
 pub(crate) struct Actor {
@@ -45,6 +52,11 @@ pub(crate) struct Actor {
 pub(crate) enum Part {
     /// Faults a page of a mapped file in, then stays.
     Touch { file: &'static str, page: u64 },
+    /// Has a system call read a page of a mapped file, then stays: an error of the file
+    /// system is the call's, and no SIGBUS.
+    Pass { file: &'static str, page: u64 },
+    /// Sends the target's own server for a page that nobody has touched, see [`ERRAND`].
+    SendServer,
     /// The same, then exits.
     TouchAndExit { file: &'static str },
     /// Maps a file that is dirty by another mapping, opened past the page cache: its
@@ -69,6 +81,9 @@ pub(crate) struct Target {
     control: File,
     reports: File,
     actors: Vec<Handle>,
+    /// It serves a file system itself.
+    serves: bool,
+    server: Option<Task>,
 }
 
 struct Handle {
@@ -79,8 +94,16 @@ struct Handle {
 
 impl Target {
     /// Forks the process, which waits for [`Target::begin`]. The caller must
-    /// have one thread only. `not_inherited` is closed in the child.
-    pub(crate) fn fork(mount: &Path, actors: Vec<Actor>, not_inherited: RawFd) -> Result<Self> {
+    /// have one thread only. Its files are those below `mount`, which it mounts itself if
+    /// it `serves` them: no answer is late for longer than the time beside them.
+    /// `not_inherited` is closed in the child.
+    pub(crate) fn fork(
+        mount: &Path,
+        actors: Vec<Actor>,
+        serves: Option<(Tree, Duration)>,
+        not_inherited: RawFd,
+    ) -> Result<Self> {
+        let is_server = serves.is_some();
         let pipe = || -> Result<(File, File)> {
             let (read, write) =
                 pipe2(OFlag::O_CLOEXEC).context("cannot make a pipe to the target")?;
@@ -104,6 +127,7 @@ impl Target {
             control: control_there,
             reports: reports_there,
             actors: there,
+            serves,
         };
         // SAFETY: the caller promises a single thread, so the child may do anything.
         match unsafe { fork() }.context("cannot fork the target")? {
@@ -112,6 +136,8 @@ impl Target {
                 control,
                 reports,
                 actors: here,
+                serves: is_server,
+                server: None,
             }),
             ForkResult::Child => {
                 drop((control, reports, here));
@@ -144,7 +170,7 @@ impl Target {
             .write_all(&[1])
             .context("the target ended before it began")?;
         let deadline = Instant::now() + timeout;
-        for _ in 0..self.actors.len() {
+        for _ in 0..self.actors.len() + usize::from(self.serves) {
             let left = deadline.saturating_duration_since(Instant::now());
             let mut fds = [PollFd::new(self.reports.as_fd(), PollFlags::POLLIN)];
             let ready = poll(
@@ -160,16 +186,26 @@ impl Target {
                 .read_exact(&mut report)
                 .context("the target ended before all its threads were ready")?;
             let (index, tid) = decode_report(report);
+            let task = Some(Task {
+                tgid: Tgid(self.pid.as_raw()),
+                tid: Tid(tid),
+            });
+            if self.serves && index == self.actors.len() {
+                self.server = task;
+                continue;
+            }
             let actor = self
                 .actors
                 .get_mut(index)
                 .with_context(|| format!("the target reported an unknown thread {index}"))?;
-            actor.task = Some(Task {
-                tgid: Tgid(self.pid.as_raw()),
-                tid: Tid(tid),
-            });
+            actor.task = task;
         }
         Ok(())
+    }
+
+    /// The thread that serves its file system.
+    pub(crate) fn server(&self) -> Result<Task> {
+        self.server.context("the target serves no file system")
     }
 
     /// Tells an actor to do its part; returns the task and the time before.

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-use super::report::{Chain, Lock, Task};
+use super::report::{Chain, Finding, Lock, Task};
 
 /// One line.
 #[derive(Clone, Debug, Deserialize)]
@@ -41,6 +41,9 @@ pub struct Stall {
     /// Whom its waiters wait for.
     #[serde(default)]
     pub chains: Vec<Chain>,
+    /// What the detectors say of it.
+    #[serde(default)]
+    pub findings: Vec<Finding>,
 }
 
 /// A stall that has ended.

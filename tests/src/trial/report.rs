@@ -242,6 +242,9 @@ pub struct Finding {
     pub locks: Vec<String>,
     /// Tasks it is about.
     pub tasks: Vec<Tid>,
+    /// For a deadlock: the ring, each waiting for the next.
+    #[serde(default)]
+    pub path: Vec<Step>,
 }
 
 impl Report {

@@ -1,7 +1,10 @@
 //! What a report gets wrong about a stall whose truth is known.
 
+mod cycle;
+
 use std::{collections::BTreeSet, time::Duration};
 
+pub use self::cycle::complaints as complaints_about_ring;
 use super::report::{Confidence, Holder, Lock, Object, Report, Step};
 use crate::truth::{Decoy, DecoyKind, LockClass, LockKind, LockState, Mode, Ready, Stuck, Tid};
 
@@ -34,6 +37,7 @@ impl Verdict {
         let mut verdict = Self::default();
         verdict.coverage(report);
         verdict.others(report, truth);
+        verdict.cycle(report, truth);
         verdict.stall(report, truth, span);
         if let Some(next) = truth.of_next() {
             verdict.stall(report, &next, span);
@@ -47,6 +51,7 @@ impl Verdict {
             self.holders(report, lock, truth, span);
             self.decoys(lock, truth);
             self.queue(report, lock, truth, span);
+            self.crowd(lock, truth);
             self.chains(report, lock, truth);
             self.findings(report, lock, truth);
         }
@@ -293,6 +298,10 @@ impl Verdict {
     }
 
     fn chains(&mut self, report: &Report, lock: &Lock, truth: &Ready) {
+        // A ring has no root.
+        if truth.cycle.is_some() {
+            return;
+        }
         let here = Step::Lock(lock.id.clone());
         let chains: Vec<_> = report
             .chains
@@ -384,10 +393,8 @@ fn is_the_lock(lock: &Lock, truth: &Ready) -> bool {
         && match &lock.object {
             Some(Object::Mm { tgid, comm }) => *tgid == wanted.tgid && *comm == wanted.comm,
             Some(Object::Inode { fstype, ino, path }) => {
-                let inside = wanted.path.as_deref().unwrap_or_default();
-                fstype == "fuse"
-                    && Some(*ino) == wanted.ino
-                    && *path == Some(format!("{}{inside}", truth.mount))
+                let name = |path: &String| format!("i_rwsem of {path}") == wanted.name;
+                fstype == "fuse" && Some(*ino) == wanted.ino && path.as_ref().is_some_and(name)
             }
             Some(Object::SuperBlock { fstype, .. }) => fstype == "fuse" && lock.name == wanted.name,
             Some(Object::Vma { .. } | Object::Symbol(_)) | None => false,
@@ -424,7 +431,8 @@ fn is_convoy(truth: &Ready) -> bool {
         .skip_while(|waiter| waiter.mode == Mode::Read);
     truth.lock.kind == LockKind::Rwsem
         && truth.state == LockState::ReadHeld
-        && behind.skip(1).any(|waiter| waiter.mode == Mode::Read)
+        && (behind.clone().skip(1).any(|one| one.mode == Mode::Read)
+            || behind.count() > 0 && !truth.crowd.is_empty())
 }
 
 fn accused(lock: &Lock) -> impl Iterator<Item = &Holder> {

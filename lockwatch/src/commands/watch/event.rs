@@ -5,9 +5,10 @@ use serde::Serialize;
 
 use crate::{
     commands::watch::progress::Reason,
+    graph::Forecasts,
     lock::{LockKind, LockMode},
     plan::Gap,
-    report::{Chain, Lock},
+    report::{Chain, Daemon, Finding, Lock},
     task::{Nanos, StuckClass, Tgid, Tid},
 };
 
@@ -69,6 +70,13 @@ pub(super) struct Standing<'a> {
     /// The roots behind which this lock's waiters wait. Absent with `lock`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) chains: Vec<&'a Chain>,
+    /// Daemons that tasks wait for. Absent if there are none, and with `lock`.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub(super) daemons: &'a [Daemon],
+    /// What the detectors say of this lock, and of circles that it leads into. Absent with
+    /// `lock`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) findings: Vec<&'a Finding>,
     /// Equal stacks, once; `lock` refers to them by index. Absent with `lock`.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     pub(super) stacks: &'a [Vec<String>],
@@ -130,6 +138,26 @@ pub(super) struct Ended<'a> {
     pub(super) blocked_tasks: usize,
     /// Who was found holding it, in order of discovery.
     pub(super) holders: Vec<HolderSpent<'a>>,
+    /// Forecasts (`next`) that were checked when its queue moved. Absent if none was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) forecasts: Option<Checked>,
+}
+
+/// Forecasts of who gets a lock next, checked against who got it.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Checked {
+    /// The first of the queue to get the lock was one of those named.
+    pub(super) right: u64,
+    /// It was another one.
+    pub(super) wrong: u64,
+}
+
+impl Checked {
+    /// `None` if none was checked.
+    pub(super) fn of(forecasts: Forecasts) -> Option<Self> {
+        let Forecasts { right, wrong } = forecasts;
+        (right + wrong > 0).then_some(Self { right, wrong })
+    }
 }
 
 /// A holder, and how it spent the time since the survey that found it.
@@ -179,6 +207,9 @@ pub(super) struct Totals<'a> {
     pub(super) stalls: u64,
     /// Surveys that were taken.
     pub(super) surveys: u64,
+    /// Forecasts that were checked. Absent if none was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) forecasts: Option<Checked>,
     /// What could not be sent, kept or read, by kind.
     pub(super) lost: std::collections::BTreeMap<&'a str, u64>,
 }

@@ -9,13 +9,14 @@ use crate::{
     cli::Format,
     commands::watch::{
         event::{
-            CONTRACT, Ended, HolderSpent, Line, SleptIn, Standing, Totals, Unsurveyed, Waiting,
-            Watching,
+            CONTRACT, Checked, Ended, HolderSpent, Line, SleptIn, Standing, Totals, Unsurveyed,
+            Waiting, Watching,
         },
         progress::Reason,
     },
+    detect::Detectors,
     figures::{Count, Span},
-    graph::{Facts, Stall},
+    graph::{Facts, Forecasts, Stall},
     lock::{LockClass, LockKind, LockMode},
     plan::Gap,
     report::{Host, Lock, Report, json, text},
@@ -52,6 +53,7 @@ pub(super) struct Summary {
     pub(super) waits: Option<u64>,
     pub(super) stalls: u64,
     pub(super) surveys: u64,
+    pub(super) forecasts: Forecasts,
     pub(super) lost: Lost,
 }
 
@@ -61,6 +63,7 @@ pub(super) struct Output {
     format: Format,
     style: text::Style,
     threshold: Nanos,
+    detectors: Detectors,
     host: Host,
     /// The report of the last survey: several stalls may be in it.
     report: Option<(Arc<Survey>, Report)>,
@@ -72,12 +75,14 @@ impl Output {
         format: Format,
         style: text::Style,
         threshold: Nanos,
+        detectors: Detectors,
     ) -> Self {
         Self {
             out,
             format,
             style,
             threshold,
+            detectors,
             host: Host::this(),
             report: None,
         }
@@ -127,12 +132,18 @@ impl Output {
         let what = match reason {
             Reason::Crossed => "stalled for",
             Reason::NewHolder => "has a new holder, stalled for",
+            Reason::Deadlock => "is in a deadlock, stalled for",
             Reason::Stands => "still stalled, for",
         };
         let age = Span(stall.age(now_ns));
         writeln!(self.out, "{} stall {} {what} {age}", clock(at), stall.id)?;
         match found {
-            Some((report, lock)) => text::write_lock(&mut self.out, report, lock, style)?,
+            Some((report, lock)) => {
+                for deadlock in report.deadlocks_on(lock) {
+                    text::write_deadlock(&mut self.out, report, deadlock, style)?;
+                }
+                text::write_lock(&mut self.out, report, lock, style)?;
+            }
             None => self
                 .out
                 .write_all(unsurveyed(stall, waits, now_ns).as_bytes())?,
@@ -158,9 +169,14 @@ impl Output {
             "at most "
         };
         let blocked = Count::of(stall.blocked.len()).nouns("task was", "tasks were");
+        let next = match stall.forecasts {
+            Forecasts { right: 0, wrong: 0 } => "",
+            Forecasts { wrong: 0, .. } => " · next came as told",
+            Forecasts { .. } => " · next came otherwise than told",
+        };
         writeln!(
             self.out,
-            "{} stall {} ended after {bound}{} · {} · {blocked} blocked",
+            "{} stall {} ended after {bound}{} · {} · {blocked} blocked{next}",
             clock(at),
             stall.id,
             Span(stall.length()),
@@ -186,6 +202,7 @@ impl Output {
             waits,
             stalls,
             surveys,
+            forecasts,
             lost,
         } = *summary;
         if self.format == Format::Json {
@@ -196,14 +213,22 @@ impl Output {
                 waits,
                 stalls,
                 surveys,
+                forecasts: Checked::of(forecasts),
                 lost,
             }));
         }
         let watched = waits.map_or_else(String::new, |waits| {
             format!(" {}", Count(waits).nouns("wait", "waits"))
         });
+        let told = Checked::of(forecasts).map_or_else(String::new, |Checked { right, wrong }| {
+            format!(
+                ", who is next told right {} of {} times",
+                Count(right),
+                Count(right + wrong)
+            )
+        });
         super::say(&format!(
-            "watched{watched}: {}, {} taken, lost: {}",
+            "watched{watched}: {}, {} taken{told}, lost: {}",
             Count(stalls).nouns("stall", "stalls"),
             Count(surveys).nouns("survey", "surveys"),
             by_kind(&lost),
@@ -216,10 +241,23 @@ impl Output {
         self.out.flush()
     }
 
+    /// Whether the survey has found a deadlock that the lock's waiters wait for.
+    pub(super) fn is_deadlocked(&mut self, facts: &Facts) -> bool {
+        self.make_report(facts);
+        self.report.as_ref().is_some_and(|(_, report)| {
+            let address = facts.lock().address;
+            let mut locks = report.locks.iter();
+            locks
+                .find(|lock| lock.at == address)
+                .is_some_and(|lock| report.deadlocks_on(lock).next().is_some())
+        })
+    }
+
     fn make_report(&mut self, facts: &Facts) {
         let is_current = |(survey, _): &(Arc<Survey>, Report)| Arc::ptr_eq(survey, facts.survey());
         if !self.report.as_ref().is_some_and(is_current) {
-            let report = Report::from_survey(facts.survey(), &self.host, self.threshold);
+            let report =
+                Report::from_survey(facts.survey(), &self.host, self.threshold, &self.detectors);
             self.report = Some((Arc::clone(facts.survey()), report));
         }
     }
@@ -265,6 +303,8 @@ fn standing<'a>(
             let leads_on = |chain: &&'a crate::report::Chain| chain.graph.route(lock.at).is_some();
             report.chains.iter().filter(leads_on).collect()
         }),
+        daemons: found.map_or(&[], |(report, _)| report.daemons.as_slice()),
+        findings: found.map_or_else(Vec::new, |(report, lock)| report.findings_on(lock)),
         stacks: found.map_or(&[], |(report, _)| report.stacks.as_slice()),
         holders: Vec::new(),
         unsurveyed: found.is_none().then(unsurveyed),
@@ -287,6 +327,7 @@ fn ended<'a>(at: jiff::Timestamp, stall: &Stall, holders: &'a [HolderTimes]) -> 
         length_is_upper_bound: !stall.is_length_exact(),
         blocked_tasks: stall.blocked.len(),
         holders: holders.iter().map(holder_spent).collect(),
+        forecasts: Checked::of(stall.forecasts),
     }
 }
 

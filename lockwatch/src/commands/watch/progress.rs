@@ -26,6 +26,8 @@ pub(super) enum Reason {
     Crossed,
     /// It has a holder that was not known before.
     NewHolder,
+    /// Its waiters turn out to wait for each other, or for tasks that do.
+    Deadlock,
     /// It still stands, twice as long as when it was last reported.
     Stands,
 }
@@ -50,6 +52,9 @@ pub(super) struct Progress {
     /// Age of the stall at the next report without news.
     next_report: Option<Nanos>,
     holders: Vec<TaskKey>,
+    /// The last survey that found its lock has found a deadlock behind it.
+    pub(super) is_deadlocked: bool,
+    is_deadlock_told: bool,
     pub(super) watched: Vec<WatchedHolder>,
 }
 
@@ -63,6 +68,8 @@ impl Progress {
             surveys: 0,
             next_report: None,
             holders: Vec::new(),
+            is_deadlocked: false,
+            is_deadlock_told: false,
             watched: Vec::new(),
         }
     }
@@ -106,7 +113,9 @@ impl Progress {
                 self.surveys >= looks || Nanos::between(self.crossed_at_ns, now_ns) >= UNSURVEYED;
             return (is_surveyed || no_survey || in_vain).then_some(Reason::Crossed);
         };
-        if is_surveyed && current_holders(stall).any(|key| !self.holders.contains(&key)) {
+        if is_surveyed && self.is_deadlocked && !self.is_deadlock_told {
+            Some(Reason::Deadlock)
+        } else if is_surveyed && current_holders(stall).any(|key| !self.holders.contains(&key)) {
             Some(Reason::NewHolder)
         } else {
             // With fresh facts where surveys find it, on time where they do not.
@@ -119,6 +128,7 @@ impl Progress {
     /// It has been reported.
     pub(super) fn reported(&mut self, stall: &Stall, reason: Reason, now_ns: u64) {
         self.next_report = Some(Nanos(stall.age(now_ns).0.saturating_mul(2)));
+        self.is_deadlock_told |= self.is_deadlocked;
         for key in current_holders(stall) {
             if !self.holders.contains(&key) {
                 self.holders.push(key);

@@ -14,7 +14,7 @@ use crate::{
             unseen::{self, Seeds},
         },
     },
-    graph::{Change, Stall, StallId, WaitGraph},
+    graph::{Change, Forecasts, Stall, StallId, WaitGraph},
     kernel::symbols::Symbols,
     stream::{Lost, PolledWaits, Stream, UnseenEnds, Wait, asleep_in, now_ns},
     survey::{Survey, SurveyError},
@@ -45,6 +45,7 @@ pub(super) struct Session {
     filter: Filter,
     output: Output,
     stall_count: u64,
+    forecasts: Forecasts,
     lost: Lost,
     survey_error: Option<String>,
     threshold: Nanos,
@@ -65,6 +66,7 @@ impl Session {
             filter,
             output,
             stall_count: 0,
+            forecasts: Forecasts::default(),
             lost: Lost::default(),
             survey_error: None,
             threshold,
@@ -226,6 +228,9 @@ impl Session {
             if is_surveyed && let Some(stream) = &mut self.stream {
                 watch_holders(stream, stall, progress);
             }
+            if is_surveyed && let Some(facts) = &stall.facts {
+                progress.is_deadlocked = self.output.is_deadlocked(facts);
+            }
             let Some(reason) = progress.due(stall, is_surveyed, no_survey, now_ns) else {
                 continue;
             };
@@ -273,6 +278,7 @@ impl Session {
     }
 
     fn end(&mut self, stall: &Stall) -> io::Result<()> {
+        self.forecasts += stall.forecasts;
         let was_reported = self
             .progress
             .get(&stall.id)
@@ -339,6 +345,7 @@ impl Session {
             waits: self.stream.as_ref().map(Stream::wait_count),
             stalls: self.stall_count,
             surveys: self.surveys.as_ref().map_or(0, Surveys::count),
+            forecasts: self.forecasts,
             lost: self.lost,
         })
     }

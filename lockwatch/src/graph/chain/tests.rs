@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
+    daemon::{Client, ServesEvidence},
     lock::{LockMode, Stacks},
     report::example::{self, holder, inode_lock, task, waiter},
     task::Tid,
@@ -31,6 +32,10 @@ fn lock(address: u64, holders: &[u32], waiters: &[u32]) -> Lock {
     lock
 }
 
+fn of(locks: &[Lock]) -> Vec<Chain> {
+    chains(locks, &[])
+}
+
 /// A path in short: tids, and addresses with an `L`.
 fn path(steps: &[Step]) -> Vec<String> {
     steps
@@ -38,13 +43,14 @@ fn path(steps: &[Step]) -> Vec<String> {
         .map(|step| match step {
             Step::Task(task) => task.key.tid.to_string(),
             Step::Lock(address) => format!("L{:x}", address.0),
+            Step::Daemon(task) => format!("D{}", task.key.tid),
         })
         .collect()
 }
 
 #[test]
 fn the_incident_has_one_root() {
-    let chains = chains(&example::incident().locks);
+    let chains = of(&example::incident().locks);
     assert_eq!(chains.len(), 1);
     assert_eq!(chains[0].root.key.tid, Tid(4_442));
     assert_eq!(chains[0].blocked_tasks, 1_469);
@@ -54,7 +60,7 @@ fn the_incident_has_one_root() {
 #[test]
 fn a_holder_that_waits_is_followed_to_the_root() {
     // 1 holds a; 2 waits for a and holds b; 3 and 4 wait for b, 5 for a.
-    let chains = chains(&[lock(0xb00, &[2], &[3, 4]), lock(0xa00, &[1], &[2, 5])]);
+    let chains = of(&[lock(0xb00, &[2], &[3, 4]), lock(0xa00, &[1], &[2, 5])]);
     assert_eq!(chains.len(), 1);
     assert_eq!(path(&chains[0].path), ["Lb00", "2", "La00", "1"]);
     assert_eq!(chains[0].blocked_tasks, 4);
@@ -64,7 +70,7 @@ fn a_holder_that_waits_is_followed_to_the_root() {
 
 #[test]
 fn several_branches_make_one_chain_for_their_root() {
-    let chains = chains(&[
+    let chains = of(&[
         lock(0xa00, &[1], &[2, 3]),
         lock(0xb00, &[2], &[4]),
         lock(0xc00, &[3], &[5, 6]),
@@ -80,7 +86,7 @@ fn several_branches_make_one_chain_for_their_root() {
 
 #[test]
 fn every_reader_that_waits_for_nothing_is_a_root() {
-    let chains = chains(&[lock(0xa00, &[1, 2], &[3])]);
+    let chains = of(&[lock(0xa00, &[1, 2], &[3])]);
     assert_eq!(
         chains.iter().map(|c| c.root.key.tid.0).collect::<Vec<_>>(),
         [1, 2]
@@ -90,7 +96,7 @@ fn every_reader_that_waits_for_nothing_is_a_root() {
 #[test]
 fn a_circle_is_told_once_and_nothing_else_of_it() {
     // 1 → a → 2 → b → 1, and 3 waits for a.
-    let chains = chains(&[lock(0xa00, &[2], &[1, 3]), lock(0xb00, &[1], &[2])]);
+    let chains = of(&[lock(0xa00, &[2], &[1, 3]), lock(0xb00, &[1], &[2])]);
     assert_eq!(chains.len(), 1);
     assert!(chains[0].cycle);
     assert_eq!(path(&chains[0].path), ["1", "La00", "2", "Lb00", "1"]);
@@ -99,7 +105,7 @@ fn a_circle_is_told_once_and_nothing_else_of_it() {
 
 #[test]
 fn a_recursive_reader_is_a_circle_of_one() {
-    let chains = chains(&[lock(0xa00, &[1], &[2, 1])]);
+    let chains = of(&[lock(0xa00, &[1], &[2, 1])]);
     assert_eq!(chains.len(), 1);
     assert!(chains[0].cycle);
     assert_eq!(path(&chains[0].path), ["1", "La00", "1"]);
@@ -107,15 +113,52 @@ fn a_recursive_reader_is_a_circle_of_one() {
 }
 
 #[test]
+fn a_chain_goes_on_through_a_daemon() {
+    // 1 holds a; the daemon 7 waits for a and owes 2 an answer; 2 holds b, 3 waits for b.
+    let daemon = daemon_like(&lock(0xd00, &[7], &[2]));
+    let locks = [lock(0xa00, &[1], &[7]), lock(0xb00, &[2], &[3])];
+    let chains = chains(&locks, std::slice::from_ref(&daemon));
+    assert_eq!(chains.len(), 1);
+    assert_eq!(path(&chains[0].path), ["Lb00", "2", "D7", "La00", "1"]);
+    assert_eq!(chains[0].blocked_tasks, 3);
+}
+
+#[test]
+fn a_daemon_that_waits_for_its_client_makes_a_circle() {
+    let daemon = daemon_like(&lock(0xd00, &[7], &[2]));
+    let locks = [lock(0xa00, &[2], &[7, 3])];
+    let chains = chains(&locks, std::slice::from_ref(&daemon));
+    assert_eq!(chains.len(), 1);
+    assert!(chains[0].cycle);
+    assert_eq!(path(&chains[0].path), ["2", "D7", "La00", "2"]);
+    assert_eq!(chains[0].blocked_tasks, 3);
+}
+
+#[test]
+fn clients_of_a_daemon_alone_are_no_chain() {
+    let daemon = daemon_like(&lock(0xd00, &[7], &[2]));
+    assert_eq!(chains(&[], std::slice::from_ref(&daemon)), []);
+}
+
+#[test]
+fn a_chain_ends_at_a_client_of_a_daemon_that_nobody_is_known_to_serve() {
+    let mut daemon = daemon_like(&lock(0xd00, &[7], &[2]));
+    daemon.threads[0].serves = Some(Confidence::Possible);
+    let chains = chains(&[lock(0xa00, &[2], &[3])], std::slice::from_ref(&daemon));
+    assert_eq!(chains.len(), 1);
+    assert_eq!(chains[0].root.key.tid, Tid(2));
+}
+
+#[test]
 fn possible_holders_and_granted_waiters_are_not_followed() {
     let mut possible = lock(0xa00, &[1], &[2]);
     possible.holders[0].confidence = Confidence::Possible;
-    assert_eq!(chains(&[possible]), []);
+    assert_eq!(of(&[possible]), []);
 
     // 1 holds a by a grant: it is still in the queue, but waits no more.
     let mut granted = lock(0xa00, &[1], &[2, 1]);
     granted.waiters[1].granted = true;
-    let chains = chains(&[granted]);
+    let chains = of(&[granted]);
     assert_eq!(chains.len(), 1);
     assert!(!chains[0].cycle);
     assert_eq!(chains[0].blocked_tasks, 1);
@@ -123,7 +166,7 @@ fn possible_holders_and_granted_waiters_are_not_followed() {
 
 #[test]
 fn a_lock_without_a_known_holder_is_in_no_chain() {
-    assert_eq!(chains(&example::unknown_holder().locks), []);
+    assert_eq!(of(&example::unknown_holder().locks), []);
 }
 
 /// The lock itself and all those that its holders wait for, directly or through others.
@@ -199,7 +242,7 @@ proptest! {
                 .flat_map(blocked)
                 .any(|waiter| waiter.task.key == task.key)
         };
-        let chains = chains(&locks);
+        let chains = of(&locks);
         for chain in &chains {
             prop_assert!(chain.blocked_tasks > 0);
             prop_assert!(chain.blocked_tasks as usize <= waiting.len());
@@ -238,6 +281,114 @@ proptest! {
         (locks, shuffled) in any_locks()
             .prop_flat_map(|locks| (Just(locks.clone()), Just(locks).prop_shuffle()))
     ) {
-        prop_assert_eq!(chains(&locks), chains(&shuffled));
+        prop_assert_eq!(of(&locks), of(&shuffled));
+    }
+
+    /// Against the closure of "waits for", computed the slow way.
+    #[test]
+    fn the_cycles_are_the_strongly_connected_components(locks in any_locks()) {
+        const TASKS: usize = 12;
+        let mut waits_for = [[false; TASKS]; TASKS];
+        for lock in &locks {
+            for waiter in blocked(lock) {
+                for holder in lock.holders.iter().filter(|holder| is_known(holder)) {
+                    let from = waiter.task.key.tid.0 as usize;
+                    waits_for[from][holder.task.key.tid.0 as usize] = true;
+                }
+            }
+        }
+        for via in 0..TASKS {
+            for from in 0..TASKS {
+                for to in 0..TASKS {
+                    waits_for[from][to] |= waits_for[from][via] && waits_for[via][to];
+                }
+            }
+        }
+        let lowest_of_its_component = |task: usize| {
+            waits_for[task][task]
+                && (0..task).all(|lower| !(waits_for[task][lower] && waits_for[lower][task]))
+        };
+        let expected: Vec<usize> = (0..TASKS).filter(|&task| lowest_of_its_component(task)).collect();
+        let mut found: Vec<usize> = of(&locks)
+            .into_iter()
+            .filter(|chain| chain.cycle)
+            .map(|chain| chain.root.key.tid.0 as usize)
+            .collect();
+        found.sort_unstable();
+        prop_assert_eq!(found, expected);
+    }
+
+    /// A daemon is to the graph what a lock is whose holder is the thread that serves it.
+    #[test]
+    fn a_daemon_links_as_a_lock_does(locks in any_locks(), as_locks in any_locks()) {
+        let mut all = locks.clone();
+        let mut daemons = Vec::new();
+        for mut lock in as_locks {
+            // Behind all real ones, as daemons are.
+            lock.address.0 += 0x10_0000;
+            lock.waiters.retain(|waiter| !waiter.granted);
+            let daemon = daemon_like(&lock);
+            // A chain ends at a client whose server is not known, but not at a waiter
+            // whose holder is not.
+            if daemon.serving().next().is_some() {
+                all.push(lock);
+            }
+            daemons.push(daemon);
+        }
+        let is_real = |address: LockAddr| address.0 < 0x10_0000;
+        let expected: Vec<(u32, u32, bool)> = of(&all)
+            .iter()
+            .filter(|chain| chain.cycle || chain.locks().any(is_real))
+            .map(summary)
+            .collect();
+        let found: Vec<(u32, u32, bool)> = chains(&locks, &daemons).iter().map(summary).collect();
+        prop_assert_eq!(found, expected);
+        for chain in chains(&locks, &daemons) {
+            let last = chain.path.last();
+            let ends_with_root = matches!(
+                last,
+                Some(Step::Task(task) | Step::Daemon(task)) if task.key == chain.root.key
+            );
+            prop_assert!(ends_with_root);
+            for lock in chain.locks() {
+                prop_assert!(chain.route(lock).is_some());
+            }
+        }
+    }
+}
+
+fn summary(chain: &Chain) -> (u32, u32, bool) {
+    (chain.root.key.tid.0, chain.blocked_tasks, chain.cycle)
+}
+
+/// A daemon whose clients are the lock's waiters and whose threads are its holders.
+fn daemon_like(lock: &Lock) -> Daemon {
+    Daemon {
+        connection: ConnectionAddr(lock.address.0),
+        number: None,
+        name: "a daemon".to_owned(),
+        clients: blocked(lock)
+            .map(|waiter| Client {
+                task: waiter.task.clone(),
+                wait: waiter.wait,
+                is_sent: true,
+                killable: false,
+                stood: true,
+                stack: waiter.stack,
+            })
+            .collect(),
+        threads: lock
+            .holders
+            .iter()
+            .map(|holder| DaemonThread {
+                task: holder.task.clone(),
+                serves: Some(holder.confidence),
+                evidence: ServesEvidence::OnlyThread,
+                state: holder.state,
+                stuck: holder.stuck.clone(),
+                stood: true,
+                stack: holder.stack,
+            })
+            .collect(),
     }
 }

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     lock::LockMode,
+    report::example,
     task::{TaskName, Tgid, Tid},
 };
 
@@ -261,5 +262,56 @@ proptest! {
         graph.advance(now_ns + 2);
         prop_assert_eq!(graph.waits().count(), 0);
         prop_assert!(graph.locks.is_empty());
+    }
+
+    /// Whatever was lost or came late before it: after a survey the graph has the survey's
+    /// holders, and afterwards never one that an event has shown to be over.
+    #[test]
+    fn after_a_survey_the_holders_are_the_surveys(
+        events in prop::collection::vec((any::<bool>(), 0..400u64, any::<bool>()), 0..20),
+        readers in 0..3usize,
+    ) {
+        const SURVEYED_NS: u64 = 200;
+        let mut survey = example::incident();
+        survey.taken_at_ns = SURVEYED_NS;
+        let lock = &mut survey.locks[0];
+        let holder = lock.holders[0].clone();
+        lock.holders = (0..readers as u32)
+            .map(|number| {
+                let mut holder = holder.clone();
+                holder.task.key.tid.0 += number;
+                holder
+            })
+            .collect();
+        if readers == 1 {
+            lock.holders[0].mode = LockMode::Write;
+        }
+        let (address, holders) = (lock.address, lock.holders.clone());
+        let survey = Arc::new(survey);
+
+        let mut graph = WaitGraph::new(THRESHOLD);
+        let stays = wait(99, address.0, 1);
+        graph.apply(Event::WaitBegin(stays));
+        let (before, after): (Vec<_>, Vec<_>) =
+            (0..).zip(events).partition(|&(_, (_, at_ns, _))| at_ns <= SURVEYED_NS);
+        let event = |&(tid, (is_write, at_ns, acquired)): &(u32, (bool, u64, bool))| {
+            let mut wait = wait(tid, address.0, at_ns / 2);
+            wait.mode = if is_write { LockMode::Write } else { LockMode::Read };
+            Event::WaitEnd { wait, at_ns, acquired }
+        };
+        before.iter().for_each(|it| graph.apply(event(it)));
+        graph.reconcile_survey(&survey);
+        let held: Vec<_> = graph.held_by(address).cloned().collect();
+        prop_assert_eq!(&held, &holders);
+
+        after.iter().for_each(|it| graph.apply(event(it)));
+        let taken = after.iter().any(|&(_, (.., acquired))| acquired);
+        let written = after.iter().any(|&(_, (is_write, _, acquired))| acquired && is_write);
+        let expected: Vec<_> = holders
+            .into_iter()
+            .filter(|it| !(written || taken && it.mode == LockMode::Write))
+            .collect();
+        let held: Vec<_> = graph.held_by(address).cloned().collect();
+        prop_assert_eq!(held, expected);
     }
 }

@@ -1,14 +1,14 @@
 //! The lines under `held by`: who, on what evidence, and what keeps it.
 
 use super::{
-    GLUE, Text, Tone, glued, mode, named,
+    GLUE, Text, Tone, daemons, glued, mode, named,
     page::{Style, TEXT_COLUMN},
     stack, stuck_words,
 };
 use crate::{
     figures::{Count, Span},
-    lock::{Confidence, EvidenceKind, LockKind, LockMode, LockState},
-    report::{Evidence, Holder, Lock, Report},
+    lock::{Confidence, LockKind, LockMode, LockState},
+    report::{BlockDevice, Holder, Lock, Report},
     task::StuckClass,
 };
 
@@ -75,7 +75,7 @@ fn who(report: &Report, lock: &Lock, holder: &Holder, known: usize) -> Text {
     text.push(tone, confidence);
     let mut reasons: Vec<String> = Vec::new();
     for evidence in &holder.evidence {
-        let reason = reason(evidence);
+        let reason = evidence.words();
         if reasons.len() < REASONS && !reasons.contains(&reason) {
             reasons.push(reason);
         }
@@ -99,54 +99,6 @@ fn who(report: &Report, lock: &Lock, holder: &Holder, known: usize) -> Text {
     text
 }
 
-/// Why a holder is named, in plain words.
-fn reason(evidence: &Evidence) -> String {
-    let frame = evidence.frame.as_deref().map(stack::function);
-    let words = match (evidence.kind, frame) {
-        (EvidenceKind::WriterOwner, _) => "the lock's owner field names it".to_owned(),
-        (EvidenceKind::ReaderOwner, _) => {
-            "the lock's owner field names it, and readers of this kernel clear it".to_owned()
-        }
-        (EvidenceKind::Granted, _) => "granted the lock in the queue, has not run yet".to_owned(),
-        (EvidenceKind::TracedAcquire, _) => "it was seen taking the lock".to_owned(),
-        (EvidenceKind::TracedInPart, _) => {
-            "it was seen taking the lock, and its release may have been missed".to_owned()
-        }
-        (EvidenceKind::FaultFlags, _) => "its page fault holds the lock".to_owned(),
-        (EvidenceKind::HoldFrame, Some(frame)) => format!("{frame} holds this lock there"),
-        (EvidenceKind::LearnedFrame, Some(frame)) => match &evidence.value {
-            Some(kernels) => format!("{frame} was seen holding this lock there, on {kernels}"),
-            None => format!("{frame} was seen holding this lock there"),
-        },
-        (EvidenceKind::LearnedFrame, None) => "it is where tasks hold this lock".to_owned(),
-        (EvidenceKind::HoldFrame, None) => "it is in code that holds this lock".to_owned(),
-        (EvidenceKind::LastHolder, _) => "the last one that took it".to_owned(),
-        (EvidenceKind::LockWord, Some(frame)) => {
-            format!("the lock's address is in its frame of {frame}")
-        }
-        (EvidenceKind::LockWord, None) => "the lock's address is on its stack".to_owned(),
-        (EvidenceKind::ObjectWord, Some(frame)) => {
-            format!("the address of what the lock protects is in its frame of {frame}")
-        }
-        (EvidenceKind::ObjectWord, None) => {
-            "the address of what the lock protects is on its stack".to_owned()
-        }
-    };
-    match (evidence.kind, &evidence.value) {
-        // The owner word adds nothing for a person; where it was learned is told above.
-        (
-            EvidenceKind::WriterOwner
-            | EvidenceKind::ReaderOwner
-            | EvidenceKind::LastHolder
-            | EvidenceKind::LearnedFrame,
-            _,
-        )
-        | (_, None) => words,
-        (EvidenceKind::FaultFlags, Some(flags)) => format!("{words}, flags {flags}"),
-        (_, Some(value)) => format!("{words}: {value}"),
-    }
-}
-
 /// `D for 6m13s in blk_mq_get_tag: waiting for block I/O`
 fn doing(report: &Report, holder: &Holder) -> Text {
     let mut text = Text::new().with(Tone::Strong, holder.state.to_string());
@@ -162,9 +114,37 @@ fn doing(report: &Report, holder: &Holder) -> Text {
         (StuckClass::Unknown, None) => {
             text.push(Tone::Doubt, stuck_words(StuckClass::Unknown));
         }
+        (StuckClass::Fuse, None) => match daemons::awaited_by(report, holder.tid) {
+            Some(daemon) => text.push(Tone::Plain, format!("waiting for an answer of {daemon}")),
+            None => text.push(Tone::Plain, stuck_words(StuckClass::Fuse)),
+        },
+        (StuckClass::BlockIo, None) => {
+            text.push(Tone::Plain, stuck_words(StuckClass::BlockIo));
+            if let Some(device) = &holder.stuck.device {
+                text.push(Tone::Plain, format!(" ({})", device_words(device)));
+            }
+        }
+        (StuckClass::Runnable, None) => {
+            text.push(Tone::Plain, stuck_words(StuckClass::Runnable));
+            // Which may have used up its share.
+            if let Some(cgroup) = &holder.cgroup {
+                text.push(Tone::Plain, format!(" (control group {cgroup})"));
+            }
+        }
         (class, None) => text.push(Tone::Plain, stuck_words(class)),
     }
     text
+}
+
+/// `nvme0n1, 3 requests in flight`
+pub(super) fn device_words(device: &BlockDevice) -> String {
+    let in_flight = device.in_flight.map_or_else(String::new, |requests| {
+        format!(
+            ", {} in flight",
+            Count(requests).nouns("request", "requests")
+        )
+    });
+    format!("{}{in_flight}", device.name)
 }
 
 /// What the lock's words promise and no name was found for.

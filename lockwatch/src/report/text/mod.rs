@@ -1,12 +1,14 @@
 //! The report as text: one paragraph for each lock, for someone who is tired.
 
 mod check;
+mod daemons;
+mod deadlock;
 mod holders;
 mod page;
 mod queue;
 mod roots;
-mod rules;
 mod stack;
+mod why;
 
 use std::{
     collections::BTreeSet,
@@ -14,10 +16,11 @@ use std::{
 };
 
 pub use check::write_check;
+pub use deadlock::write_deadlock;
 use page::{GLUE, Text, Tone, write_field};
 pub use page::{Style, is_unprintable};
 
-use super::{Lock, Report};
+use super::{Lock, Report, WayOut, ways_out::Way};
 use crate::{
     figures::{Count, Span},
     lock::{LockMode, LockState},
@@ -34,7 +37,12 @@ const SHOWN: usize = 10;
 /// When `out` does.
 pub fn write_report(out: &mut dyn Write, report: &Report, style: Style) -> io::Result<()> {
     let stalled: Vec<&Lock> = report.stalled_locks().collect();
+    for deadlock in report.deadlocks() {
+        write_deadlock(out, report, deadlock, style)?;
+        writeln!(out)?;
+    }
     match stalled.len() {
+        0 if report.has_stall() => {}
         0 => no_stall(report).write(out, style, 0)?,
         1 => {}
         _ => {
@@ -90,10 +98,43 @@ pub fn write_lock(
     let mut field = |label, paragraphs: &[Text]| write_field(&mut *out, style, label, paragraphs);
     field("held by", &holders::lines(report, lock, style))?;
     field("queue", &[queue::line(lock)])?;
-    field("why", rules::why(lock).as_slice())?;
+    field("why", &why::lines(report, lock))?;
     field("root", &roots::lines(report, lock))?;
-    field("next", rules::next(report, lock).as_slice())?;
-    field("ways out", rules::ways_out(lock).as_slice())
+    field("next", &[next(lock)])?;
+    field("ways out", &ways_out(lock))
+}
+
+fn next(lock: &Lock) -> Text {
+    match &lock.next {
+        Some(next) => Text::plain(&next.sentence),
+        None if lock.blocked().next().is_none() => Text::new(),
+        None => Text::new().with(Tone::Doubt, "not known"),
+    }
+}
+
+fn way_out(way: &WayOut) -> Text {
+    Text::plain(format!("{}; risk: {}", way.sentence, way.risk))
+}
+
+/// What a person could do; nothing here is done.
+fn ways_out(lock: &Lock) -> Vec<Text> {
+    let forced = match lock.blocked().count() {
+        0 => return Vec::new(),
+        1 => "the only waiter is not killable; nothing here is safe to force".to_owned(),
+        waiters => format!(
+            "none of {} waiters is killable; nothing here is safe to force",
+            Count::of(waiters)
+        ),
+    };
+    match lock.ways_out.as_slice() {
+        [] => vec![Text::plain(forced)],
+        [way] if way.way == Way::KillWaiters => {
+            let WayOut { sentence, risk, .. } = way;
+            let words = format!("{sentence} (risk: {risk}); nothing here is safe to force");
+            vec![Text::plain(words)]
+        }
+        ways => ways.iter().map(way_out).collect(),
+    }
 }
 
 /// `mmap_lock of filebeat[4424]    read-held · 1,469 tasks blocked · oldest 6m12s`

@@ -1,7 +1,8 @@
 //! The `root` lines: whom, in the end, the queue waits for.
 
-use super::{Text, Tone, named};
+use super::{Text, Tone, daemons, holders::device_words, named};
 use crate::{
+    detect::{Detector as _, LostWakeup},
     figures::Count,
     graph::chain::Step,
     lock::{LockAddr, LockState},
@@ -88,6 +89,22 @@ fn root(report: &Report, lock: &Lock, chain: &Chain, route: &[Step]) -> Text {
             }
             StuckClass::Running => text.push(Tone::Plain, ", which runs"),
             StuckClass::Exit => text.push(Tone::Plain, ", which is exiting"),
+            StuckClass::Fuse => {
+                let daemon = daemons::awaited_by(report, chain.root.tid);
+                let daemon = daemon.unwrap_or_else(|| cause(StuckClass::Fuse).to_owned());
+                text.push(Tone::Plain, format!(" ← {daemon}"));
+            }
+            StuckClass::BlockIo => {
+                text.push(Tone::Plain, " ← block I/O");
+                if let Some(device) = &chain.stuck.device {
+                    text.push(Tone::Plain, format!(" ({}", device_words(device)));
+                    if is_wakeup_lost(report, chain) {
+                        text.push(Tone::Plain, ": ");
+                        text.push(Tone::Alarm, "lost wakeup suspected");
+                    }
+                    text.push(Tone::Plain, ")");
+                }
+            }
             class => text.push(Tone::Plain, format!(" ← {}", cause(class))),
         }
     }
@@ -96,6 +113,12 @@ fn root(report: &Report, lock: &Lock, chain: &Chain, route: &[Step]) -> Text {
         text.push(Tone::Plain, format!(" · {tasks} blocked in all"));
     }
     text
+}
+
+fn is_wakeup_lost(report: &Report, chain: &Chain) -> bool {
+    let name = LostWakeup.name();
+    let mut findings = report.findings.iter();
+    findings.any(|finding| finding.detector == name && finding.tasks.contains(&chain.root.tid))
 }
 
 fn on_cycle(chain: &Chain, lock: LockAddr) -> bool {
@@ -114,6 +137,10 @@ fn steps(report: &Report, steps: &[Step]) -> Text {
         }
         match step {
             Step::Task(task) => text.push(Tone::Strong, named(&task.comm, task.key.tid)),
+            Step::Daemon(task) => {
+                text.push(Tone::Plain, "daemon ");
+                text.push(Tone::Strong, named(&task.comm, task.key.tid));
+            }
             Step::Lock(address) => {
                 let name = report.locks.iter().find(|lock| lock.at == *address);
                 match name {

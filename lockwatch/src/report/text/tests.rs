@@ -4,11 +4,10 @@ use super::*;
 use crate::{
     report::example::{self, MS, SEC},
     survey::Survey,
-    task::Nanos,
 };
 
 fn report(survey: &Survey) -> Report {
-    Report::from_survey(survey, &example::host(), Nanos(SEC))
+    example::report(survey, SEC)
 }
 
 fn text(survey: &Survey, width: usize, color: bool) -> String {
@@ -82,6 +81,16 @@ fn cycle() {
 }
 
 #[test]
+fn idle_daemon() {
+    assert_snapshot!(at_both_widths(&example::idle_daemon()));
+}
+
+#[test]
+fn daemon_in_its_own_directory() {
+    assert_snapshot!(at_both_widths(&example::daemon_in_its_own_directory()));
+}
+
+#[test]
 fn colours_change_nothing_but_colours() {
     for survey in [example::incident(), example::hostile_comm()] {
         let plain = text(&survey, 100, false);
@@ -123,7 +132,7 @@ fn one_look_is_said_to_be_one() {
 #[test]
 fn a_lower_threshold_makes_a_stall() {
     let survey = example::no_stall();
-    assert!(Report::from_survey(&survey, &example::host(), Nanos(MS)).has_stall());
+    assert!(example::report(&survey, MS).has_stall());
     assert!(!report(&survey).has_stall());
 }
 

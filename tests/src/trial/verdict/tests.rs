@@ -227,6 +227,58 @@ fn a_possible_decoy_is_counted_but_no_accusation() {
 }
 
 #[test]
+fn a_deadlock_is_found_where_there_is_one() {
+    let mut with = report();
+    let deadlock = json!({"detector": "deadlock", "locks": ["a"], "tasks": [11, 12],
+                          "path": [{"task": 11}, {"daemon": 12}, {"lock": "a"}],
+                          "sentence": "lab-holder[11] waits for itself"});
+    tell(&mut with, "/findings/-", deadlock.clone());
+    let wrong = judge(with.clone()).wrong;
+    assert!(
+        wrong.iter().any(|one| one.contains("there is none")),
+        "{wrong:?}"
+    );
+
+    let mut truth = truth();
+    let member =
+        |tid: i32, role: &str| json!({"tid": tid, "tgid": 10, "comm": "lab-holder", "role": role});
+    truth.cycle = serde_json::from_value(json!({
+        "tasks": [member(11, "holder"), member(12, "daemon")], "locks": ["i_rwsem of /mnt/dir"]
+    }))
+    .unwrap();
+    let judge_cycle = |report| judge_by(report, &truth).wrong;
+    assert_eq!(judge_cycle(with.clone()), Vec::<String>::new());
+    assert!(judge_cycle(report())[0].contains("0 deadlocks"));
+    tell(&mut with, "/findings/-", deadlock);
+    assert!(judge_cycle(with)[0].contains("2 deadlocks"));
+}
+
+#[test]
+fn a_crowd_is_counted_by_process() {
+    let mut truth = truth();
+    let crowd = json!([{"tgid": 40, "comm": "top", "tasks": 2}]);
+    truth.crowd = serde_json::from_value(crowd).unwrap();
+    assert_eq!(truth.blocked_tasks(), 4);
+    let with = |tgids: &[i32]| {
+        let mut report = report();
+        for (tgid, tid) in tgids.iter().zip(41..) {
+            let mut reader = report["locks"][0]["waiters"][1].clone();
+            reader["tid"] = json!(tid);
+            reader["tgid"] = json!(tgid);
+            reader["comm"] = json!("top");
+            tell(&mut report, "/locks/0/waiters/-", reader);
+        }
+        report["chains"][0]["blocked_tasks"] = json!(2 + tgids.len());
+        judge_by(report, &truth).wrong
+    };
+    assert_eq!(with(&[40, 40]), Vec::<String>::new());
+    for other in [&[40][..], &[40, 40, 40], &[40, 50]] {
+        let wrong = with(other);
+        assert!(wrong[0].contains("readers of top[40]"), "{wrong:?}");
+    }
+}
+
+#[test]
 fn a_hidden_holder_may_be_unknown_but_not_replaced() {
     let mut truth = truth();
     truth.owner_hidden = true;

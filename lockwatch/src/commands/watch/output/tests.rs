@@ -37,7 +37,13 @@ fn printed(format: Format) -> String {
         width: 100,
         color: false,
     };
-    let mut output = Output::new(Box::new(page.clone()), format, style, Nanos(SEC));
+    let mut output = Output::new(
+        Box::new(page.clone()),
+        format,
+        style,
+        Nanos(SEC),
+        Detectors::default(),
+    );
     output.host = example::host();
 
     let survey = Arc::new(example::write_held_directory());

@@ -1,0 +1,69 @@
+//! A file or directory whose holder waits for the storage below it.
+
+use super::{frame_of, held, slow_storage};
+use crate::{
+    detect::{Detector, Finding, Scene, Severity},
+    lock::{LockClass, LockObject},
+};
+
+/// Functions that ask for the lock of a directory (fs/namei.c, fs/readdir.c): a waiter
+/// inside one of them says that the inode is one.
+const DIRECTORY: &[&str] = &[
+    "lookup_slow",
+    "open_last_lookups",
+    "path_openat",
+    "iterate_dir",
+    "filename_create",
+    "start_creating",
+    "start_dirop",
+    "do_rmdir",
+    "do_unlinkat",
+    "lock_rename",
+];
+
+/// See the module.
+#[derive(Clone, Copy, Debug)]
+pub struct SlowFileSystem;
+
+impl Detector for SlowFileSystem {
+    fn name(&self) -> &'static str {
+        "slow-file-system"
+    }
+
+    fn check(&self, scene: &Scene<'_>) -> Vec<Finding> {
+        held(scene)
+            .filter(|(lock, _)| lock.class == LockClass::InodeRwsem)
+            .filter_map(|(lock, holder)| {
+                let storage = slow_storage(holder.stuck.class)?;
+                let Some(LockObject::Inode { fstype, sb, .. }) = &lock.object else {
+                    return None;
+                };
+                let mut waiters = lock.waiters.iter();
+                let is_directory =
+                    waiters.any(|waiter| frame_of(scene, waiter.stack, DIRECTORY).is_some());
+                let (what, who) = if is_directory {
+                    (
+                        "directory",
+                        "lists it or looks up a name in it that is not cached",
+                    )
+                } else {
+                    ("file or directory", "changes it")
+                };
+                Some(Finding {
+                    detector: self.name(),
+                    severity: Severity::Info,
+                    sentence: format!(
+                        "not the lock is slow but the file system below it ({fstype}, {sb}): {} \
+                         waits for {storage} with the {what} locked, and whoever {who} waits \
+                         with it",
+                        holder.task
+                    ),
+                    locks: vec![lock.address],
+                    tasks: vec![holder.task.key.tid],
+                    path: Vec::new(),
+                    evidence: Vec::new(),
+                })
+            })
+            .collect()
+    }
+}
