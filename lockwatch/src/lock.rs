@@ -328,9 +328,13 @@ pub struct Holder {
     pub evidence: Vec<Evidence>,
     /// Found for the same reason in both looks, and it did not let go in between.
     pub stood: bool,
-    /// Its control group: the path below the root of the v2 hierarchy. `None` where it
-    /// could not be read.
+    /// Its control group: the path below the root of the v2 hierarchy, `/` for the root,
+    /// which says nothing where only v1 hierarchies are used. `None` where it could not be
+    /// read.
     pub cgroup: Option<String>,
+    /// It could run, but its control group has used up its CPU time (`cpu.max`). `None`
+    /// where that could not be read.
+    pub throttled: Option<bool>,
     /// What the scheduler says of it.
     pub state: TaskState,
     /// Why it does not let go.
@@ -399,6 +403,8 @@ pub struct Lock {
     pub reader_count: Option<u32>,
     /// The raw lock word.
     pub count: u64,
+    /// It is a sum that can be negative (rwsems up to 5.2).
+    pub count_is_signed: bool,
     /// The raw owner word.
     pub owner: u64,
     /// Tasks that have it, best evidence first. May be fewer than `reader_count`.
@@ -418,6 +424,15 @@ pub struct Lock {
 }
 
 impl Lock {
+    /// The lock word as people write it: `0x102`, but `-4294967295` where it is a sum.
+    pub fn count_text(&self) -> String {
+        if self.count_is_signed {
+            (self.count as i64).to_string()
+        } else {
+            format!("{:#x}", self.count)
+        }
+    }
+
     /// The longest wait in the queue.
     pub fn oldest_wait(&self) -> Nanos {
         self.waiters

@@ -23,8 +23,10 @@ impl Detector for InconsistentLock {
                 detector: self.name(),
                 severity: Severity::Critical,
                 sentence: format!(
-                    "the words of {} contradict each other or its queue: count {:#x}, owner {:#x}",
-                    lock.name, lock.count, lock.owner
+                    "the words of {} contradict each other or its queue: count {}, owner {:#x}",
+                    lock.name,
+                    lock.count_text(),
+                    lock.owner
                 ),
                 locks: vec![lock.address],
                 tasks: lock

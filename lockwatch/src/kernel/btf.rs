@@ -4,6 +4,9 @@
 //! offsets of named members, nested and anonymous ones too, from a cold start
 //! within milliseconds. Format: Documentation/bpf/btf.rst.
 
+#[cfg(test)]
+pub(crate) mod made;
+
 use std::{fs, io, path::Path};
 
 use lockwatch_ebpf::Member;

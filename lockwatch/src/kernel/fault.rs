@@ -3,7 +3,8 @@
 //!
 //! Sources: include/linux/mm_types.h (`enum fault_flag`), mm/filemap.c, mm/memory.c,
 //! mm/shmem.c, mm/userfaultfd.c and arch/x86/mm/fault.c of 5.10, 6.1, 6.12, 6.18
-//! and 7.3. The flag values are the same on all of them.
+//! and 7.3. The flag values are the same on all of them. Of 3.x kernels: include/linux/mm.h,
+//! mm/filemap.c and mm/memory.c.
 
 const MKWRITE: u32 = 0x2;
 const ALLOW_RETRY: u32 = 0x4;
@@ -14,7 +15,33 @@ const REMOTE: u32 = 0x80;
 const KNOWN: u32 = 0x1fff;
 
 /// Functions whose frame holds the `vm_fault`.
-pub const FAULT_FRAMES: [&str; 3] = ["__handle_mm_fault", "handle_mm_fault", "hugetlb_fault"];
+pub const FAULT_FRAMES: &[&str] = &["__handle_mm_fault", "handle_mm_fault", "hugetlb_fault"];
+
+/// The same up to 4.9, where the function that asks the file system makes the `vm_fault`.
+/// The others are those that it is inlined into.
+pub const OLD_FAULT_FRAMES: &[&str] = &[
+    "__do_fault",
+    "do_read_fault",
+    "do_cow_fault",
+    "do_shared_fault",
+    "do_linear_fault",
+    "handle_pte_fault",
+    "handle_mm_fault",
+    "__handle_mm_fault",
+];
+
+/// By which rules a kernel's page faults go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FaultRules {
+    /// `FAULT_FLAG_VMA_LOCK`, 0 where the kernel has none.
+    pub vma_lock_flag: u32,
+    /// A fault drops its lock before it waits for a page's lock, but not for I/O that it
+    /// starts itself (up to 5.0).
+    pub keeps_for_io: bool,
+    /// The second flag is `FAULT_FLAG_NONLINEAR`, and all others follow one bit higher (up
+    /// to 3.19).
+    pub has_nonlinear: bool,
+}
 
 /// `vm_fault.flags` of a fault that is on a stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,8 +50,9 @@ pub struct FaultFlags {
     pub raw: u32,
     /// The fault holds its VMA's lock, not mmap_lock.
     vma_lock: bool,
-    /// This kernel has VMA locks.
-    has_vma_locks: bool,
+    /// The flags as they are numbered since 4.0.
+    flags: u32,
+    rules: FaultRules,
 }
 
 /// What a sleeping fault does with mmap_lock.
@@ -53,16 +81,21 @@ enum Sleep {
 }
 
 impl FaultFlags {
-    /// `None` if the word cannot be fault flags. `vma_lock_flag` is this kernel's
-    /// `FAULT_FLAG_VMA_LOCK`, 0 where it has none.
-    pub const fn decode(raw: u32, vma_lock_flag: u32) -> Option<Self> {
-        if raw & !KNOWN != 0 {
+    /// `None` if the word cannot be fault flags.
+    pub const fn decode(raw: u32, rules: FaultRules) -> Option<Self> {
+        let flags = if rules.has_nonlinear {
+            raw & 1 | raw >> 1 & !1
+        } else {
+            raw
+        };
+        if flags & !KNOWN != 0 {
             return None;
         }
         Some(Self {
             raw,
-            vma_lock: raw & vma_lock_flag != 0,
-            has_vma_locks: vma_lock_flag != 0,
+            vma_lock: flags & rules.vma_lock_flag != 0,
+            flags,
+            rules,
         })
     }
 
@@ -72,17 +105,21 @@ impl FaultFlags {
         if cfg!(feature = "mutation-no-fault-test") {
             return FaultHold::Holds;
         }
-        let sleep = sleep_of(functions);
+        let sleep = if self.rules.keeps_for_io {
+            old_sleep_of(functions)
+        } else {
+            sleep_of(functions)
+        };
         if sleep == Sleep::NeverHolds {
             return FaultHold::HoldsNot;
         }
         let is_in = |wanted: &str| functions.contains(&wanted);
         // do_page_mkwrite overwrites the flags while it asks the file system: whether the
         // fault is under its VMA's lock can no longer be read (mm/memory.c, 6.4+).
-        let overwritten = self.raw & MKWRITE != 0 || is_in("do_page_mkwrite");
+        let overwritten = self.flags & MKWRITE != 0 || is_in("do_page_mkwrite");
         // A fault under its VMA's lock may try for mmap_lock there (mm/memory.c, 6.8+).
         let may_take_both = self.vma_lock && is_in("__anon_vma_prepare");
-        if self.has_vma_locks && (overwritten || may_take_both) {
+        if self.rules.vma_lock_flag != 0 && (overwritten || may_take_both) {
             return FaultHold::Unknown;
         }
         if self.vma_lock {
@@ -96,7 +133,7 @@ impl FaultFlags {
     /// can have the VMA's lock only.
     pub fn vma_hold(self, functions: &[&str]) -> FaultHold {
         let sleep = sleep_of(functions);
-        let overwritten = self.raw & MKWRITE != 0 || functions.contains(&"do_page_mkwrite");
+        let overwritten = self.flags & MKWRITE != 0 || functions.contains(&"do_page_mkwrite");
         if sleep == Sleep::NeverHolds || !(self.vma_lock || overwritten) {
             return FaultHold::HoldsNot;
         }
@@ -105,7 +142,7 @@ impl FaultFlags {
 
     /// Whether a fault keeps what it holds in such a sleep.
     fn keeps(self, sleep: Sleep) -> FaultHold {
-        let may_drop = self.raw & (ALLOW_RETRY | TRIED | RETRY_NOWAIT) == ALLOW_RETRY;
+        let may_drop = self.flags & (ALLOW_RETRY | TRIED | RETRY_NOWAIT) == ALLOW_RETRY;
         match (sleep, may_drop) {
             (Sleep::NeverHolds, _) | (Sleep::Drops, true) => FaultHold::HoldsNot,
             (Sleep::Keeps, _) | (_, false) => FaultHold::Holds,
@@ -115,20 +152,22 @@ impl FaultFlags {
 
     /// In words for a person: `0xa74: retried, under mmap_lock`.
     pub fn describe(self) -> String {
-        if self.raw & MKWRITE != 0 {
+        if self.flags & MKWRITE != 0 {
             return format!("{:#x}: overwritten for page_mkwrite", self.raw);
         }
-        let try_ = match (self.raw & TRIED != 0, self.raw & ALLOW_RETRY != 0) {
+        let try_ = match (self.flags & TRIED != 0, self.flags & ALLOW_RETRY != 0) {
             (true, _) => "TRIED",
             (false, true) => "first attempt",
             (false, false) => "no retry allowed",
         };
         let lock = if self.vma_lock {
             "under its VMA lock"
+        } else if self.rules.keeps_for_io {
+            "which keeps mmap_lock for I/O"
         } else {
             "no VMA lock"
         };
-        let remote = if self.raw & REMOTE != 0 {
+        let remote = if self.flags & REMOTE != 0 {
             ", for another process"
         } else {
             ""
@@ -154,6 +193,27 @@ fn sleep_of(functions: &[&str]) -> Sleep {
             _ => known_sleep(function).unwrap_or(sleep),
         };
         callee = function;
+    }
+    sleep
+}
+
+/// The same up to 5.0: whoever waits for the lock of a page that somebody else reads drops
+/// the fault's lock, nobody else does (`__lock_page_or_retry`, mm/filemap.c). Drivers may.
+fn old_sleep_of(functions: &[&str]) -> Sleep {
+    let mut sleep = Sleep::Unknown;
+    for &function in functions {
+        sleep = match function {
+            "handle_userfault" => return Sleep::NeverHolds,
+            "__lock_page_or_retry" => Sleep::Drops,
+            "filemap_fault" | "do_swap_page" if sleep != Sleep::Drops => Sleep::Keeps,
+            "do_anonymous_page" | "do_wp_page" | "do_page_mkwrite" | "hugetlb_fault" => {
+                Sleep::Keeps
+            }
+            "migration_entry_wait" | "__migration_entry_wait" | "migration_entry_wait_huge" => {
+                Sleep::Keeps
+            }
+            _ => sleep,
+        };
     }
     sleep
 }
@@ -213,16 +273,29 @@ fn is_page_lock_wait(function: &str) -> bool {
 mod tests {
     use super::*;
 
-    const VMA_LOCK: u32 = 0x1000;
+    const NOW: FaultRules = FaultRules {
+        vma_lock_flag: 0x1000,
+        keeps_for_io: false,
+        has_nonlinear: false,
+    };
+    const BEFORE_6_4: FaultRules = FaultRules {
+        vma_lock_flag: 0,
+        ..NOW
+    };
+    const BEFORE_4_0: FaultRules = FaultRules {
+        vma_lock_flag: 0,
+        keeps_for_io: true,
+        has_nonlinear: true,
+    };
 
     fn hold(raw: u32, functions: &[&str]) -> FaultHold {
-        let flags = FaultFlags::decode(raw, VMA_LOCK).unwrap();
+        let flags = FaultFlags::decode(raw, NOW).unwrap();
         flags.hold(functions)
     }
 
     /// On a kernel without VMA locks.
     fn hold_before_6_4(raw: u32, functions: &[&str]) -> FaultHold {
-        let flags = FaultFlags::decode(raw, 0).unwrap();
+        let flags = FaultFlags::decode(raw, BEFORE_6_4).unwrap();
         flags.hold(functions)
     }
 
@@ -241,11 +314,8 @@ mod tests {
 
     #[test]
     fn a_fault_beside_a_writer_of_its_vma_can_only_have_the_vma() {
-        let vma_hold = |raw, functions: &[&str]| {
-            FaultFlags::decode(raw, VMA_LOCK)
-                .unwrap()
-                .vma_hold(functions)
-        };
+        let vma_hold =
+            |raw, functions: &[&str]| FaultFlags::decode(raw, NOW).unwrap().vma_hold(functions);
         let mkwrite = ["fuse_page_mkwrite", "do_page_mkwrite", "__handle_mm_fault"];
         assert_eq!(vma_hold(0x3, &mkwrite), FaultHold::Holds);
         let migration = ["migration_entry_wait_on_locked", "do_swap_page"];
@@ -376,9 +446,38 @@ mod tests {
         );
     }
 
+    /// ALLOW_RETRY 8, KILLABLE 0x20, TRIED 0x40, USER 0x80.
+    #[test]
+    fn up_to_5_0_only_a_wait_for_a_pages_lock_drops_it() {
+        let old =
+            |raw, functions: &[&str]| FaultFlags::decode(raw, BEFORE_4_0).unwrap().hold(functions);
+        let readahead = ["bt_get", "ext4_readpages", "ra_submit", "filemap_fault"];
+        let page_lock = ["wait_on_page_bit", "__lock_page_or_retry", "filemap_fault"];
+        assert_eq!(old(0xa8, &readahead), FaultHold::Holds, "first attempt");
+        assert_eq!(old(0xe0, &readahead), FaultHold::Holds, "retried");
+        assert_eq!(old(0xa8, &page_lock), FaultHold::HoldsNot);
+        assert_eq!(old(0xe0, &page_lock), FaultHold::Holds);
+        assert_eq!(old(0xa8, &["ttm_bo_vm_fault"]), FaultHold::Unknown);
+        assert_eq!(
+            old(0xa8, &["handle_userfault", "do_anonymous_page"]),
+            FaultHold::HoldsNot
+        );
+        let flags = FaultFlags::decode(0xa8, BEFORE_4_0).unwrap();
+        assert_eq!(
+            flags.describe(),
+            "0xa8: first attempt, which keeps mmap_lock for I/O"
+        );
+        let from_4_0 = FaultRules {
+            has_nonlinear: false,
+            ..BEFORE_4_0
+        };
+        let retried = FaultFlags::decode(0x70, from_4_0).unwrap();
+        assert_eq!(retried.hold(&page_lock), FaultHold::Holds);
+    }
+
     #[test]
     fn a_word_with_unknown_bits_is_no_flags_word() {
-        assert_eq!(FaultFlags::decode(0x8000_0000, VMA_LOCK), None);
-        assert_eq!(FaultFlags::decode(0xffff_8881, VMA_LOCK), None);
+        assert_eq!(FaultFlags::decode(0x8000_0000, NOW), None);
+        assert_eq!(FaultFlags::decode(0xffff_8881, NOW), None);
     }
 }

@@ -6,7 +6,10 @@ use lockwatch_ebpf::{
 };
 
 use super::{
+    block::BlockLayout,
     btf::{Btf, BtfError},
+    cgroup::{CgroupLayout, ThrottleLayout},
+    fault::{FAULT_FRAMES, FaultRules, OLD_FAULT_FRAMES},
     locks::LockLayouts,
 };
 
@@ -33,6 +36,12 @@ pub struct Layout {
     pub file: FileLayout,
     /// `struct pipe_inode_info`.
     pub pipe: PipeLayout,
+    /// Block devices.
+    pub block: Option<BlockLayout>,
+    /// Control groups.
+    pub cgroup: Option<CgroupLayout>,
+    /// Whether a control group keeps a task from running.
+    pub throttle: Option<ThrottleLayout>,
     /// Readers clear their own owner entry when they release
     /// (`DETECT_HUNG_TASK_BLOCKER` for rwsems, 6.17+).
     pub readers_clear_owner: bool,
@@ -41,7 +50,7 @@ pub struct Layout {
 /// `struct mm_struct`.
 #[derive(Clone, Copy, Debug)]
 pub struct MmLayout {
-    /// `mmap_lock`
+    /// `mmap_lock` (5.8+), else `mmap_sem`
     pub mmap_lock: u64,
     /// `owner` (`MEMCG`)
     pub owner: Option<u64>,
@@ -50,22 +59,29 @@ pub struct MmLayout {
 /// What a page fault keeps on the stack.
 #[derive(Clone, Copy, Debug)]
 pub struct FaultLayout {
-    /// `vm_fault.vma`
-    pub fault_vma: usize,
-    /// `vm_fault.address`
+    /// Functions in whose frames a `vm_fault` lies.
+    pub frames: &'static [&'static str],
+    /// `vm_fault.vma`. Absent up to 4.9: the VMA is then told by the page it has at
+    /// `fault_pgoff`.
+    pub fault_vma: Option<usize>,
+    /// `vm_fault.address` (4.10+), else `virtual_address`
     pub fault_address: usize,
+    /// `vm_fault.pgoff`
+    pub fault_pgoff: usize,
     /// `vm_fault.flags`
     pub fault_flags: usize,
-    /// Bytes of a `vm_fault` up to its flags and address.
+    /// Bytes of a `vm_fault` up to its flags, address and pgoff.
     pub fault_size: usize,
-    /// `FAULT_FLAG_VMA_LOCK`, 0 where the kernel has none.
-    pub vma_lock_flag: u32,
+    /// What its flags mean.
+    pub rules: FaultRules,
     /// `vm_area_struct.vm_start`
     pub vma_start: usize,
     /// `vm_area_struct.vm_end`
     pub vma_end: usize,
     /// `vm_area_struct.vm_mm`
     pub vma_mm: usize,
+    /// `vm_area_struct.vm_pgoff`
+    pub vma_pgoff: usize,
     /// Bytes to read of a `vm_area_struct`.
     pub vma_size: usize,
 }
@@ -73,8 +89,8 @@ pub struct FaultLayout {
 /// `struct inode` and its `address_space`.
 #[derive(Clone, Copy, Debug)]
 pub struct InodeLayout {
-    /// `i_rwsem`
-    pub i_rwsem: u64,
+    /// `i_rwsem`; 4.7+, before that a mutex was there.
+    pub i_rwsem: Option<u64>,
     /// `i_sb`
     pub sb: usize,
     /// `i_mode`
@@ -127,14 +143,23 @@ pub struct SuperBlockLayout {
     pub mounts: usize,
     /// Whether `s_mounts` is a list head.
     pub mounts_is_list: bool,
+    /// The locks by which it is frozen; 4.4+, before that they were counters.
+    pub writers: Option<WritersLayout>,
+    /// Bytes of a super block.
+    pub size: usize,
+}
+
+/// `super_block.s_writers`.
+#[derive(Clone, Copy, Debug)]
+pub struct WritersLayout {
     /// `s_writers.frozen`
     pub frozen: usize,
     /// `s_writers.rw_sem`, one for each level of a freeze.
-    pub writers: u64,
-    /// Bytes of one of them, and of all.
-    pub writers_len: (u64, u64),
-    /// Bytes of a super block.
-    pub size: usize,
+    pub locks: u64,
+    /// Bytes of one of them.
+    pub one: u64,
+    /// Bytes of all.
+    pub all: u64,
 }
 
 /// `struct file`.
@@ -151,7 +176,7 @@ pub struct FileLayout {
 pub struct PipeLayout {
     /// `mutex`
     pub mutex: u64,
-    /// `ring_size`
+    /// `ring_size` (5.5+), else `buffers`
     pub ring_size: u64,
 }
 
@@ -190,7 +215,8 @@ impl Layout {
             task: task_layout(btf)?,
             locks: LockLayouts::from_btf(btf)?,
             mm: MmLayout {
-                mmap_lock: at64(btf, "mm_struct.mmap_lock")?,
+                mmap_lock: at64(btf, "mm_struct.mmap_lock")
+                    .or_else(|_| at64(btf, "mm_struct.mmap_sem"))?,
                 owner: btf
                     .member("mm_struct.owner")
                     .map(|member| member.offset.into()),
@@ -213,8 +239,12 @@ impl Layout {
             },
             pipe: PipeLayout {
                 mutex: at64(btf, "pipe_inode_info.mutex")?,
-                ring_size: at64(btf, "pipe_inode_info.ring_size")?,
+                ring_size: at64(btf, "pipe_inode_info.ring_size")
+                    .or_else(|_| at64(btf, "pipe_inode_info.buffers"))?,
             },
+            block: BlockLayout::from_btf(btf),
+            cgroup: CgroupLayout::from_btf(btf),
+            throttle: ThrottleLayout::from_btf(btf),
             readers_clear_owner: !cfg!(feature = "mutation-no-reader-owner")
                 && btf.member("task_struct.blocker").is_some()
                 && btf.has_function("rwsem_owner"),
@@ -261,7 +291,8 @@ fn task_layout(btf: &Btf) -> Result<TaskLayout, BtfError> {
         flags: required("flags")?,
         on_cpu: required("on_cpu")?,
         on_rq: required("on_rq")?,
-        cpu: required("thread_info.cpu").or_else(|_| required("cpu"))?,
+        // Up to 4.8 it lies in the thread_info on the stack.
+        cpu: required("thread_info.cpu").unwrap_or_else(|_| optional("cpu")),
         nvcsw: required("nvcsw")?,
         nivcsw: required("nivcsw")?,
         last_arrival: optional("sched_info.last_arrival"),
@@ -276,29 +307,47 @@ fn task_layout(btf: &Btf) -> Result<TaskLayout, BtfError> {
 }
 
 fn fault_layout(btf: &Btf) -> Result<FaultLayout, BtfError> {
+    let vma = btf.member("vm_fault.vma");
     let flags = btf.require("vm_fault.flags")?;
-    let address = btf.require("vm_fault.address")?;
+    let address = btf
+        .require("vm_fault.address")
+        .or_else(|_| btf.require("vm_fault.virtual_address"))?;
+    let pgoff = btf.require("vm_fault.pgoff")?;
     let vma_mm = btf.require("vm_area_struct.vm_mm")?;
     let vma_end = btf.require("vm_area_struct.vm_end")?;
+    let vma_pgoff = btf.require("vm_area_struct.vm_pgoff")?;
+    let ends = |members: &[Member]| members.iter().map(|m| m.offset + m.size).max().unwrap_or(0);
     Ok(FaultLayout {
-        fault_vma: at(btf, "vm_fault.vma")?,
+        frames: if vma.is_some() {
+            FAULT_FRAMES
+        } else {
+            OLD_FAULT_FRAMES
+        },
+        fault_vma: vma.map(|vma| vma.offset as usize),
         fault_address: address.offset as usize,
+        fault_pgoff: pgoff.offset as usize,
         fault_flags: flags.offset as usize,
-        fault_size: (flags.offset + flags.size).max(address.offset + address.size) as usize,
-        vma_lock_flag: btf
-            .enumerator("fault_flag", "FAULT_FLAG_VMA_LOCK")
-            .unwrap_or(0),
+        fault_size: ends(&[flags, address, pgoff]) as usize,
+        rules: FaultRules {
+            vma_lock_flag: btf
+                .enumerator("fault_flag", "FAULT_FLAG_VMA_LOCK")
+                .unwrap_or(0),
+            // 5.1 began to drop the lock; from 4.10 on nothing in the types tells.
+            keeps_for_io: vma.is_none(),
+            has_nonlinear: btf.member("vm_area_struct.shared.nonlinear").is_some(),
+        },
         vma_start: at(btf, "vm_area_struct.vm_start")?,
         vma_end: vma_end.offset as usize,
         vma_mm: vma_mm.offset as usize,
-        vma_size: (vma_mm.offset + 8).max(vma_end.offset + 8) as usize,
+        vma_pgoff: vma_pgoff.offset as usize,
+        vma_size: ends(&[vma_mm, vma_end, vma_pgoff]) as usize,
     })
 }
 
 fn inode_layout(btf: &Btf) -> Result<InodeLayout, BtfError> {
     let data = at64(btf, "inode.i_data")?;
     Ok(InodeLayout {
-        i_rwsem: at64(btf, "inode.i_rwsem")?,
+        i_rwsem: at64(btf, "inode.i_rwsem").ok(),
         sb: at(btf, "inode.i_sb")?,
         mode: at(btf, "inode.i_mode")?,
         mapping: at(btf, "inode.i_mapping")?,
@@ -315,7 +364,15 @@ fn inode_layout(btf: &Btf) -> Result<InodeLayout, BtfError> {
 fn super_block_layout(btf: &Btf) -> Result<SuperBlockLayout, BtfError> {
     let id = btf.require("super_block.s_id")?;
     let mounts = btf.require("super_block.s_mounts")?;
-    let writers = btf.require("super_block.s_writers.rw_sem")?;
+    let writers = match btf.member("super_block.s_writers.rw_sem") {
+        Some(locks) => Some(WritersLayout {
+            frozen: at(btf, "super_block.s_writers.frozen")?,
+            locks: locks.offset.into(),
+            one: size(btf, "percpu_rw_semaphore")? as u64,
+            all: locks.size.into(),
+        }),
+        None => None,
+    };
     Ok(SuperBlockLayout {
         s_umount: at64(btf, "super_block.s_umount")?,
         fs_type: at(btf, "super_block.s_type")?,
@@ -324,12 +381,7 @@ fn super_block_layout(btf: &Btf) -> Result<SuperBlockLayout, BtfError> {
         id_len: id.size as usize,
         mounts: mounts.offset as usize,
         mounts_is_list: mounts.size == 16,
-        frozen: at(btf, "super_block.s_writers.frozen")?,
-        writers: writers.offset.into(),
-        writers_len: (
-            size(btf, "percpu_rw_semaphore")? as u64,
-            writers.size.into(),
-        ),
+        writers,
         size: size(btf, "super_block")?,
     })
 }

@@ -3,8 +3,10 @@
 //! symbol's spelling.
 
 pub mod arch;
+pub mod block;
 pub mod btf;
 pub mod capabilities;
+pub mod cgroup;
 pub mod fault;
 pub mod hold_frames;
 pub mod layout;

@@ -8,6 +8,11 @@ use crate::task::StuckClass;
 pub const LOCK_SLOW_PATHS: &[&str] = &[
     "rwsem_down_read_slowpath",
     "rwsem_down_write_slowpath",
+    // Up to 5.2.
+    "rwsem_down_read_failed",
+    "rwsem_down_read_failed_killable",
+    "rwsem_down_write_failed",
+    "rwsem_down_write_failed_killable",
     "__mutex_lock",
     "__mutex_lock_slowpath",
     "__mutex_lock_killable_slowpath",
@@ -33,14 +38,20 @@ pub const LOCK_SLOW_PATHS: &[&str] = &[
 
 /// Whether a function, by its stem, is one of a lock's own rather than its caller. Some of
 /// them lie outside of `.sched.text`, and the unwinder shows them: `rt_mutex_schedule`,
-/// `percpu_rwsem_wait`, those of mm/mmap_lock.c.
+/// `percpu_rwsem_wait`, those of mm/mmap_lock.c, `call_rwsem_down_read_failed` (up to 5.0).
 pub fn is_lock_function(stem: &str) -> bool {
     LOCK_SLOW_PATHS.contains(&stem)
         || VMA_DRAINS.contains(&stem)
         || RT_SPINLOCK_ASKS.contains(&stem)
-        || ["rt_mutex_", "__rt_mutex_", "rwbase_", "__rwbase_"]
-            .iter()
-            .any(|family| stem.starts_with(family))
+        || [
+            "rt_mutex_",
+            "__rt_mutex_",
+            "rwbase_",
+            "__rwbase_",
+            "call_rwsem_down_",
+        ]
+        .iter()
+        .any(|family| stem.starts_with(family))
 }
 
 /// Functions that take mmap_lock for whoever calls them, and say nothing of why
@@ -138,6 +149,11 @@ const PAGE_WAITS: &[&str] = &[
     "out_of_line_wait_on_bit",
     "filemap_read_folio",
 ];
+
+/// Whether a function, by its stem, waits for a page or buffer.
+pub fn is_page_wait(stem: &str) -> bool {
+    PAGE_WAITS.contains(&stem)
+}
 
 /// The class of a sleep and the function that decides it, from the functions on the
 /// stack, innermost first.

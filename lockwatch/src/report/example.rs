@@ -77,6 +77,7 @@ pub(crate) fn holder(task: TaskName, mode: LockMode, stack: StackId) -> Holder {
         }],
         stood: true,
         cgroup: None,
+        throttled: None,
         state: TaskState::Uninterruptible,
         stuck: Stuck {
             class: StuckClass::BlockIo,
@@ -125,6 +126,7 @@ pub(crate) fn mmap_lock(address: u64, tgid: u32, comm: &str) -> Lock {
         state: LockState::ReadHeld,
         reader_count: Some(1),
         count: 0x102,
+        count_is_signed: false,
         owner: 0x3,
         holders: Vec::new(),
         waiters: Vec::new(),
@@ -210,7 +212,8 @@ pub(crate) fn incident() -> Survey {
         ],
     );
     let mut lock = mmap_lock(0xffff_8881_4a2b_c070, 4_424, "filebeat");
-    lock.count = 0xffff_ffff_0000_0001;
+    lock.count = -4_294_967_295_i64 as u64;
+    lock.count_is_signed = true;
     lock.holders.push(Holder {
         evidence: vec![Evidence {
             kind: EvidenceKind::FaultFlags,

@@ -110,6 +110,7 @@ fn stack_index(id: StackId, stacks: &Stacks) -> Option<u32> {
 
 impl Lock {
     fn new(lock: &lock::Lock, stacks: &Stacks) -> Self {
+        let count_text = lock.count_text();
         // Named one by one, so that a new field of the domain is not forgotten here.
         let lock::Lock {
             address,
@@ -119,7 +120,8 @@ impl Lock {
             object,
             state,
             reader_count,
-            count,
+            count: _,
+            count_is_signed: _,
             owner,
             holders,
             waiters,
@@ -137,7 +139,7 @@ impl Lock {
             object: object.as_ref().map(Object::from),
             state: *state,
             reader_count: *reader_count,
-            count: format!("{count:#x}"),
+            count: count_text,
             owner: format!("{owner:#x}"),
             holders: holders.iter().map(|h| Holder::new(h, stacks)).collect(),
             waiters: waiters.iter().map(|w| Waiter::new(w, stacks)).collect(),
@@ -199,6 +201,7 @@ impl Holder {
             evidence,
             stood: _,
             cgroup,
+            throttled: _,
             state,
             stuck,
             held,

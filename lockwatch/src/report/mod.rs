@@ -124,7 +124,7 @@ pub struct Lock {
     /// them, or the lock is not read-held.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reader_count: Option<u32>,
-    /// The lock word, hexadecimal.
+    /// The lock word, hexadecimal; signed and decimal where it is a sum (rwsems up to 5.2).
     pub count: String,
     /// The owner word, hexadecimal: for a read-held lock only a hint.
     pub owner: String,

@@ -2,7 +2,7 @@
 
 use crate::{
     kernel::{
-        arch::{is_kernel_address, is_user_address},
+        arch::{PAGE_SIZE, is_kernel_address, is_user_address},
         fault::{FAULT_FRAMES, FaultFlags, FaultHold},
         hold_frames::{self, HoldFrame},
         layout::Layout,
@@ -445,7 +445,7 @@ pub(super) fn fault(
     };
     let is_vma = lock.class == LockClass::VmaLock;
     for index in 0..stems.len() {
-        if !FAULT_FRAMES.contains(&stems[index]) {
+        if !scene.layout.fault.frames.contains(&stems[index]) {
             continue;
         }
         let Some(flags) = fault_flags(scene, object, task, index)? else {
@@ -477,25 +477,40 @@ fn fault_flags(
     frame: usize,
 ) -> Result<Option<FaultFlags>, MemoryError> {
     let layout = scene.layout.fault;
-    let (_, words) = frame_words(&task.frames, frame, scene.look.words(task));
+    let all = scene.look.words(task);
+    let (from, words) = frame_words(&task.frames, frame, all);
+    // Up to 4.9 the VMA is in a register that what the frame calls saves.
+    let beside: Vec<u64> = match layout.fault_vma {
+        Some(_) => Vec::new(),
+        None => scene.look.pointers(&all[..from + words.len()]),
+    };
     for start in 0..words
         .len()
         .saturating_sub(layout.fault_size.div_ceil(8) - 1)
     {
         let field = |offset: usize| words[start + offset / 8] >> (8 * (offset % 8));
-        let (vma, address) = (field(layout.fault_vma), field(layout.fault_address));
-        let flags = FaultFlags::decode(field(layout.fault_flags) as u32, layout.vma_lock_flag);
-        let (true, true, Some(flags)) = (is_kernel_address(vma), is_user_address(address), flags)
-        else {
+        let (address, pgoff) = (field(layout.fault_address), field(layout.fault_pgoff));
+        let flags = FaultFlags::decode(field(layout.fault_flags) as u32, layout.rules);
+        let (true, Some(flags)) = (is_user_address(address), flags) else {
             continue;
         };
-        let Some(bytes) = scene.memory.read(vma, layout.vma_size)? else {
-            continue;
-        };
-        let inside =
-            (word(&bytes, layout.vma_start)..word(&bytes, layout.vma_end)).contains(&address);
-        if inside && (vma == object || word(&bytes, layout.vma_mm) == object) {
-            return Ok(Some(flags));
+        let named = layout.fault_vma.map(field);
+        for &vma in named.as_slice().iter().chain(&beside) {
+            if !is_kernel_address(vma) {
+                continue;
+            }
+            let Some(bytes) = scene.memory.read(vma, layout.vma_size)? else {
+                continue;
+            };
+            let member = |offset: usize| word(&bytes, offset);
+            let start = member(layout.vma_start);
+            let inside = (start..member(layout.vma_end)).contains(&address);
+            let is_its_page =
+                || member(layout.vma_pgoff).wrapping_add((address - start) / PAGE_SIZE) == pgoff;
+            let is_it = inside && (named.is_some() || is_its_page());
+            if is_it && (vma == object || member(layout.vma_mm) == object) {
+                return Ok(Some(flags));
+            }
         }
     }
     Ok(None)

@@ -103,6 +103,14 @@ impl Image {
         }
     }
 
+    /// So many words from this address on, 0 where nothing was set.
+    pub(super) fn words(&self, address: u64, count: usize) -> impl Iterator<Item = u64> {
+        (address..)
+            .step_by(8)
+            .take(count)
+            .map(|at| self.words.get(&at).copied().unwrap_or(0))
+    }
+
     /// The stack of task `n`, as its `task_struct` tells it.
     pub(super) fn task(&mut self, n: u64) {
         self.set(task_address(n) + RWSEM.entry.task_stack, stack_base(n));
@@ -177,7 +185,7 @@ impl Image {
     }
 }
 
-fn as_words(record: &TaskRecord) -> Vec<u64> {
+pub(super) fn as_words(record: &TaskRecord) -> Vec<u64> {
     record
         .as_bytes()
         .chunks_exact(8)

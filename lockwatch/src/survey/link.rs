@@ -43,7 +43,7 @@ pub(super) fn points_at_another(
 pub(super) fn offset_in_object(class: &LockClass, layout: &Layout) -> Option<u64> {
     match class {
         LockClass::MmapLock => Some(layout.mm.mmap_lock),
-        LockClass::InodeRwsem => Some(layout.inode.i_rwsem),
+        LockClass::InodeRwsem => layout.inode.i_rwsem,
         LockClass::InvalidateLock => {
             Some(layout.inode.invalidate_lock.unwrap_or(layout.inode.data))
         }

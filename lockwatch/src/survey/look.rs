@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{
     kernel::{
-        arch::{ENTRY_FRAME_LEN, PT_REGS_LEN},
+        arch::{ENTRY_FRAME_LEN, PT_REGS_LEN, is_image_address, is_kernel_address},
         memory::text,
     },
     survey::stack::{Frame, align},
@@ -125,6 +125,20 @@ impl Look {
             Some(first) if task.record.on_cpu == 0 => &words[..first.at.min(words.len())],
             _ => words,
         }
+    }
+
+    /// The words that can point at a structure of the kernel's, each once: at none of its
+    /// image, and at none on a stack.
+    pub(super) fn pointers(&self, words: &[u64]) -> Vec<u64> {
+        let mut found: Vec<u64> = words
+            .iter()
+            .copied()
+            .filter(|&word| is_kernel_address(word) && word.is_multiple_of(8))
+            .filter(|&word| !is_image_address(word) && !self.in_a_stack(word))
+            .collect();
+        found.sort_unstable();
+        found.dedup();
+        found
     }
 
     /// The task whose `task_struct` lies at this address.

@@ -107,6 +107,7 @@ impl Merger<'_, '_> {
                 .readers
                 .filter(|_| queue.word.state == LockState::ReadHeld),
             count: queue.word.count,
+            count_is_signed: queue.word.is_signed,
             owner: queue.word.owner,
             waiters,
             by_priority: queue.by_priority,
@@ -255,6 +256,7 @@ impl Merger<'_, '_> {
             evidence,
             stood,
             cgroup: None,
+            throttled: None,
             state: task.state,
             stuck: stuck::of_task(self.functions, seen.look, task, off_cpu),
             // Not traced: it took the lock before it went to sleep in it.

@@ -2,13 +2,17 @@
 //! anything, so that it also explains a host that hung before it was started.
 
 mod asking;
+mod cgroup;
 mod clock;
 pub mod confidence;
+mod device;
 mod functions;
 mod holders;
 mod holds;
 #[cfg(test)]
 mod image;
+#[cfg(test)]
+mod incident;
 mod link;
 mod look;
 mod merge;

@@ -257,14 +257,17 @@ fn super_writers(
     memory: &mut dyn KernelMemory,
     namespace: Option<u64>,
 ) -> Result<Option<Identity>, MemoryError> {
-    let (one, all) = layout.super_block.writers_len;
-    let places = (0..all).step_by(usize::try_from(one.max(1)).unwrap_or(usize::MAX));
+    let Some(writers) = layout.super_block.writers else {
+        return Ok(None);
+    };
+    let places =
+        (0..writers.all).step_by(usize::try_from(writers.one.max(1)).unwrap_or(usize::MAX));
     for (level, offset) in FREEZE_LEVELS.iter().zip(places) {
-        let super_block = lock.0.wrapping_sub(layout.super_block.writers + offset);
+        let super_block = lock.0.wrapping_sub(writers.locks + offset);
         let Some((fstype, id)) = file_system(super_block, layout, memory)? else {
             continue;
         };
-        let frozen = super_block.wrapping_add(layout.super_block.frozen as u64);
+        let frozen = super_block.wrapping_add(writers.frozen as u64);
         let frozen = memory
             .read(frozen, 4)?
             .map_or(0, |bytes| half_word(&bytes, 0));
@@ -363,7 +366,7 @@ fn inode(
     namespace: Option<u64>,
 ) -> Result<Option<Identity>, MemoryError> {
     let places = [
-        (Some(layout.inode.i_rwsem), LockClass::InodeRwsem),
+        (layout.inode.i_rwsem, LockClass::InodeRwsem),
         (layout.inode.invalidate_lock, LockClass::InvalidateLock),
     ];
     for (offset, class) in places {

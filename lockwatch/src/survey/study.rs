@@ -87,7 +87,7 @@ impl Surveyor {
         wanted: impl Fn(TaskKey, u64) -> bool,
         between: impl FnOnce(),
     ) -> Result<Vec<Resting>, SurveyError> {
-        let thread_size = self.layout.task.thread_size;
+        let thread_size = self.kernel.layout.task.thread_size;
         let first = Look::decode(self.probes.read_tasks()?, thread_size);
         let before = self.traced()?;
         between();
@@ -151,9 +151,14 @@ impl Surveyor {
         first: &Look,
         wanted: impl Fn(TaskKey, u64) -> bool,
     ) -> Result<Vec<(usize, Said)>, SurveyError> {
-        let mut functions = Functions::new(&self.symbols);
-        let mut found = queue::find(first, &self.rows, &mut self.probes)?.queues;
-        let pi = queue::find_pi(first, &self.layout.locks, &mut functions, &mut self.probes)?;
+        let mut functions = Functions::new(&self.kernel.symbols);
+        let mut found = queue::find(first, &self.kernel.rows, &mut self.probes)?.queues;
+        let pi = queue::find_pi(
+            first,
+            &self.kernel.layout.locks,
+            &mut functions,
+            &mut self.probes,
+        )?;
         found.extend(pi.queues);
         let mut studied = Vec::new();
         for (index, task) in first.tasks.iter().enumerate() {
@@ -164,7 +169,7 @@ impl Surveyor {
             }
             let mut scene = Scene {
                 look: first,
-                layout: &self.layout,
+                layout: &self.kernel.layout,
                 functions: &mut functions,
                 memory: &mut self.probes,
                 own_tgid: std::process::id(),
@@ -186,7 +191,7 @@ impl Surveyor {
         &mut self,
         mut locks: Vec<LockAddr>,
     ) -> Result<FxHashMap<LockAddr, LockWord>, SurveyError> {
-        let Some((layout, size)) = self.layout.locks.rwsem() else {
+        let Some((layout, size)) = self.kernel.layout.locks.rwsem() else {
             return Ok(FxHashMap::default());
         };
         locks.sort_unstable();
@@ -203,11 +208,17 @@ impl Surveyor {
     /// The class of a lock by its address.
     fn class_of(&mut self, lock: LockAddr, look: &Look) -> Result<Option<LockClass>, SurveyError> {
         for class in CLASSES {
-            let Some(offset) = link::offset_in_object(&class, &self.layout) else {
+            let Some(offset) = link::offset_in_object(&class, &self.kernel.layout) else {
                 continue;
             };
             let object = lock.0.wrapping_sub(offset);
-            let found = link::pointed_at(&class, &[object], look, &self.layout, &mut self.probes)?;
+            let found = link::pointed_at(
+                &class,
+                &[object],
+                look,
+                &self.kernel.layout,
+                &mut self.probes,
+            )?;
             if found.iter().any(|&(_, address)| address == object) {
                 return Ok(Some(class));
             }

@@ -1,6 +1,7 @@
 //! Takes surveys of the running kernel.
 
 use std::{
+    fs,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -9,27 +10,29 @@ use std::{
 use crate::{
     figures::Count,
     kernel::{
+        block::in_flight_file,
         btf::{Btf, BtfError},
         capabilities::{self, Missing},
         layout::Layout,
         locks::RWSEM_SLOW_PATHS,
-        memory::MemoryError,
+        memory::{KernelMemory, MemoryError},
         symbols::{Symbols, SymbolsError},
     },
     lock::{LockClass, LockKind, Stacks},
     probes::{LoadError, survey::SurveyProbes},
     survey::{
-        Survey, SurveyOptions,
+        Survey, SurveyOptions, cgroup,
         clock::{Clocks, tick_rate},
+        device,
         functions::Functions,
         holders::{self, Scene, Suspect},
-        holds::{self, HoldSource},
-        look::Look,
+        holds::{self, HoldSource, TracedHold},
+        look::{Look, TaskLook},
         merge::{Merger, Seen},
         names::{self, Identity},
         queue::{self, Queue, Row},
     },
-    task::Nanos,
+    task::{BlockDevice, Nanos, StuckClass},
 };
 
 /// Why no survey can be taken on this host, with the remedy.
@@ -77,11 +80,18 @@ pub enum SurveyError {
 /// Everything a survey needs, loaded: it can be asked again and again.
 #[derive(Debug)]
 pub struct Surveyor {
+    pub(super) kernel: Kernel,
+    pub(super) probes: SurveyProbes,
+    pub(super) holds: Option<Box<dyn HoldSource>>,
+}
+
+/// What is known of a kernel before any of its tasks is looked at. The kernel may be the
+/// running one, or one whose memory somebody has kept.
+#[derive(Debug)]
+pub(super) struct Kernel {
     pub(super) layout: Layout,
     pub(super) symbols: Arc<Symbols>,
     pub(super) rows: Vec<Row>,
-    pub(super) probes: SurveyProbes,
-    pub(super) holds: Option<Box<dyn HoldSource>>,
 }
 
 /// Looks beyond the second, where a queue could not be read.
@@ -106,23 +116,8 @@ impl Surveyor {
             let symbols = symbols
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            let rows: Vec<Row> = layout
-                .locks
-                .queued
-                .iter()
-                .map(|layout| Row {
-                    layout: *layout,
-                    slow_paths: symbols.ranges_of(layout.slow_paths),
-                })
-                .collect();
-            let blind = |row: &Row| row.layout.kind == LockKind::Rwsem && row.slow_paths.is_empty();
-            if rows.iter().any(blind) {
-                return Err(OpenError::SlowPaths);
-            }
             Ok(Self {
-                layout,
-                symbols: Arc::new(symbols),
-                rows,
+                kernel: Kernel::new(layout, symbols)?,
                 probes,
                 holds: None,
             })
@@ -138,7 +133,7 @@ impl Surveyor {
 
     /// The kernel's symbols, as read when it was opened.
     pub fn symbols(&self) -> Arc<Symbols> {
-        Arc::clone(&self.symbols)
+        Arc::clone(&self.kernel.symbols)
     }
 
     /// Takes one survey: two looks, and what both agree on. While queues change faster
@@ -164,14 +159,14 @@ impl Surveyor {
         let first = self.look()?;
         // Nobody waits: nothing can be standing.
         if first.queues.is_empty() && first.unsettled == 0 {
-            return Ok(self.conclude(&[first], began, Vec::new()));
+            return self.conclude(&[first], began, Vec::new());
         }
         let looks = [first];
         if began.elapsed() + options.pause > options.deadline {
             let reason = "the deadline left time for one look only: nothing is certain".to_owned();
-            return Ok(self.conclude(&looks, began, vec![reason]));
+            return self.conclude(&looks, began, vec![reason]);
         }
-        preliminary(self.conclude(&looks, began, Vec::new()));
+        preliminary(self.conclude(&looks, began, Vec::new())?);
         thread::sleep(options.pause);
         let [mut first] = looks;
         let mut second = self.look()?;
@@ -194,8 +189,28 @@ impl Surveyor {
             }
             second = third;
         }
-        let mut survey = self.conclude(&[first, second], began, Vec::new());
+        let mut survey = self.conclude(&[first, second], began, Vec::new())?;
         survey.paused = Nanos::from_duration(paused);
+        Ok(survey)
+    }
+
+    fn conclude(
+        &mut self,
+        looks: &[Sight],
+        began: Instant,
+        degraded: Vec<String>,
+    ) -> Result<Survey, SurveyError> {
+        let mut survey = self.kernel.conclude(looks, began, degraded);
+        if let Some(last) = looks.last() {
+            self.kernel
+                .describe_holders(&mut survey, &last.look, &mut self.probes)?;
+        }
+        for holder in survey.locks.iter_mut().flat_map(|lock| &mut lock.holders) {
+            if let Some(device) = &mut holder.stuck.device {
+                device.in_flight = in_flight(&device.name);
+            }
+        }
+        survey.duration = Nanos::from_duration(began.elapsed());
         Ok(survey)
     }
 
@@ -203,23 +218,78 @@ impl Surveyor {
     fn look(&mut self) -> Result<Sight, SurveyError> {
         let began = Instant::now();
         let woke_ns = own_wake_up();
-        let look = Look::decode(self.probes.read_tasks()?, self.layout.task.thread_size);
+        let look = Look::decode(
+            self.probes.read_tasks()?,
+            self.kernel.layout.task.thread_size,
+        );
         let (holds, holds_error) = match self.holds.as_mut().map(|source| source.holds()) {
             Some(Ok(holds)) => (holds, None),
             Some(Err(error)) => (Vec::new(), Some(error.to_string())),
             None => (Vec::new(), None),
         };
+        let scheduler_offset_ns = scheduler_offset(&look, woke_ns);
+        let own_tgid = std::process::id();
+        let (queues, unsettled) = self
+            .kernel
+            .queues(&look, &holds, own_tgid, &mut self.probes)?;
+        Ok(Sight {
+            scheduler_offset_ns,
+            look,
+            queues,
+            unsettled,
+            holds_error,
+            took: began.elapsed(),
+        })
+    }
+}
+
+impl Kernel {
+    /// # Errors
+    /// When it has no function that queues tasks on rwsems.
+    pub(super) fn new(layout: Layout, symbols: Symbols) -> Result<Self, OpenError> {
+        let rows: Vec<Row> = layout
+            .locks
+            .queued
+            .iter()
+            .map(|layout| Row {
+                layout: *layout,
+                slow_paths: symbols.ranges_of(layout.slow_paths),
+            })
+            .collect();
+        let blind = |row: &Row| row.layout.kind == LockKind::Rwsem && row.slow_paths.is_empty();
+        if rows.iter().any(blind) {
+            return Err(OpenError::SlowPaths);
+        }
+        Ok(Self {
+            layout,
+            symbols: Arc::new(symbols),
+            rows,
+        })
+    }
+
+    /// Every lock that tasks of a look wait for, with who could hold it; and how many
+    /// queues could not be read. `holds` were traced; no task of `own_tgid` is a suspect.
+    ///
+    /// # Errors
+    /// When the memory cannot be read at all.
+    fn queues(
+        &self,
+        look: &Look,
+        holds: &[TracedHold],
+        own_tgid: u32,
+        memory: &mut dyn KernelMemory,
+    ) -> Result<(Vec<SeenQueue>, u32), MemoryError> {
         let mut functions = Functions::new(&self.symbols);
-        let mut found = queue::find(&look, &self.rows, &mut self.probes)?;
-        let pi = queue::find_pi(&look, &self.layout.locks, &mut functions, &mut self.probes)?;
+        let mut found = queue::find(look, &self.rows, memory)?;
+        let pi = queue::find_pi(look, &self.layout.locks, &mut functions, memory)?;
         found.queues.extend(pi.queues);
         found.unsettled += pi.unsettled;
         queue::find_drained(
-            &look,
+            look,
             &self.rows,
             &self.layout,
             &mut functions,
-            &mut self.probes,
+            memory,
             &mut found.queues,
         )?;
         let mut queues = Vec::with_capacity(found.queues.len());
@@ -228,26 +298,20 @@ impl Surveyor {
                 let stems = functions.stems(&look.tasks[entry.task]);
                 stems.into_iter().find(|stem| names::is_caller(stem))
             });
-            let identity = names::identify(
-                &queue,
-                caller,
-                &look,
-                &self.layout,
-                &self.symbols,
-                &mut self.probes,
-            )?;
+            let identity =
+                names::identify(&queue, caller, look, &self.layout, &self.symbols, memory)?;
             // Some kernels make it of an rwsem.
             if identity.class == LockClass::VmaLock {
                 queue.kind = LockKind::VmaLock;
             }
             let mut scene = Scene {
-                look: &look,
+                look,
                 layout: &self.layout,
                 functions: &mut functions,
-                memory: &mut self.probes,
-                own_tgid: std::process::id(),
+                memory,
+                own_tgid,
             };
-            let testimony = holds::testimony(&look, &queue, &holds);
+            let testimony = holds::testimony(look, &queue, holds);
             let suspects = holders::suspects(&mut scene, &queue, &identity, &testimony.heard)?;
             queues.push(SeenQueue {
                 queue,
@@ -256,14 +320,72 @@ impl Surveyor {
                 contradiction: testimony.contradiction,
             });
         }
-        Ok(Sight {
-            woke_ns,
-            look,
-            queues,
-            unsettled: found.unsettled,
-            holds_error,
-            took: began.elapsed(),
-        })
+        Ok((queues, found.unsettled))
+    }
+
+    /// Says of the holders what is asked of few tasks only: which control group they are
+    /// in, and which block device they wait for.
+    ///
+    /// # Errors
+    /// When the memory cannot be read at all.
+    fn describe_holders(
+        &self,
+        survey: &mut Survey,
+        look: &Look,
+        memory: &mut dyn KernelMemory,
+    ) -> Result<(), MemoryError> {
+        let mut functions = Functions::new(&self.symbols);
+        for holder in survey.locks.iter_mut().flat_map(|lock| &mut lock.holders) {
+            let is_it = |task: &&TaskLook| task.name.key == holder.task.key;
+            let Some(task) = look.tasks.iter().find(is_it) else {
+                continue;
+            };
+            if let Some(layout) = &self.layout.cgroup {
+                holder.cgroup = cgroup::path(task, layout, memory)?;
+            }
+            if let Some(layout) = self.layout.throttle {
+                holder.throttled = cgroup::is_throttled(task, layout, memory)?;
+            }
+            if holder.stuck.class == StuckClass::BlockIo {
+                let name = device::of_task(&mut functions, look, task, &self.layout, memory)?;
+                holder.stuck.device = name.map(|name| BlockDevice {
+                    name,
+                    in_flight: None,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// What looks at the memory of a kernel say that somebody has kept. Its tasks' times
+    /// are those of its scheduler.
+    ///
+    /// # Errors
+    /// When the memory cannot be read at all.
+    #[cfg(test)]
+    pub(super) fn survey_of(
+        &self,
+        looks: Vec<Look>,
+        memory: &mut dyn KernelMemory,
+    ) -> Result<Survey, MemoryError> {
+        let began = Instant::now();
+        let mut sights = Vec::new();
+        for look in looks {
+            let (queues, unsettled) = self.queues(&look, &[], 0, memory)?;
+            sights.push(Sight {
+                scheduler_offset_ns: Some(0),
+                look,
+                queues,
+                unsettled,
+                holds_error: None,
+                took: Duration::ZERO,
+            });
+        }
+        let mut survey = self.conclude(&sights, began, Vec::new());
+        if let Some(last) = sights.last() {
+            self.describe_holders(&mut survey, &last.look, memory)?;
+        }
+        Ok(survey)
     }
 
     fn conclude(&self, looks: &[Sight], began: Instant, mut degraded: Vec<String>) -> Survey {
@@ -368,8 +490,8 @@ impl Surveyor {
 
 /// What one look found.
 struct Sight {
-    /// `CLOCK_MONOTONIC` ns right after this thread got a CPU.
-    woke_ns: u64,
+    /// As in [`Clocks`], by this look alone.
+    scheduler_offset_ns: Option<i64>,
     look: Look,
     queues: Vec<SeenQueue>,
     unsettled: u32,
@@ -396,6 +518,15 @@ impl SeenQueue {
     }
 }
 
+/// Requests that a disk's driver has not completed; `None` where that cannot be read.
+fn in_flight(disk: &str) -> Option<u64> {
+    let counts = fs::read_to_string(in_flight_file(disk)).ok()?;
+    counts
+        .split_ascii_whitespace()
+        .map(|count| count.parse::<u64>().ok())
+        .sum()
+}
+
 /// Leaves the CPU for a moment and says when it came back: together with the
 /// scheduler's own entry for this thread that relates its clock to ours.
 fn own_wake_up() -> u64 {
@@ -404,20 +535,23 @@ fn own_wake_up() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-fn clocks(looks: &[Sight]) -> Clocks {
+/// What to add to a scheduler time of this look, in which our own thread had got a CPU
+/// right before `woke_ns`.
+fn scheduler_offset(look: &Look, woke_ns: u64) -> Option<i64> {
     let own_tid = rustix::thread::gettid().as_raw_nonzero().get() as u32;
+    let own = look
+        .tasks
+        .iter()
+        .find(|task| task.name.key.tid.0 == own_tid)?;
+    let arrival = own.record.last_arrival_ns;
+    (arrival != 0).then(|| woke_ns as i64 - arrival as i64)
+}
+
+fn clocks(looks: &[Sight]) -> Clocks {
     // A late wake-up makes the offset too large, never too small: the least is best.
     let scheduler_offset_ns = looks
         .iter()
-        .filter_map(|sight| {
-            let own = sight
-                .look
-                .tasks
-                .iter()
-                .find(|task| task.name.key.tid.0 == own_tid)?;
-            let arrival = own.record.last_arrival_ns;
-            (arrival != 0).then(|| sight.woke_ns as i64 - arrival as i64)
-        })
+        .filter_map(|sight| sight.scheduler_offset_ns)
         .min();
     let hz = looks
         .last()

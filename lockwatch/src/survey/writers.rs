@@ -33,12 +33,14 @@ pub(super) fn on_stack(
     lock: &Identity,
     task: &TaskLook,
 ) -> Result<Vec<Evidence>, MemoryError> {
-    let Some(LockObject::SuperBlock { super_block, .. }) = lock.object else {
+    let (Some(LockObject::SuperBlock { super_block, .. }), Some(layout)) =
+        (&lock.object, scene.layout.super_block.writers)
+    else {
         return Ok(Vec::new());
     };
-    let layout = &scene.layout.super_block;
-    let place = address.0.wrapping_sub(super_block + layout.writers);
-    let level = place.checked_div(layout.writers_len.0).unwrap_or(u64::MAX);
+    let super_block = *super_block;
+    let place = address.0.wrapping_sub(super_block + layout.locks);
+    let level = place.checked_div(layout.one).unwrap_or(u64::MAX);
     let Some(table) = usize::try_from(level)
         .ok()
         .and_then(|level| BY_LEVEL.get(level))

@@ -8,6 +8,9 @@ pub const PT_REGS_LEN: u64 = 168;
 /// (`TOP_OF_KERNEL_STACK_PADDING`): counted as user-controlled as well.
 pub const ENTRY_FRAME_LEN: u64 = 16;
 
+/// Bytes of a page.
+pub const PAGE_SIZE: u64 = 4096;
+
 /// In the kernel's half of the address space, with 4- or 5-level page tables, and
 /// not in the hole, the poison values or the last page.
 pub const fn is_kernel_address(address: u64) -> bool {

@@ -11,6 +11,8 @@ pub struct LockWord {
     /// The raw word that counts: `count`, `readers`, `block`; a mutex has none, and its
     /// `owner` stands here too.
     pub count: u64,
+    /// It is a sum that can be negative, and people write it in decimal.
+    pub is_signed: bool,
     /// The raw word that names somebody, 0 where the lock has none.
     pub owner: u64,
     /// Held how.
@@ -132,6 +134,7 @@ impl LockWord {
         };
         Self {
             count: refcnt.into(),
+            is_signed: false,
             owner: 0,
             state,
             readers: readers_of(state, readers.unwrap_or(0).into()),
@@ -181,6 +184,7 @@ fn biases(count: u64, owner: u64, queued: bool) -> LockWord {
     };
     LockWord {
         count,
+        is_signed: true,
         owner,
         state,
         readers: readers_of(state, active.saturating_sub(writers)),
@@ -212,6 +216,7 @@ fn bits(count: u64, owner: u64) -> LockWord {
     };
     LockWord {
         count,
+        is_signed: false,
         owner,
         state,
         readers: readers_of(state, readers),
@@ -249,6 +254,7 @@ fn rt(readers: u32, owner: u64) -> LockWord {
     };
     LockWord {
         count: readers.into(),
+        is_signed: false,
         owner,
         state,
         readers: readers_of(state, counted.into()),
@@ -294,6 +300,7 @@ fn rt_mutex(owner: u64) -> LockWord {
 fn exclusive(owner: u64, task: u64, has_waiters: bool, owner_is: OwnerIs) -> LockWord {
     LockWord {
         count: owner,
+        is_signed: false,
         owner,
         state: if task == 0 {
             LockState::Free
@@ -312,6 +319,7 @@ fn exclusive(owner: u64, task: u64, has_waiters: bool, owner_is: OwnerIs) -> Loc
 fn semaphore(count: u32, last_holder: u64) -> LockWord {
     LockWord {
         count: count.into(),
+        is_signed: false,
         owner: last_holder,
         state: if count == 0 {
             LockState::WriteHeld
@@ -338,6 +346,7 @@ fn percpu(block: u32, writer: u64, queued: bool) -> LockWord {
     };
     LockWord {
         count: block.into(),
+        is_signed: false,
         owner: writer,
         state,
         readers: (state != LockState::ReadHeld).then_some(0),

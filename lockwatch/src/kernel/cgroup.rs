@@ -1,0 +1,68 @@
+//! Where a task's control group lies, and whether it keeps the task from running.
+//!
+//! Sources: include/linux/cgroup-defs.h, include/linux/kernfs.h, kernel/sched/sched.h and
+//! kernel/sched/fair.c of 5.10, 6.1, 6.12, 6.18 and 7.3.
+
+use lockwatch_ebpf::Member;
+
+use super::btf::Btf;
+
+/// Offsets from a task to the names of its group and of those above.
+#[derive(Clone, Copy, Debug)]
+pub struct CgroupLayout {
+    /// `task_struct.cgroups`, a `css_set`
+    pub task_set: u64,
+    /// `css_set.dfl_cgrp`: its group in the v2 hierarchy
+    pub set_group: u64,
+    /// `cgroup.kn`
+    pub group_node: u64,
+    /// `kernfs_node.__parent` (6.15+), else `parent`
+    pub node_parent: u64,
+    /// `kernfs_node.name`
+    pub node_name: u64,
+}
+
+impl CgroupLayout {
+    /// `None` for a kernel without control groups, or one that spells them in another way.
+    pub fn from_btf(btf: &Btf) -> Option<Self> {
+        let at = |path: &str| btf.member(path).map(|member| u64::from(member.offset));
+        Some(Self {
+            task_set: at("task_struct.cgroups")?,
+            set_group: at("css_set.dfl_cgrp")?,
+            group_node: at("cgroup.kn")?,
+            node_parent: at("kernfs_node.__parent").or_else(|| at("kernfs_node.parent"))?,
+            node_name: at("kernfs_node.name")?,
+        })
+    }
+}
+
+/// Where a kernel says that a group's limit of CPU time (`cpu.max`) keeps a task from
+/// running.
+#[derive(Clone, Copy, Debug)]
+pub enum ThrottleLayout {
+    /// Tasks are stopped one by one, on their way back to user space, where they hold no
+    /// lock: `task_struct.throttled` (6.18+).
+    Task(Member),
+    /// All tasks of a group are: `task_struct.se.cfs_rq`, and there `throttle_count`, which
+    /// counts the group and those above that are out of time.
+    Group {
+        /// `task_struct.se.cfs_rq`
+        task_queue: u64,
+        /// `cfs_rq.throttle_count`
+        count: u64,
+    },
+}
+
+impl ThrottleLayout {
+    /// `None` for a kernel that knows no such limit.
+    pub fn from_btf(btf: &Btf) -> Option<Self> {
+        let at = |path: &str| btf.member(path).map(|member| u64::from(member.offset));
+        match btf.member("task_struct.throttled") {
+            Some(throttled) => Some(Self::Task(throttled)),
+            None => Some(Self::Group {
+                task_queue: at("task_struct.se.cfs_rq")?,
+                count: at("cfs_rq.throttle_count")?,
+            }),
+        }
+    }
+}
