@@ -2,11 +2,12 @@
 
 use lockwatch_ebpf::{
     Member,
-    survey::{STACK_MAX, TaskLayout},
+    survey::{OpenFileLayout, STACK_MAX, TaskLayout},
 };
 
 use super::{
     btf::{Btf, BtfError},
+    fuse::FuseLayout,
     locks::LockLayouts,
 };
 
@@ -33,6 +34,10 @@ pub struct Layout {
     pub file: FileLayout,
     /// `struct pipe_inode_info`.
     pub pipe: PipeLayout,
+    /// Open files, as the kernel-side reader needs them.
+    pub open_file: OpenFileLayout,
+    /// FUSE; `None` where the types of its module have not been read or are not known.
+    pub fuse: Option<FuseLayout>,
     /// Readers clear their own owner entry when they release
     /// (`DETECT_HUNG_TASK_BLOCKER` for rwsems, 6.17+).
     pub readers_clear_owner: bool,
@@ -119,6 +124,12 @@ pub struct SuperBlockLayout {
     pub fs_type: usize,
     /// `file_system_type.name`
     pub fs_name: u64,
+    /// `s_dev`
+    pub number: usize,
+    /// `s_fs_info`
+    pub private: usize,
+    /// `s_subtype`: what follows the dot in `fuse.sshfs`.
+    pub subtype: usize,
     /// `s_id`
     pub id: usize,
     /// Bytes of `s_id`.
@@ -215,6 +226,13 @@ impl Layout {
                 mutex: at64(btf, "pipe_inode_info.mutex")?,
                 ring_size: at64(btf, "pipe_inode_info.ring_size")?,
             },
+            open_file: OpenFileLayout {
+                task_files: btf.require("task_struct.files")?,
+                operations: btf.require("file.f_op")?,
+                private: btf.require("file.private_data")?,
+                read: btf.require("file_operations.read_iter")?,
+            },
+            fuse: FuseLayout::from_btf(btf),
             readers_clear_owner: !cfg!(feature = "mutation-no-reader-owner")
                 && btf.member("task_struct.blocker").is_some()
                 && btf.has_function("rwsem_owner"),
@@ -320,6 +338,9 @@ fn super_block_layout(btf: &Btf) -> Result<SuperBlockLayout, BtfError> {
         s_umount: at64(btf, "super_block.s_umount")?,
         fs_type: at(btf, "super_block.s_type")?,
         fs_name: at64(btf, "file_system_type.name")?,
+        number: at(btf, "super_block.s_dev")?,
+        private: at(btf, "super_block.s_fs_info")?,
+        subtype: at(btf, "super_block.s_subtype")?,
         id: id.offset as usize,
         id_len: id.size as usize,
         mounts: mounts.offset as usize,

@@ -146,7 +146,7 @@ impl Merger<'_, '_> {
         }
     }
 
-    fn off_cpu(&self, task: &TaskLook) -> Option<Nanos> {
+    pub(super) fn off_cpu(&self, task: &TaskLook) -> Option<Nanos> {
         (task.record.on_cpu == 0)
             .then(|| {
                 self.clocks
@@ -164,7 +164,7 @@ impl Merger<'_, '_> {
             .map(ToOwned::to_owned)
     }
 
-    fn stack(&mut self, look: &Look, task: &TaskLook) -> StackId {
+    pub(super) fn stack(&mut self, look: &Look, task: &TaskLook) -> StackId {
         let mut frames = Vec::with_capacity(task.frames.len() + 1);
         // One that the unwinder has left out.
         if let Some((_, address)) = stuck::slow_path(self.functions, look, task)

@@ -4,7 +4,9 @@
 mod asking;
 mod clock;
 pub mod confidence;
+mod daemons;
 mod functions;
+mod fuse;
 mod holders;
 mod holds;
 #[cfg(test)]
