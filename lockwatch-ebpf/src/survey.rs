@@ -12,6 +12,7 @@
 
 #[cfg(target_arch = "bpf")]
 mod probes {
+    mod files;
     mod global;
     mod member;
     mod memory;

@@ -65,6 +65,37 @@ pub struct TaskLayout {
     pub _pad: u32,
 }
 
+/// Offsets that tell which open files are FUSE devices.
+///
+/// Set once, before loading, as a read-only global, as [`TaskLayout`].
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct OpenFileLayout {
+    /// `task_struct.files`
+    pub task_files: Member,
+    /// `file.f_op`
+    pub operations: Member,
+    /// `file.private_data`
+    pub private: Member,
+    /// `file_operations.read_iter`
+    pub read: Member,
+}
+
+/// An open file that is read by the function that was asked for: one for each descriptor
+/// in each table of open files.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct OpenFile {
+    /// Address of the table of open files that it is in.
+    pub files: u64,
+    /// `file->private_data`.
+    pub private: u64,
+}
+
+const _: () = assert!(size_of::<OpenFile>() == 16);
+
 /// One task, as the iterator saw it; followed in the byte stream by
 /// `frame_count` unwound return addresses (`u64`, innermost first) and by
 /// `stack_len` bytes of raw stack.
@@ -91,6 +122,8 @@ pub struct TaskRecord {
     pub blocker: u64,
     /// `task->pi_blocked_on`, or 0.
     pub pi_blocked_on: u64,
+    /// Address of its table of open files (`task->files`), or 0.
+    pub files: u64,
     /// `CLOCK_MONOTONIC` ns of this record.
     pub taken_at_ns: u64,
     /// The kernel's 64-bit jiffies at this record.
@@ -123,7 +156,7 @@ pub struct TaskRecord {
     pub comm: [u8; COMM_LEN],
 }
 
-const _: () = assert!(size_of::<TaskRecord>() == 12 * 8 + 12 * 4 + COMM_LEN);
+const _: () = assert!(size_of::<TaskRecord>() == 13 * 8 + 12 * 4 + COMM_LEN);
 
 /// Read requests that one run of the memory reader serves.
 pub const READS_MAX: usize = 256;

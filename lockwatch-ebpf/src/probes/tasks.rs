@@ -13,7 +13,7 @@ use aya_ebpf::{
 };
 use lockwatch_ebpf::survey::{COMM_LEN, FRAMES_MAX, STACK_MAX, TaskLayout, TaskRecord};
 
-use super::{global::global, member::load};
+use super::{files::OPEN_FILE_LAYOUT, global::global, member::load};
 
 #[unsafe(no_mangle)]
 // SAFETY: plain integers, for which zero means "absent".
@@ -43,8 +43,8 @@ struct TaskIteratorContext {
 
 /// `struct bpf_iter_meta` (include/linux/bpf.h, 5.8+).
 #[repr(C)]
-struct IteratorMeta {
-    seq: *mut seq_file,
+pub(super) struct IteratorMeta {
+    pub(super) seq: *mut seq_file,
 }
 
 /// Task iterator, `int bpf_iter_task(struct bpf_iter_meta *, struct task_struct *)`.
@@ -156,6 +156,8 @@ unsafe fn emit(seq: *mut seq_file, task: *const u8, scratch: &mut Scratch) {
     record.sp = sp;
     record.blocker = field!(blocker);
     record.pi_blocked_on = field!(pi_blocked_on);
+    // SAFETY: the verifier trusts `task`; the offset is this kernel's.
+    record.files = unsafe { load(task, global!(OPEN_FILE_LAYOUT.task_files)) };
     // SAFETY: takes nothing, gives a number.
     record.taken_at_ns = unsafe { bpf_ktime_get_ns() };
     // SAFETY: takes nothing, gives a number.

@@ -73,7 +73,10 @@ const DEPTH_MAX: u32 = 16;
 #[derive(Debug)]
 pub struct Btf {
     bytes: Vec<u8>,
-    strings: usize,
+    /// Where the strings are, and how many bytes of them.
+    strings: (usize, usize),
+    /// Where the strings of a module are, whose offsets go on behind the kernel's own.
+    module_strings: Option<usize>,
     /// Byte offset of each type, by id; id 0 is void.
     types: Vec<u32>,
     /// Structures, unions and enums by name; the first of each name.
@@ -81,6 +84,41 @@ pub struct Btf {
     functions: Vec<u32>,
     /// Typedefs of the prototypes of tracepoints.
     tracepoints: Vec<u32>,
+}
+
+/// Where the types and strings of a blob lie.
+struct Sections {
+    types: usize,
+    types_end: usize,
+    strings: usize,
+    strings_len: usize,
+}
+
+impl Sections {
+    /// Of the blob that begins at `start` and fills the rest of the bytes.
+    fn of(bytes: &[u8], start: usize) -> Result<Self, BtfError> {
+        let word = |offset: usize| {
+            read_u32(bytes, start + offset).ok_or(BtfError::Malformed("header cut short"))
+        };
+        if bytes.get(start..start + 2) != Some(&[0x9f, 0xeb]) {
+            return Err(BtfError::Malformed("no magic number of this byte order"));
+        }
+        let body = start + word(4)? as usize;
+        let types = body + word(8)? as usize;
+        let strings = body + word(16)? as usize;
+        let sections = Self {
+            types,
+            types_end: types + word(12)? as usize,
+            strings,
+            strings_len: word(20)? as usize,
+        };
+        let is_inside =
+            sections.types_end <= bytes.len() && strings + sections.strings_len <= bytes.len();
+        if !is_inside {
+            return Err(BtfError::Malformed("section outside of the file"));
+        }
+        Ok(sections)
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -127,34 +165,60 @@ impl Btf {
     /// # Errors
     /// When a length or an index points outside of the bytes.
     pub fn parse(bytes: Vec<u8>) -> Result<Self, BtfError> {
-        let word =
-            |offset: usize| read_u32(&bytes, offset).ok_or(BtfError::Malformed("header cut short"));
-        if bytes.get(..2) != Some(&[0x9f, 0xeb]) {
-            return Err(BtfError::Malformed("no magic number of this byte order"));
-        }
-        let header_len = word(4)? as usize;
-        let type_start = header_len + word(8)? as usize;
-        let type_end = type_start + word(12)? as usize;
-        let strings = header_len + word(16)? as usize;
-        let strings_end = strings + word(20)? as usize;
-        if type_end > bytes.len() || strings_end > bytes.len() || type_start > type_end {
-            return Err(BtfError::Malformed("section outside of the file"));
-        }
+        let sections = Sections::of(&bytes, 0)?;
         let mut btf = Self {
+            strings: (sections.strings, sections.strings_len),
+            module_strings: None,
             bytes,
-            strings,
             types: vec![0],
             by_name: FxHashMap::default(),
             functions: Vec::new(),
             tracepoints: Vec::new(),
         };
-        let mut offset = type_start;
-        while offset < type_end {
-            let id = u32::try_from(btf.types.len())
+        btf.index(&sections)?;
+        Ok(btf)
+    }
+
+    /// Adds the types of a module, in the format of `/sys/kernel/btf/MODULE` (5.11+). Their
+    /// numbers go on behind the kernel's own (Documentation/bpf/btf.rst, split BTF). For one
+    /// module only.
+    ///
+    /// # Errors
+    /// When a length or an index points outside of the bytes.
+    pub fn with_module(mut self, module: &[u8]) -> Result<Self, BtfError> {
+        if self.module_strings.is_some() {
+            return Err(BtfError::Malformed("more than one module"));
+        }
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(module);
+        let sections = Sections::of(&self.bytes, start)?;
+        self.module_strings = Some(sections.strings);
+        self.index(&sections)?;
+        Ok(self)
+    }
+
+    /// The running kernel's types with those of a module, if it is loaded and shows any.
+    ///
+    /// # Errors
+    /// As [`Self::from_sys`].
+    pub fn from_sys_with(module: &str) -> Result<Self, BtfError> {
+        let kernel = Self::from_sys()?;
+        match fs::read(Path::new(VMLINUX).with_file_name(module)) {
+            Ok(bytes) => kernel.with_module(&bytes),
+            // Built in, not loaded, or before 5.11.
+            Err(_) => Ok(kernel),
+        }
+    }
+
+    /// Takes the types of a part of the bytes into the index.
+    fn index(&mut self, sections: &Sections) -> Result<(), BtfError> {
+        let mut offset = sections.types;
+        while offset < sections.types_end {
+            let id = u32::try_from(self.types.len())
                 .map_err(|_| BtfError::Malformed("too many types"))?;
-            btf.types
+            self.types
                 .push(u32::try_from(offset).map_err(|_| BtfError::Malformed("too large"))?);
-            let ty = btf.get(id).ok_or(BtfError::Malformed("type cut short"))?;
+            let ty = self.get(id).ok_or(BtfError::Malformed("type cut short"))?;
             offset = ty.body
                 + match ty.kind {
                     KIND_INT | KIND_VAR | KIND_DECL_TAG => 4,
@@ -166,19 +230,19 @@ impl Btf {
                 };
             match ty.kind {
                 KIND_STRUCT | KIND_UNION | KIND_ENUM | KIND_ENUM64 => {
-                    let name: Box<[u8]> = btf.string(ty.name).into();
+                    let name: Box<[u8]> = self.string(ty.name).into();
                     if !name.is_empty() {
-                        btf.by_name.entry(name).or_insert(id);
+                        self.by_name.entry(name).or_insert(id);
                     }
                 }
-                KIND_FUNC => btf.functions.push(id),
-                KIND_TYPEDEF if btf.string(ty.name).starts_with(TRACEPOINT_PREFIX) => {
-                    btf.tracepoints.push(id);
+                KIND_FUNC => self.functions.push(id),
+                KIND_TYPEDEF if self.string(ty.name).starts_with(TRACEPOINT_PREFIX) => {
+                    self.tracepoints.push(id);
                 }
                 _ => {}
             }
         }
-        Ok(btf)
+        Ok(())
     }
 
     /// Offset and size of a member, by a path like `task_struct.sched_info.last_arrival`.
@@ -315,10 +379,13 @@ impl Btf {
     }
 
     fn string(&self, offset: u32) -> &[u8] {
-        let rest = self
-            .bytes
-            .get(self.strings + offset as usize..)
-            .unwrap_or_default();
+        let offset = offset as usize;
+        let (start, len) = self.strings;
+        let at = match self.module_strings {
+            Some(module) if offset >= len => module + (offset - len),
+            _ => start + offset,
+        };
+        let rest = self.bytes.get(at..).unwrap_or_default();
         rest.split(|&byte| byte == 0).next().unwrap_or_default()
     }
 

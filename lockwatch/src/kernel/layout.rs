@@ -2,7 +2,7 @@
 
 use lockwatch_ebpf::{
     Member,
-    survey::{STACK_MAX, TaskLayout},
+    survey::{OpenFileLayout, STACK_MAX, TaskLayout},
 };
 
 use super::{
@@ -10,6 +10,7 @@ use super::{
     btf::{Btf, BtfError},
     cgroup::{CgroupLayout, ThrottleLayout},
     fault::{FAULT_FRAMES, FaultRules, OLD_FAULT_FRAMES},
+    fuse::FuseLayout,
     locks::LockLayouts,
 };
 
@@ -42,6 +43,10 @@ pub struct Layout {
     pub cgroup: Option<CgroupLayout>,
     /// Whether a control group keeps a task from running.
     pub throttle: Option<ThrottleLayout>,
+    /// Open files, as the kernel-side reader needs them.
+    pub open_file: OpenFileLayout,
+    /// FUSE; `None` where the types of its module have not been read or are not known.
+    pub fuse: Option<FuseLayout>,
     /// Readers clear their own owner entry when they release
     /// (`DETECT_HUNG_TASK_BLOCKER` for rwsems, 6.17+).
     pub readers_clear_owner: bool,
@@ -135,6 +140,12 @@ pub struct SuperBlockLayout {
     pub fs_type: usize,
     /// `file_system_type.name`
     pub fs_name: u64,
+    /// `s_dev`
+    pub number: usize,
+    /// `s_fs_info`
+    pub private: usize,
+    /// `s_subtype`: what follows the dot in `fuse.sshfs`.
+    pub subtype: usize,
     /// `s_id`
     pub id: usize,
     /// Bytes of `s_id`.
@@ -245,6 +256,16 @@ impl Layout {
             block: BlockLayout::from_btf(btf),
             cgroup: CgroupLayout::from_btf(btf),
             throttle: ThrottleLayout::from_btf(btf),
+            open_file: OpenFileLayout {
+                task_files: btf.require("task_struct.files")?,
+                operations: btf.require("file.f_op")?,
+                private: btf.require("file.private_data")?,
+                // `aio_read` before 3.16.
+                read: btf
+                    .require("file_operations.read_iter")
+                    .or_else(|_| btf.require("file_operations.aio_read"))?,
+            },
+            fuse: FuseLayout::from_btf(btf),
             readers_clear_owner: !cfg!(feature = "mutation-no-reader-owner")
                 && btf.member("task_struct.blocker").is_some()
                 && btf.has_function("rwsem_owner"),
@@ -377,6 +398,9 @@ fn super_block_layout(btf: &Btf) -> Result<SuperBlockLayout, BtfError> {
         s_umount: at64(btf, "super_block.s_umount")?,
         fs_type: at(btf, "super_block.s_type")?,
         fs_name: at64(btf, "file_system_type.name")?,
+        number: at(btf, "super_block.s_dev")?,
+        private: at(btf, "super_block.s_fs_info")?,
+        subtype: at(btf, "super_block.s_subtype")?,
         id: id.offset as usize,
         id_len: id.size as usize,
         mounts: mounts.offset as usize,

@@ -1,6 +1,9 @@
-//! Reading the task iterators.
+//! Reading the iterators over tasks and their files.
 
-use std::io::{self, Read as _};
+use std::{
+    io::{self, Read as _},
+    time::Instant,
+};
 
 use aya::{
     Ebpf,
@@ -23,12 +26,29 @@ where
         .ok_or(LoadError::Missing(name))
 }
 
-/// Runs a loaded task iterator over every task; gives its records as words, for every
-/// part of a record is a multiple of 8 bytes long.
+/// Runs a loaded iterator over everything; gives its records as words, for every part of a
+/// record is a multiple of 8 bytes long.
 pub(super) fn read(ebpf: &mut Ebpf, name: &'static str) -> Result<Vec<u64>, LoadError> {
-    let tasks: &mut Iter = program(ebpf, name)?;
-    let id = tasks.attach().map_err(LoadError::program)?;
-    let link = tasks.take_link(id).map_err(LoadError::program)?;
+    Ok(run(ebpf, name, None)?.unwrap_or_default())
+}
+
+/// As [`read`]; `None` if there is more by the deadline.
+pub(super) fn read_until(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    deadline: Instant,
+) -> Result<Option<Vec<u64>>, LoadError> {
+    run(ebpf, name, Some(deadline))
+}
+
+fn run(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    deadline: Option<Instant>,
+) -> Result<Option<Vec<u64>>, LoadError> {
+    let iterator: &mut Iter = program(ebpf, name)?;
+    let id = iterator.attach().map_err(LoadError::program)?;
+    let link = iterator.take_link(id).map_err(LoadError::program)?;
     let mut file = link
         .into_file()
         .map_err(|source| LoadError::program(ProgramError::IOError(io::Error::other(source))))?;
@@ -36,15 +56,18 @@ pub(super) fn read(ebpf: &mut Ebpf, name: &'static str) -> Result<Vec<u64>, Load
     let mut words = Vec::new();
     loop {
         match file.read(buffer.as_mut_bytes()) {
-            Ok(0) => return Ok(words),
+            Ok(0) => return Ok(Some(words)),
             Ok(len) => words.extend_from_slice(&buffer[..len / 8]),
-            // The iterator gives up after a second's worth of tasks: ask again.
+            // The iterator gives up after a million objects in a row: ask again.
             Err(error)
                 if matches!(
                     error.kind(),
                     io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
                 ) => {}
             Err(source) => return Err(LoadError::Iterate(source)),
+        }
+        if deadline.is_some_and(|deadline| Instant::now() > deadline) {
+            return Ok(None);
         }
     }
 }

@@ -1,21 +1,24 @@
 //! The survey's programs: loaded, and attached to nothing the kernel runs.
 
 use std::{
+    io,
     mem::offset_of,
     os::fd::AsFd,
     ptr::{self, NonNull},
+    time::Instant,
 };
 
 use aya::{
     Btf, Ebpf, EbpfLoader, RawTracePointRunOptions, TestRun as _,
-    maps::Map,
+    maps::{Array, Map},
     programs::{Iter, RawTracePoint},
 };
 use lockwatch_ebpf::survey::{
-    OUTPUT_LEN, OUTPUT_MAP_LEN, READ_LEN_MAX, READS_MAX, ReadPage, ReadRequest, TaskLayout,
-    TaskRecord,
+    OUTPUT_LEN, OUTPUT_MAP_LEN, OpenFile, OpenFileLayout, READ_LEN_MAX, READS_MAX, ReadPage,
+    ReadRequest, TaskLayout, TaskRecord,
 };
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use crate::{
     kernel::{
@@ -29,8 +32,12 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("object/survey.bpf.o");
 
 const TASKS: &str = "tasks";
 const READ_MEMORY: &str = "read_memory";
+const OPEN_FILES: &str = "open_files";
 
-pod!(TaskLayoutGlobal(TaskLayout));
+pod!(
+    TaskLayoutGlobal(TaskLayout),
+    OpenFileLayoutGlobal(OpenFileLayout)
+);
 
 /// The loaded programs and the pages shared with them.
 pub struct SurveyProbes {
@@ -38,6 +45,8 @@ pub struct SurveyProbes {
     output: SharedMap<[u8; OUTPUT_MAP_LEN]>,
     /// Below it the kernel's half of the address space has no canonical address.
     lowest: u64,
+    /// The kernel took the program that reads open files.
+    reads_files: bool,
     ebpf: Ebpf,
     log: log::ProgramLog,
 }
@@ -53,12 +62,18 @@ impl SurveyProbes {
     ///
     /// # Errors
     /// When the kernel refuses a program or a map.
-    pub fn load(layout: &TaskLayout, btf: &Btf) -> Result<Self, LoadError> {
+    pub fn load(
+        layout: &TaskLayout,
+        open_file: &OpenFileLayout,
+        btf: &Btf,
+    ) -> Result<Self, LoadError> {
         let mut loader = EbpfLoader::new();
         let layout = TaskLayoutGlobal(*layout);
+        let open_file = OpenFileLayoutGlobal(*open_file);
         loader
             .btf(Some(btf))
-            .override_global("TASK_LAYOUT", &layout, true);
+            .override_global("TASK_LAYOUT", &layout, true)
+            .override_global("OPEN_FILE_LAYOUT", &open_file, true);
         let log_level = log::level();
         log::configure(&mut loader, &log_level);
         let mut ebpf = loader.load(OBJECT).map_err(LoadError::object)?;
@@ -67,6 +82,12 @@ impl SurveyProbes {
         tasks.load("task", btf).map_err(LoadError::program)?;
         let reader: &mut RawTracePoint = iterator::program(&mut ebpf, READ_MEMORY)?;
         reader.load().map_err(LoadError::program)?;
+        let files: &mut Iter = iterator::program(&mut ebpf, OPEN_FILES)?;
+        // Without it all is known but who serves a FUSE file system.
+        let refused = files.load("task_file", btf).err();
+        if let Some(error) = &refused {
+            tracing::info!("the kernel refuses to list open files: {error}");
+        }
 
         let page = SharedMap::new(&ebpf, "READ_PAGE")?;
         let output = SharedMap::new(&ebpf, "READ_OUTPUT")?;
@@ -76,6 +97,7 @@ impl SurveyProbes {
             output,
             // Until a task is seen: nothing can be read.
             lowest: u64::MAX,
+            reads_files: refused.is_none(),
             ebpf,
             log,
         })
@@ -93,6 +115,41 @@ impl SurveyProbes {
             self.lowest = lowest_kernel_address(task);
         }
         Ok(words)
+    }
+
+    /// Every descriptor whose file is read by the function at this address; `None` where the
+    /// kernel refuses to list open files. Ends at `deadline`, and then gives none either:
+    /// a part of them would be taken for all.
+    ///
+    /// The kernel holds each file for the moment it shows it. Should its owner close it in that
+    /// very moment, it is we who release it; so this is asked only if it matters.
+    ///
+    /// # Errors
+    /// When the kernel refuses the iterator or a read fails.
+    pub fn read_open_files(
+        &mut self,
+        read_function: u64,
+        deadline: Instant,
+    ) -> Result<Option<Vec<OpenFile>>, LoadError> {
+        if !self.reads_files {
+            return Ok(None);
+        }
+        let map = self
+            .ebpf
+            .map_mut("READ_FUNCTION")
+            .ok_or(LoadError::Missing("READ_FUNCTION"))?;
+        let mut wanted: Array<_, u64> =
+            Array::try_from(map).map_err(|error| LoadError::Map(io::Error::other(error)))?;
+        wanted
+            .set(0, read_function, 0)
+            .map_err(|error| LoadError::Map(io::Error::other(error)))?;
+        let words = iterator::read_until(&mut self.ebpf, OPEN_FILES, deadline)?;
+        Ok(words.map(|words| {
+            let records = words.as_bytes().chunks_exact(size_of::<OpenFile>());
+            records
+                .filter_map(|record| OpenFile::read_from_bytes(record).ok())
+                .collect()
+        }))
     }
 
     fn run_reader(&self, count: usize) -> Result<(), MemoryError> {

@@ -1,6 +1,9 @@
 //! How sure a name is: one function, one table.
 
-use crate::lock::{Confidence, EvidenceKind};
+use crate::{
+    daemon::ServesEvidence,
+    lock::{Confidence, EvidenceKind},
+};
 
 /// What a kind of evidence proves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,6 +75,43 @@ pub fn confidence(strongest: Strength, seen: Circumstances) -> Confidence {
     }
 }
 
+/// The circumstances in which a thread may serve the clients of its daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// The evidence is the same in both looks, and a client waited for the same request in
+    /// both.
+    pub in_both_looks: bool,
+    /// The thread did not run between the looks.
+    pub stood: bool,
+    /// The request of such a client has been read; otherwise it is anybody's to read.
+    pub is_sent: bool,
+}
+
+/// How sure it is that the clients of a daemon wait for one of its threads; `None` for one
+/// that has no request.
+///
+/// | evidence | one look | both | both, and it stood | both, stood, and nothing was read |
+/// |---|---|---|---|---|
+/// | idle | none | none | none | none |
+/// | only thread | possible | certain | certain | certain |
+/// | others idle | possible | likely | certain | possible |
+/// | others parked | possible | possible | likely | possible |
+/// | one of several | possible | possible | possible | possible |
+///
+/// Nobody but the only thread can read or answer, whatever it does meanwhile. Where others
+/// are idle, they will read what nobody has read.
+pub const fn serves(evidence: ServesEvidence, seen: Service) -> Option<Confidence> {
+    use ServesEvidence::{Idle, OneOfSeveral, OnlyThread, OthersIdle, OthersParked};
+    Some(match (evidence, seen.in_both_looks) {
+        (Idle, _) => return None,
+        (OnlyThread, true) => Confidence::Certain,
+        (OthersIdle, true) if seen.is_sent && seen.stood => Confidence::Certain,
+        (OthersIdle, true) if seen.is_sent => Confidence::Likely,
+        (OthersParked, true) if seen.is_sent && seen.stood => Confidence::Likely,
+        (OnlyThread | OthersIdle | OthersParked | OneOfSeveral, _) => Confidence::Possible,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -126,6 +166,40 @@ mod tests {
             confidence(Proof, seen(false, [0, 0], [0, 0])),
             Confidence::Likely
         );
+    }
+
+    #[test]
+    fn who_serves_is_certain_only_where_nobody_else_can() {
+        use ServesEvidence::{Idle, OneOfSeveral, OnlyThread, OthersIdle, OthersParked};
+        let all = Service {
+            in_both_looks: true,
+            stood: true,
+            is_sent: true,
+        };
+        assert_eq!(serves(Idle, all), None);
+        assert_eq!(serves(OnlyThread, all), Some(Confidence::Certain));
+        assert_eq!(serves(OthersIdle, all), Some(Confidence::Certain));
+        assert_eq!(serves(OthersParked, all), Some(Confidence::Likely));
+        assert_eq!(serves(OneOfSeveral, all), Some(Confidence::Possible));
+        let queued = Service {
+            is_sent: false,
+            ..all
+        };
+        assert_eq!(serves(OnlyThread, queued), Some(Confidence::Certain));
+        assert_eq!(serves(OthersIdle, queued), Some(Confidence::Possible));
+        let ran = Service {
+            stood: false,
+            ..all
+        };
+        assert_eq!(serves(OthersIdle, ran), Some(Confidence::Likely));
+        assert_eq!(serves(OthersParked, ran), Some(Confidence::Possible));
+        for evidence in [OnlyThread, OthersIdle, OthersParked, OneOfSeveral] {
+            let once = Service {
+                in_both_looks: false,
+                ..all
+            };
+            assert_eq!(serves(evidence, once), Some(Confidence::Possible));
+        }
     }
 
     proptest! {

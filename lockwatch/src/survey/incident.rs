@@ -11,6 +11,7 @@ use lockwatch_ebpf::survey::TaskRecord;
 use zerocopy::FromZeros;
 
 use crate::{
+    detect::Detectors,
     kernel::{btf, layout::Layout, symbols::Symbols},
     lock::{Confidence, EvidenceKind, Lock, LockMode, LockState},
     report::{
@@ -40,7 +41,7 @@ const TYPES: &str = "
     timespec 16: tv_sec@0=8 tv_nsec@8=8
     thread_struct 192: sp0@24=8 sp@32=8
     thread_union 16384: stack@0=16384
-    task_struct 4096: state@0=8 stack@8=8 flags@20=4 on_cpu@40=4 on_rq@88=4 sched_info@1056=sched_info mm@1104=8 exit_state@1136=4 pid@1188=4 tgid@1192=4 nvcsw@1400=8 nivcsw@1408=8 start_time@1416=timespec real_start_time@1432=timespec comm@1544=16 thread@1600=thread_struct nsproxy@1816=8
+    task_struct 4096: state@0=8 stack@8=8 flags@20=4 on_cpu@40=4 on_rq@88=4 sched_info@1056=sched_info mm@1104=8 exit_state@1136=4 pid@1188=4 tgid@1192=4 nvcsw@1400=8 nivcsw@1408=8 start_time@1416=timespec real_start_time@1432=timespec comm@1544=16 thread@1600=thread_struct nsproxy@1816=8 files@1808=8
     mm_struct 1600: mmap@0=8 mmap_sem@120=rw_semaphore owner@904=8
     nonlinear 40: nonlinear@0=list_head
     vm_area_struct 216: vm_start@0=8 vm_end@8=8 vm_mm@64=8 shared@88=nonlinear vm_pgoff@152=8
@@ -51,11 +52,12 @@ const TYPES: &str = "
     qstr 16: hash_len@0=8 name@8=8
     dentry 192: d_parent@24=8 d_name@32=qstr d_inode@48=8 d_sb@104=8 d_alias@176=16
     file_system_type 88: name@0=8
-    super_block 1216: s_type@40=8 s_umount@104=rw_semaphore s_mounts@224=list_head s_id@720=32
+    super_block 1216: s_dev@16=4 s_type@40=8 s_umount@104=rw_semaphore s_mounts@224=list_head s_id@720=32 s_fs_info@768=8 s_subtype@832=8
     vfsmount 24: mnt_root@0=8 mnt_sb@8=8
     mount 320: mnt_parent@16=8 mnt_mountpoint@24=8 mnt@32=vfsmount mnt_instance@96=list_head mnt_ns@208=8
     nsproxy 56: mnt_ns@24=8
-    file 256: f_inode@32=8 f_pos_lock@64=mutex
+    file 256: f_inode@32=8 f_op@40=8 f_pos_lock@64=mutex private_data@168=8
+    file_operations 216: aio_read@32=8
     pipe_inode_info 136: mutex@0=mutex buffers@72=4
 ";
 
@@ -425,7 +427,7 @@ fn the_incident_in_one_paragraph() {
         arch: "x86_64".to_owned(),
         boot_id: None,
     };
-    let report = Report::from_survey(&survey, &host, Nanos(SECOND));
+    let report = Report::from_survey(&survey, &host, Nanos(SECOND), &Detectors::default());
     assert_eq!(report.locks[0].count, "-4294967295");
     let mut text = Vec::new();
     let style = Style {

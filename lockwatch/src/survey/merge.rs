@@ -148,7 +148,7 @@ impl Merger<'_, '_> {
         }
     }
 
-    fn off_cpu(&self, task: &TaskLook) -> Option<Nanos> {
+    pub(super) fn off_cpu(&self, task: &TaskLook) -> Option<Nanos> {
         (task.record.on_cpu == 0)
             .then(|| {
                 self.clocks
@@ -166,7 +166,7 @@ impl Merger<'_, '_> {
             .map(ToOwned::to_owned)
     }
 
-    fn stack(&mut self, look: &Look, task: &TaskLook) -> StackId {
+    pub(super) fn stack(&mut self, look: &Look, task: &TaskLook) -> StackId {
         let mut frames = Vec::with_capacity(task.frames.len() + 1);
         // One that the unwinder has left out.
         if let Some((_, address)) = stuck::slow_path(self.functions, look, task)
@@ -278,7 +278,7 @@ fn was_overtaken(first: &Seen<'_>, last: &Seen<'_>) -> bool {
     }
     let front = |seen: &Seen<'_>| {
         let entry = seen.queue.entries.first()?;
-        (entry.mode == LockMode::Write).then(|| wait(seen.look, entry))
+        (entry.mode == LockMode::Write).then(|| wait(seen, entry))
     };
     let owner = |seen: &Seen<'_>| {
         let word = &seen.queue.word;

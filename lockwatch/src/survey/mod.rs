@@ -5,8 +5,10 @@ mod asking;
 mod cgroup;
 mod clock;
 pub mod confidence;
+mod daemons;
 mod device;
 mod functions;
+mod fuse;
 mod holders;
 mod holds;
 #[cfg(test)]

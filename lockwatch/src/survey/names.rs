@@ -63,14 +63,7 @@ pub(super) fn identify(
     if is_image_address(lock.0) {
         return Ok(in_image(lock, what, symbols));
     }
-    let own = look
-        .tasks
-        .iter()
-        .find(|task| task.name.tgid.0 == std::process::id());
-    let namespace = match own {
-        Some(own) => mount_namespace(own.record.task, layout, memory)?,
-        None => None,
-    };
+    let namespace = own_namespace(look, layout, memory)?;
     let known = match queue.kind {
         LockKind::Rwsem => rwsem(queue, look, layout, memory, namespace)?,
         LockKind::VmaLock => vma(queue, look, layout, memory)?,
@@ -94,6 +87,25 @@ pub(super) fn identify(
         },
         note: None,
     }))
+}
+
+/// The mount namespace we are in.
+///
+/// # Errors
+/// When kernel memory cannot be read at all.
+pub(super) fn own_namespace(
+    look: &Look,
+    layout: &Layout,
+    memory: &mut dyn KernelMemory,
+) -> Result<Option<u64>, MemoryError> {
+    let own = look
+        .tasks
+        .iter()
+        .find(|task| task.name.tgid.0 == std::process::id());
+    match own {
+        Some(own) => mount_namespace(own.record.task, layout, memory),
+        None => Ok(None),
+    }
 }
 
 fn rwsem(

@@ -1,6 +1,7 @@
 //! Takes surveys of the running kernel.
 
 use std::{
+    collections::hash_map::Entry,
     fs,
     sync::Arc,
     thread,
@@ -8,11 +9,13 @@ use std::{
 };
 
 use crate::{
+    daemon::Daemon,
     figures::Count,
     kernel::{
         block::in_flight_file,
         btf::{Btf, BtfError},
         capabilities::{self, Missing},
+        fuse::{MODULE, device_read},
         layout::Layout,
         locks::RWSEM_SLOW_PATHS,
         memory::{KernelMemory, MemoryError},
@@ -23,8 +26,9 @@ use crate::{
     survey::{
         Survey, SurveyOptions, cgroup,
         clock::{Clocks, tick_rate},
-        device,
+        daemons, device,
         functions::Functions,
+        fuse::{self, Device, SeenFuse},
         holders::{self, Scene, Suspect},
         holds::{self, HoldSource, TracedHold},
         look::{Look, TaskLook},
@@ -83,6 +87,7 @@ pub struct Surveyor {
     pub(super) kernel: Kernel,
     pub(super) probes: SurveyProbes,
     pub(super) holds: Option<Box<dyn HoldSource>>,
+    fuse: FuseState,
 }
 
 /// What is known of a kernel before any of its tasks is looked at. The kernel may be the
@@ -92,6 +97,24 @@ pub(super) struct Kernel {
     pub(super) layout: Layout,
     pub(super) symbols: Arc<Symbols>,
     pub(super) rows: Vec<Row>,
+}
+
+/// What is kept of FUSE from look to look.
+#[derive(Debug, Default)]
+struct FuseState {
+    /// Where the function starts that reads FUSE devices, once it was asked for.
+    device_read: Option<Option<u64>>,
+    /// The open devices, read once in a survey: there may be a million open files.
+    devices: Option<Devices>,
+}
+
+#[derive(Debug)]
+struct Devices {
+    open: Vec<Device>,
+    /// The connections that were waited for when they were read.
+    asked_for: Vec<u64>,
+    /// Why they are not known.
+    missing: Option<String>,
 }
 
 /// Looks beyond the second, where a queue could not be read.
@@ -110,9 +133,9 @@ impl Surveyor {
             let symbols = thread::Builder::new()
                 .spawn_scoped(scope, Symbols::from_proc)
                 .map_err(OpenError::Thread)?;
-            let layout = Layout::from_btf(&Btf::from_sys()?)?;
+            let layout = Layout::from_btf(&Btf::from_sys_with(MODULE)?)?;
             let btf = aya::Btf::from_sys_fs().map_err(OpenError::AyaBtf)?;
-            let probes = SurveyProbes::load(&layout.task, &btf)?;
+            let probes = SurveyProbes::load(&layout.task, &layout.open_file, &btf)?;
             let symbols = symbols
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
@@ -120,6 +143,7 @@ impl Surveyor {
                 kernel: Kernel::new(layout, symbols)?,
                 probes,
                 holds: None,
+                fuse: FuseState::default(),
             })
         })
     }
@@ -156,9 +180,11 @@ impl Surveyor {
         preliminary: impl FnOnce(Survey),
     ) -> Result<Survey, SurveyError> {
         let began = Instant::now();
-        let first = self.look()?;
+        self.fuse.devices = None;
+        let until = began + options.deadline;
+        let first = self.look(until)?;
         // Nobody waits: nothing can be standing.
-        if first.queues.is_empty() && first.unsettled == 0 {
+        if first.queues.is_empty() && first.unsettled == 0 && !first.fuse.is_waited_for() {
             return self.conclude(&[first], began, Vec::new());
         }
         let looks = [first];
@@ -169,7 +195,7 @@ impl Surveyor {
         preliminary(self.conclude(&looks, began, Vec::new())?);
         thread::sleep(options.pause);
         let [mut first] = looks;
-        let mut second = self.look()?;
+        let mut second = self.look(until)?;
         let mut paused = options.pause;
         // Under a queue that changes faster than it is read, the next look may have luck.
         for _ in 0..LOOKS_MORE {
@@ -179,7 +205,7 @@ impl Surveyor {
             }
             thread::sleep(options.pause);
             paused += options.pause;
-            let third = self.look()?;
+            let third = self.look(until)?;
             // The two that could read most, the later ones of equals.
             if third.unsettled > first.unsettled.max(second.unsettled) {
                 continue;
@@ -215,7 +241,7 @@ impl Surveyor {
     }
 
     /// One look at everything: tasks, queues, and who could hold what.
-    fn look(&mut self) -> Result<Sight, SurveyError> {
+    fn look(&mut self, until: Instant) -> Result<Sight, SurveyError> {
         let began = Instant::now();
         let woke_ns = own_wake_up();
         let look = Look::decode(
@@ -232,14 +258,105 @@ impl Surveyor {
         let (queues, unsettled) = self
             .kernel
             .queues(&look, &holds, own_tgid, &mut self.probes)?;
+        let waits = fuse::waits(&mut Functions::new(&self.kernel.symbols), &look);
+        let (fuse, fuse_missing) = self.look_at_fuse(&look, &waits, until)?;
         Ok(Sight {
             scheduler_offset_ns,
             look,
             queues,
+            fuse,
+            fuse_missing,
             unsettled,
             holds_error,
             took: began.elapsed(),
         })
+    }
+
+    /// Who of these tasks waits for which daemon, and why that is not known.
+    fn look_at_fuse(
+        &mut self,
+        look: &Look,
+        waits: &[(usize, usize)],
+        until: Instant,
+    ) -> Result<(SeenFuse, Option<String>), SurveyError> {
+        let mut seen = SeenFuse::default();
+        if waits.is_empty() {
+            return Ok((seen, None));
+        }
+        let Some(fuse_layout) = self.kernel.layout.fuse else {
+            seen.unresolved = waits.iter().map(|&(task, _)| task).collect();
+            let reason = "this kernel's FUSE has a layout that lockwatch does not know";
+            return Ok((seen, Some(reason.to_owned())));
+        };
+        let mut reader = fuse::Reader {
+            look,
+            layout: &self.kernel.layout,
+            fuse: &fuse_layout,
+            memory: &mut self.probes,
+        };
+        (seen.requests, seen.unresolved) = reader.requests(waits)?;
+        for request in &seen.requests {
+            if let Entry::Vacant(entry) = seen.connections.entry(request.connection) {
+                entry.insert(reader.name(request.connection, request.address)?);
+            }
+        }
+        let asked_for: Vec<u64> = seen.connections.keys().copied().collect();
+        if asked_for.is_empty() {
+            return Ok((seen, None));
+        }
+        let is_known = |known: &Devices| {
+            asked_for
+                .iter()
+                .all(|connection| known.asked_for.contains(connection))
+        };
+        if !self.fuse.devices.as_ref().is_some_and(is_known) {
+            self.fuse.devices = Some(self.read_devices(look, asked_for, until)?);
+        }
+        let mut missing = None;
+        if let Some(devices) = &self.fuse.devices {
+            seen.devices.clone_from(&devices.open);
+            missing.clone_from(&devices.missing);
+        }
+        Ok((seen, missing))
+    }
+
+    fn read_devices(
+        &mut self,
+        look: &Look,
+        asked_for: Vec<u64>,
+        until: Instant,
+    ) -> Result<Devices, SurveyError> {
+        let mut devices = Devices {
+            open: Vec::new(),
+            asked_for,
+            missing: None,
+        };
+        let symbols = &self.kernel.symbols;
+        let read = *self
+            .fuse
+            .device_read
+            .get_or_insert_with(|| device_read(symbols));
+        let (Some(read), Some(fuse_layout)) = (read, self.kernel.layout.fuse) else {
+            devices.missing = Some("FUSE was loaded after lockwatch was started".to_owned());
+            return Ok(devices);
+        };
+        match self.probes.read_open_files(read, until) {
+            Ok(Some(open)) => {
+                let mut reader = fuse::Reader {
+                    look,
+                    layout: &self.kernel.layout,
+                    fuse: &fuse_layout,
+                    memory: &mut self.probes,
+                };
+                devices.open = reader.devices(&open)?;
+            }
+            Ok(None) => {
+                devices.missing =
+                    Some("this kernel does not list its open files, or not in time".to_owned());
+            }
+            Err(error) => devices.missing = Some(error.to_string()),
+        }
+        Ok(devices)
     }
 }
 
@@ -376,6 +493,8 @@ impl Kernel {
                 scheduler_offset_ns: Some(0),
                 look,
                 queues,
+                fuse: SeenFuse::default(),
+                fuse_missing: None,
                 unsettled,
                 holds_error: None,
                 took: Duration::ZERO,
@@ -460,6 +579,14 @@ impl Kernel {
                 "the traced holds could not be read ({error}): holders come from the survey alone"
             ));
         }
+        let own_tgid = std::process::id();
+        let daemons = daemons::daemons(
+            first.map(Sight::fuse_sight),
+            last.fuse_sight(),
+            own_tgid,
+            &mut merger,
+        );
+        degraded.extend(unknown_daemons(first, last, &daemons));
         if last.unsettled > 0 {
             degraded.push(format!(
                 "{}: tasks come and go there, and whether others are stuck behind them is not known; ask again",
@@ -482,7 +609,7 @@ impl Kernel {
             task_count: u32::try_from(last.look.tasks.len()).unwrap_or(u32::MAX),
             degraded,
             locks,
-            daemons: Vec::new(),
+            daemons,
             stacks,
         }
     }
@@ -494,10 +621,42 @@ struct Sight {
     scheduler_offset_ns: Option<i64>,
     look: Look,
     queues: Vec<SeenQueue>,
+    fuse: SeenFuse,
+    /// Why it is not known who serves FUSE.
+    fuse_missing: Option<String>,
     unsettled: u32,
     /// Why the tracer could not tell its holds.
     holds_error: Option<String>,
     took: Duration,
+}
+
+impl Sight {
+    fn fuse_sight(&self) -> daemons::Sight<'_> {
+        daemons::Sight {
+            look: &self.look,
+            fuse: &self.fuse,
+        }
+    }
+}
+
+/// Why the daemons that tasks wait for are not all known, if they are not.
+fn unknown_daemons(first: Option<&Sight>, last: &Sight, daemons: &[Daemon]) -> Vec<String> {
+    let mut lines = Vec::new();
+    let unresolved = daemons::unresolved(first.map(Sight::fuse_sight), last.fuse_sight());
+    if unresolved > 0 {
+        let reason = last.fuse_missing.as_deref();
+        lines.push(format!(
+            "{} for a FUSE daemon, which could not be told: {}",
+            Count(unresolved.into()).nouns("task waits", "tasks wait"),
+            reason.unwrap_or("their requests were not found")
+        ));
+    } else if let (false, Some(reason)) = (daemons.is_empty(), &last.fuse_missing) {
+        lines.push(format!(
+            "who serves {} is not known: {reason}",
+            Count(daemons.len() as u64).nouns("FUSE file system", "FUSE file systems")
+        ));
+    }
+    lines
 }
 
 struct SeenQueue {
