@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
+mod diagnosed;
+
 use std::{
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
@@ -9,10 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
 use lockwatch_tests::{
     clock,
-    trial::{self, Ended, Lab, Program, Report, Span, Verdict, report::Lock, summary::Summary},
+    trial::{self, Ended, Lab, Report, Span, Verdict, report::Lock},
     truth::{DecoyKind, Ready, Scenario, Tgid},
 };
 use nix::{
@@ -20,103 +21,7 @@ use nix::{
     unistd::Pid,
 };
 
-/// It is killed then, if its deadline is no longer than half of it.
-const LIMIT: Duration = Duration::from_secs(20);
-
-/// More failed runs than this are not tried.
-const FAILURES_SHOWN: usize = 3;
-
-/// Lengths of the queue, in turn.
-const WAITERS: [u32; 4] = [3, 4, 5, 6];
-
-fn diagnose() -> Result<Ended> {
-    diagnose_within(trial::bound(trial::PROMISE))
-}
-
-/// With this deadline; it is killed well after it.
-fn diagnose_within(deadline: Duration) -> Result<Ended> {
-    let mut command = Command::new(trial::lockwatch().unwrap());
-    command.args(trial::diagnose_within(deadline));
-    command.args(["--format", "json", "--threshold", "1ms"]);
-    Program::run(&mut command, deadline.max(LIMIT / 2) * 2)
-}
-
-/// Everything there is to know about a failed run.
-fn evidence(truth: &Ready, ended: &Ended) -> String {
-    format!("truth: {truth:#?}\nlockwatch: {}", ended.describe())
-}
-
-/// What is wrong with one run; `None` if this kernel cannot have the stall. An error: there
-/// was nothing to judge.
-fn try_once(
-    scenario: Scenario,
-    waiters: u32,
-    summary: &mut Summary,
-) -> Result<Option<Vec<String>>> {
-    let Some(lab) = Lab::raise_or_skip(scenario, waiters)? else {
-        return Ok(None);
-    };
-    let ended = diagnose()?;
-    let truth = lab.truth.clone();
-    lab.finish()?;
-
-    let span = Span {
-        begun_ns: ended.begun_ns,
-        ended_ns: ended.ended_ns,
-    };
-    let report = Report::read(&ended)?;
-    let mut verdict = Verdict::on(&report, &truth, span);
-    if ended.code() != Some(1) {
-        verdict.wrong.push(format!("exit status {}", ended.status));
-    }
-    // One of two CPUs is taken away by this one.
-    let slow = if scenario == Scenario::Granted { 2 } else { 1 };
-    if ended.took > slow * trial::bound(trial::PROMISE) {
-        let late = format!("{}it took {:?}", trial::NO_FAIR_TRIAL, ended.took);
-        verdict.wrong.push(late);
-    }
-    if truth.ends_at_ns < ended.ended_ns {
-        let late = format!("{}it ended after the stall had", trial::NO_FAIR_TRIAL);
-        verdict.wrong.push(late);
-    }
-    summary.add(&verdict, ended.took, ended.peak_rss_kib);
-    if !verdict.wrong.is_empty() {
-        eprintln!("{}", evidence(&truth, &ended));
-    }
-    Ok(Some(verdict.wrong))
-}
-
-fn try_scenario(scenario: Scenario) {
-    let runs = trial::runs().unwrap();
-    let mut summary = Summary::default();
-    let mut failures = Vec::new();
-    let mut is_unfair = true;
-    for (run, waiters) in (1..=runs).zip(WAITERS.into_iter().cycle()) {
-        let wrong = match try_once(scenario, waiters, &mut summary) {
-            Ok(Some(wrong)) => wrong,
-            Ok(None) => return,
-            Err(error) => vec![format!("{error:#}")],
-        };
-        if !wrong.is_empty() {
-            eprintln!("run {run} of {runs} is wrong:\n  {}", wrong.join("\n  "));
-            failures.push(run);
-            is_unfair &= wrong
-                .iter()
-                .all(|one| one.starts_with(trial::NO_FAIR_TRIAL));
-        }
-        // The first few say what there is to say.
-        if failures.len() == FAILURES_SHOWN {
-            break;
-        }
-    }
-    eprintln!("{}: {summary}", scenario.name());
-    assert!(
-        failures.is_empty(),
-        "{}{}: runs {failures:?} of {runs} are wrong, see above",
-        if is_unfair { trial::NO_FAIR_TRIAL } else { "" },
-        scenario.name()
-    );
-}
+use self::diagnosed::{LIMIT, diagnose, diagnose_within, evidence, try_scenario};
 
 #[test]
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
@@ -344,7 +249,7 @@ fn a_host_without_a_cpu_to_spare_is_told_in_time() {
         .collect();
     drop(load);
     lab.finish().unwrap();
-    let reports: Vec<Result<Report>> = ended.iter().map(Report::read).collect();
+    let reports: Vec<anyhow::Result<Report>> = ended.iter().map(Report::read).collect();
     for (ended, report) in ended.iter().zip(&reports) {
         // First what is said is judged, then what is not.
         let Ok(report) = report else { continue };

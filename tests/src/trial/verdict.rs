@@ -4,7 +4,7 @@ mod cycle;
 
 use std::{collections::BTreeSet, time::Duration};
 
-pub use self::cycle::complaints as complaints_about_ring;
+pub use self::cycle::is_ring;
 use super::report::{Confidence, Holder, Lock, Object, Report, Step};
 use crate::truth::{Decoy, DecoyKind, LockClass, LockKind, LockState, Mode, Ready, Stuck, Tid};
 

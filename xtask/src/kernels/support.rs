@@ -19,7 +19,8 @@ const SINGLY: [(&str, &str); 3] = [
     ("live_holds", "hold tracking"),
 ];
 /// Others are one feature together.
-const TOGETHER: [(&str, &str); 4] = [
+const TOGETHER: [(&str, &str); 5] = [
+    ("live_deadlock", "deadlocks, and the incident at full size"),
     (
         "live_raw",
         "raw tracepoints do where typed ones are refused",

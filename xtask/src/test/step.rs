@@ -89,7 +89,7 @@ pub(crate) fn steps(workspace: &Workspace, plan: &Plan<'_>) -> Result<Vec<Step>>
         check("binaries", 10, demo::build_command(workspace)),
         step(
             "live",
-            if plan.long { 45 } else { 15 },
+            if plan.long { 65 } else { 20 },
             live_tests(workspace, plan)
                 .unwrap_or_else(|| Action::Fail(format!("tests/tests/ has no {LIVE}_*.rs"))),
         ),
@@ -192,7 +192,11 @@ fn live_tests(workspace: &Workspace, plan: &Plan<'_>) -> Option<Action> {
         .args(["--", "--include-ignored", "--test-threads=1"])
         .env("LOCKWATCH_BIN", workspace.release_binary("lockwatch"))
         .env("STALL_LAB_BIN", workspace.release_binary("stall-lab"))
-        .env("LOCKWATCH_RUNS", if plan.long { "200" } else { "30" });
+        .env("LOCKWATCH_RUNS", if plan.long { "200" } else { "30" })
+        .env(
+            "LOCKWATCH_SOAK_SECONDS",
+            if plan.long { "1200" } else { "180" },
+        );
     Some(Action::Tests(command))
 }
 

@@ -14,6 +14,8 @@ use crate::workspace::{self, Workspace};
 
 /// Test targets whose tests are for a machine of their own.
 const KINDS: [&str; 2] = ["live", "vm"];
+/// The one of them that takes minutes where nothing is emulated.
+const SOAK: &str = "live_soak";
 
 /// A test binary and its tests.
 #[derive(Debug)]
@@ -31,10 +33,11 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
 /// Builds the test targets.
 pub(crate) fn build_tests(workspace: &Workspace) -> Result<Vec<Target>> {
     let wanted = |name: &str| {
-        KINDS.iter().any(|kind| {
-            name.strip_prefix(kind)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
-        })
+        name != SOAK
+            && KINDS.iter().any(|kind| {
+                name.strip_prefix(kind)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+            })
     };
     let mut command = workspace::cargo();
     command.current_dir(&workspace.root).args([

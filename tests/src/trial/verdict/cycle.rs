@@ -59,8 +59,22 @@ impl Verdict {
     }
 }
 
+/// Whether a finding is about this ring: nobody is missing, and nobody else is in it.
+pub fn is_ring(finding: &Finding, cycle: &Cycle) -> bool {
+    let is_member = |tid: &Tid| cycle.tasks.iter().any(|member| member.tid == *tid);
+    finding.locks.len() == cycle.locks.len()
+        && cycle
+            .tasks
+            .iter()
+            .all(|member| finding.tasks.contains(&member.tid))
+        && finding
+            .tasks
+            .iter()
+            .all(|tid| is_member(tid) || cycle.between.contains(tid))
+}
+
 /// What is wrong with a finding about this ring; `name` tells the name of a lock by its id.
-pub fn complaints(finding: &Finding, cycle: &Cycle, name: impl Fn(&str) -> String) -> Vec<String> {
+fn complaints(finding: &Finding, cycle: &Cycle, name: impl Fn(&str) -> String) -> Vec<String> {
     let mut wrong = Vec::new();
     let ring: Vec<Tid> = cycle.tasks.iter().map(|member| member.tid).collect();
     let tasks: BTreeSet<Tid> = finding.tasks.iter().copied().collect();
@@ -174,9 +188,16 @@ mod tests {
             ("path", json!([{"task": 11}, {"lock": "a"}]), "leads along"),
             ("sentence", json!("two tasks wait"), "names no task"),
         ];
+        let read = |finding| serde_json::from_value::<Finding>(finding).unwrap();
+        assert!(is_ring(&read(finding()), &cycle()));
         for (field, lie, word) in lies {
             let mut finding = finding();
             finding[field] = lie.clone();
+            let matters = field == "tasks" || lie == json!([]) && field == "locks";
+            assert!(
+                !matters || !is_ring(&read(finding.clone()), &cycle()),
+                "{lie}"
+            );
             let wrong = judge(finding);
             assert!(
                 wrong.iter().any(|one| one.contains(word)),
