@@ -9,7 +9,11 @@ use std::{
 
 use anyhow::Context as _;
 
-use super::{Outcome, allow_closed_pipe, lock_memory, output::Output, priority::go_first};
+use super::{
+    Outcome, allow_closed_pipe, lock_memory,
+    output::Output,
+    priority::{go_first, keep_out_of_huge_pages},
+};
 use crate::{
     cli::{DiagnoseArgs, Format},
     report::{Host, Report, json, text},
@@ -29,6 +33,7 @@ const GRACE: Duration = Duration::from_millis(500);
 pub fn run(args: &DiagnoseArgs) -> anyhow::Result<Outcome> {
     let output = args.output.as_deref().map(Output::create).transpose()?;
     go_first();
+    keep_out_of_huge_pages();
     lock_memory();
     let survey = survey_in_time(args.deadline)?;
     let report = Report::from_survey(

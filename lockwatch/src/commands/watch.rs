@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use self::{filter::Filter, output::Output, session::Session, sources::Sources};
-use super::{Outcome, allow_closed_pipe, lock_memory};
+use super::{Outcome, allow_closed_pipe, lock_memory, priority::keep_out_of_huge_pages};
 use crate::{cli::WatchArgs, figures::Span, task::Nanos};
 
 /// The graph is brought up to date this many times within the threshold …
@@ -73,6 +73,7 @@ async fn watch(args: &WatchArgs) -> anyhow::Result<Outcome> {
         ));
     }
 
+    keep_out_of_huge_pages();
     lock_memory();
     let mut session = Session::new(threshold, Filter::from(args), output, sources);
     let followed = follow(&mut session, tick, args.duration).await;
