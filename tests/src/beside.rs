@@ -1,13 +1,15 @@
 //! A second file system beside the lab's own, for decoys that need one.
 
 use std::{
-    fs,
+    fs::{self, File},
+    os::{fd::OwnedFd, unix::fs::OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context, Result};
 use nix::{
+    libc,
     mount::{MsFlags, mount},
     unistd::mkdtemp,
 };
@@ -35,6 +37,8 @@ pub(crate) enum Kind {
     OfTarget(Tree),
     /// An empty ext2, which can be frozen, mounted as ext4.
     Ext2,
+    /// The ext2 in this file of the lab's file system, mounted as ext4.
+    Ext2In(&'static str),
 }
 
 /// The second file system, mounted after the first.
@@ -61,7 +65,11 @@ impl Beside {
         };
         match kind {
             Kind::Overlay => mount_overlay(at, lab)?,
-            Kind::Ext2 => beside.device = Some(mount_ext2(at)?),
+            Kind::Ext2 => beside.device = Some(mount_ext2(at, &Device::attach(&ext2::image())?)?),
+            Kind::Ext2In(name) => {
+                let device = Device::over(&open_direct(&lab.join(name))?)?;
+                beside.device = Some(mount_ext2(at, &device)?);
+            }
             Kind::Device(tree) => {
                 let server = Server::start(COMM, at, Source::Device, tree, max_delay)?;
                 beside.server = Some(server);
@@ -101,18 +109,29 @@ impl Beside {
     }
 }
 
+/// Every read of the device is one request of the file then.
+fn open_direct(path: &Path) -> Result<OwnedFd> {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_CLOEXEC | libc::O_DIRECT)
+        .open(path)
+        .with_context(|| format!("cannot open {} with O_DIRECT", path.display()))?;
+    Ok(file.into())
+}
+
 /// Returns the name of the device.
-fn mount_ext2(at: &Path) -> Result<String> {
+fn mount_ext2(at: &Path, device: &Device) -> Result<String> {
     if !is_known("ext4")? {
         return Err(NotHere::because("the kernel has no ext4 (`modprobe ext4`)"));
     }
-    let device = Device::attach(&ext2::image())?;
     mount(
         Some(&*device.path),
         at,
         Some("ext4"),
         MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME,
-        None::<&str>,
+        // It would read the directory, too, which lies behind the inodes.
+        Some("inode_readahead_blks=0"),
     )
     .with_context(|| format!("cannot mount {} on {}", device.path, at.display()))?;
     Ok(device.path.trim_start_matches("/dev/").to_owned())

@@ -51,14 +51,18 @@ impl Device {
         content
             .write_all(bytes)
             .context("cannot write the content of a block device")?;
-        let content = OwnedFd::from(content);
+        Self::over(&OwnedFd::from(content))
+    }
+
+    /// One whose bytes are those of an open file.
+    pub(crate) fn over(content: &OwnedFd) -> Result<Self> {
         let control = File::open("/dev/loop-control").map_err(|error| {
             NotHere::because(format!(
                 "cannot open /dev/loop-control ({error}): it needs loop devices (`modprobe loop`)"
             ))
         })?;
         for _ in 0..ATTEMPTS {
-            if let Some(device) = Self::try_attach(&control, &content)? {
+            if let Some(device) = Self::try_attach(&control, content)? {
                 return Ok(device);
             }
         }

@@ -11,8 +11,13 @@ const INODE_BYTES: usize = 128;
 const BLOCK_BITMAP: u32 = 3;
 const INODE_BITMAP: u32 = 4;
 const INODE_TABLE: u32 = 5;
-/// Behind the inodes; the last block in use.
-const ROOT_BLOCK: u32 = INODE_TABLE + INODES * INODE_BYTES as u32 / BLOCK as u32;
+/// Behind the inodes, at the beginning of a page; the last block in use.
+const ROOT_BLOCK: u32 =
+    (INODE_TABLE + INODES * INODE_BYTES as u32 / BLOCK as u32).next_multiple_of(PAGE_BLOCKS);
+/// The page of the image in which the root directory is.
+pub(crate) const ROOT_PAGE: u64 = (ROOT_BLOCK / PAGE_BLOCKS) as u64;
+/// Blocks in a page.
+const PAGE_BLOCKS: u32 = 4;
 
 const ROOT_INODE: u32 = 2;
 const FIRST_FREE_INODE: u32 = 11;
@@ -139,6 +144,6 @@ mod tests {
         };
         assert_eq!(zeros(BLOCK_BITMAP), FREE_BLOCKS);
         assert_eq!(zeros(INODE_BITMAP), FREE_INODES);
-        assert_eq!(ROOT_BLOCK, 21);
+        assert_eq!(ROOT_BLOCK, 24);
     }
 }

@@ -137,6 +137,7 @@ fn ready(scenario: Scenario, stage: &mut Stage, standing: Standing, ends: Instan
         decoys: std::mem::take(&mut stage.decoys),
         owner_hidden: stage.owner_hidden,
         next: standing.next,
+        device: stage.device.take(),
         cycle: stage.cycle.take(),
         crowd: std::mem::take(&mut stage.crowd),
         ends_at_ns: clock::monotonic_ns() + left.as_nanos() as u64,

@@ -65,6 +65,8 @@ pub(crate) struct Stage {
     /// The stall never ends by itself: its FUSE connections are aborted at the end.
     pub(crate) is_deadlock: bool,
     pub(crate) cycle: Option<Cycle>,
+    /// The block device that the holder waits for.
+    pub(crate) device: Option<String>,
     pub(crate) crowd: Vec<Crowd>,
     /// A directory of the frozen file system: it thaws at the end.
     pub(crate) frozen: Option<File>,
@@ -135,6 +137,7 @@ impl Stage {
             held: None,
             is_deadlock: false,
             cycle: None,
+            device: None,
             crowd: Vec::new(),
             frozen: None,
             workers: Vec::new(),

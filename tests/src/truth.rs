@@ -59,6 +59,8 @@ pub enum Scenario {
     /// A deadlock: a process's mmap_lock, held for read by a page fault that waits for a FUSE
     /// daemon in the same process, which queues behind a writer
     DeadlockBehindWriter,
+    /// A directory's i_rwsem, held by a mkdir that waits for a block device
+    BlockIoHeld,
     /// A process's mmap_lock as in mmap-read-held, a writer, and more than a thousand readers
     Incident,
 }
@@ -114,6 +116,9 @@ pub struct Ready {
     /// that it waits for does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<Held>,
+    /// The block device that the holder waits for, with one request in flight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// The deadlock, if it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cycle: Option<Cycle>,
@@ -261,6 +266,8 @@ pub enum Stuck {
     Runnable,
     /// Another lock: [`Ready::next`].
     Lock,
+    /// A block device: [`Ready::device`].
+    BlockIo,
 }
 
 /// A task that holds the lock.

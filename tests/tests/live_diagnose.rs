@@ -31,6 +31,12 @@ fn a_directory_held_by_a_writer() {
 
 #[test]
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_directory_on_a_block_device_that_does_not_answer() {
+    try_scenario(Scenario::BlockIoHeld);
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn an_address_space_held_by_a_reader() {
     try_scenario(Scenario::MmapReadHeld);
 }

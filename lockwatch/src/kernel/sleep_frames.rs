@@ -150,6 +150,21 @@ const PAGE_WAITS: &[&str] = &[
     "filemap_read_folio",
 ];
 
+/// The class of a sleep whose frames say nothing, by the functions that the unwinder has
+/// left out (they lie in `.sched.text`) and those it shows, both innermost first:
+/// `wait_on_bit_io` (include/linux/wait_bit.h) is all that a wait for a buffer leaves.
+pub fn classify_hidden<'a>(hidden: &[&'a str], shown: &[&'a str]) -> Option<(StuckClass, &'a str)> {
+    let mut asleep = hidden
+        .iter()
+        .skip_while(|&&function| function != "schedule");
+    // A saved register in between can look like a function.
+    let waits_for_io = (asleep.by_ref().skip(1).take(2))
+        .any(|function| ["bit_wait_io", "io_schedule"].contains(function));
+    let wait = *asleep.find(|function| PAGE_WAITS.contains(function))?;
+    let functions = [&[wait], shown].concat();
+    classify(&functions).filter(|_| waits_for_io)
+}
+
 /// Whether a function, by its stem, waits for a page or buffer.
 pub fn is_page_wait(stem: &str) -> bool {
     PAGE_WAITS.contains(&stem)
@@ -206,6 +221,35 @@ fn class_of(function: &str) -> Option<StuckClass> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wait_for_a_buffer_is_told_by_what_the_unwinder_leaves_out() {
+        let shown = ["__ext4_find_entry", "ext4_lookup"];
+        let hidden = |sleep| {
+            [
+                "__schedule",
+                "__pfx_bit_wait_io",
+                "schedule",
+                sleep,
+                "__wait_on_bit",
+                "out_of_line_wait_on_bit",
+            ]
+        };
+        let io = Some((StuckClass::BlockIo, "out_of_line_wait_on_bit"));
+        assert_eq!(classify_hidden(&hidden("bit_wait_io"), &shown), io);
+        assert_eq!(classify_hidden(&hidden("io_schedule"), &shown), io);
+        assert_eq!(classify_hidden(&hidden("bit_wait"), &shown), None);
+        let nfs = classify_hidden(&hidden("bit_wait_io"), &["nfs_wait_on_request"]);
+        assert_eq!(nfs.map(|(class, _)| class), Some(StuckClass::NetworkFs));
+        let stale = [
+            "schedule",
+            "schedule_timeout",
+            "wait_for_completion",
+            "bit_wait_io",
+            "out_of_line_wait_on_bit",
+        ];
+        assert_eq!(classify_hidden(&stale, &shown), None);
+    }
 
     #[test]
     fn the_innermost_known_function_decides() {

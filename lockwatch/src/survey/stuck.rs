@@ -1,7 +1,7 @@
 //! Why a task does not go on.
 
 use crate::{
-    kernel::sleep_frames::classify,
+    kernel::sleep_frames::{classify, classify_hidden},
     survey::{
         asking::Asking,
         functions::Functions,
@@ -28,7 +28,10 @@ pub(super) fn of_task(
         TaskState::Dead => (StuckClass::Exit, innermost),
         _ => match slow_path(functions, look, task) {
             Some((slow_path, _)) => (StuckClass::Lock, Some(slow_path.to_owned())),
-            None => match classify(&stems) {
+            None => match classify(&stems).or_else(|| {
+                let hidden = hidden_stems(functions, look, task);
+                classify_hidden(&hidden, &stems)
+            }) {
                 Some((class, function)) => (class, Some(function.to_owned())),
                 None => (StuckClass::Unknown, innermost),
             },
@@ -40,6 +43,17 @@ pub(super) fn of_task(
         since,
         device: None,
     }
+}
+
+/// The functions further in than what the unwinder shows, innermost first. Old ones may be
+/// among them.
+fn hidden_stems<'k>(functions: &mut Functions<'k>, look: &Look, task: &TaskLook) -> Vec<&'k str> {
+    let Some(asking) = Asking::of(functions, look, task) else {
+        return Vec::new();
+    };
+    let mut stems: Vec<_> = asking.functions(functions).map(|(stem, _)| stem).collect();
+    stems.reverse();
+    stems
 }
 
 /// The lock slow path that a task off the CPU is in, and the return address into it.

@@ -103,6 +103,8 @@ pub(crate) struct Tree {
     rules: Vec<Rule>,
     /// Directories that waiters made; they only have to have attributes.
     made: BTreeMap<u64, Shape>,
+    /// What is in files that are no zeros.
+    content: BTreeMap<u64, Vec<u8>>,
 }
 
 /// First inode number of a directory made at run time.
@@ -114,7 +116,14 @@ impl Tree {
             nodes: nodes.to_vec(),
             rules: rules.to_vec(),
             made: BTreeMap::new(),
+            content: BTreeMap::new(),
         }
+    }
+
+    /// With these bytes in a file. What is written to it is not kept.
+    pub(crate) fn with(mut self, ino: u64, bytes: Vec<u8>) -> Self {
+        self.content.insert(ino, bytes);
+        self
     }
 
     pub(crate) fn answer(&mut self, request: &Request) -> Answer {
@@ -156,6 +165,12 @@ impl Tree {
                 protocol::entry(unique, shape)
             }
             Op::Open | Op::Opendir => protocol::opened(unique, request.direct),
+            Op::Read if self.content.contains_key(&request.node) => {
+                let content = &self.content[&request.node];
+                let from = content.len().min(request.offset as usize);
+                let until = content.len().min(from + request.size as usize);
+                protocol::data(unique, &content[from..until])
+            }
             Op::Read => {
                 let size = FILE_SIZE
                     .saturating_sub(request.offset)
@@ -177,7 +192,7 @@ impl Tree {
         self.nodes
             .iter()
             .find(|node| node.parent == request.node && node.name == name)
-            .map(shape_of)
+            .map(|node| self.shape_of(node))
     }
 
     fn shape(&self, ino: u64) -> Option<Shape> {
@@ -187,8 +202,17 @@ impl Tree {
         self.nodes
             .iter()
             .find(|node| node.ino == ino)
-            .map(shape_of)
+            .map(|node| self.shape_of(node))
             .or_else(|| self.made.get(&ino).copied())
+    }
+
+    fn shape_of(&self, node: &Node) -> Shape {
+        let size = self.content.get(&node.ino).map(|bytes| bytes.len() as u64);
+        let shape = shape_of(node);
+        Shape {
+            size: size.unwrap_or(shape.size),
+            ..shape
+        }
     }
 
     fn list(&self, request: &Request) -> Vec<u8> {

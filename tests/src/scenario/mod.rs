@@ -1,5 +1,6 @@
 //! The stalls: which files they need, and how each is built task by task.
 
+mod block_io_held;
 mod deadlock_behind_writer;
 mod deadlock_fuse;
 mod file_pos_held;
@@ -96,6 +97,7 @@ pub(crate) fn hold_times(scenario: Scenario) -> (Duration, Duration) {
         | Scenario::VmaReadHeld
         | Scenario::SuperFrozen
         | Scenario::SuperFreezing
+        | Scenario::BlockIoHeld
         | Scenario::DeadlockFuseDirectory
         | Scenario::DeadlockFuseTwoMounts
         | Scenario::DeadlockBehindWriter => (Duration::from_secs(20), Duration::from_secs(60)),
@@ -129,6 +131,7 @@ pub(crate) fn scenery(scenario: Scenario, cast: Cast) -> Scenery {
         Scenario::DeadlockFuseDirectory => deadlock_fuse::scenery(),
         Scenario::DeadlockFuseTwoMounts => deadlock_fuse::scenery_of_two(),
         Scenario::DeadlockBehindWriter => deadlock_behind_writer::scenery(cast),
+        Scenario::BlockIoHeld => block_io_held::scenery(),
         Scenario::Incident => incident::scenery(cast),
     }
 }
@@ -153,6 +156,7 @@ pub(crate) fn raise(scenario: Scenario, stage: &mut Stage, cast: Cast) -> Result
         Scenario::DeadlockFuseDirectory => deadlock_fuse::raise(stage, cast),
         Scenario::DeadlockFuseTwoMounts => deadlock_fuse::raise_two(stage, cast),
         Scenario::DeadlockBehindWriter => deadlock_behind_writer::raise(stage, cast),
+        Scenario::BlockIoHeld => block_io_held::raise(stage, cast),
         Scenario::Incident => incident::raise(stage, cast),
     }
 }

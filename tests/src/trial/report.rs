@@ -131,6 +131,8 @@ pub struct Holder {
     pub tgid: Tgid,
     /// Its comm.
     pub comm: String,
+    /// Its control group.
+    pub cgroup: Option<String>,
     /// How it holds the lock.
     pub mode: Mode,
     /// How sure the name is.
@@ -170,6 +172,17 @@ pub struct Stuck {
     pub class: String,
     /// Off the CPU for this long, in ns.
     pub since_ns: Option<u64>,
+    /// The block device it waits for.
+    pub device: Option<Device>,
+}
+
+/// A block device.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Device {
+    /// Its name.
+    pub name: String,
+    /// Requests that its driver has not completed.
+    pub in_flight: Option<u64>,
 }
 
 /// A task in a queue.

@@ -162,6 +162,19 @@ impl Verdict {
             self.expect(holder.stuck.class == stuck, || {
                 format!("{who} is stuck in {}, not {stuck}", holder.stuck.class)
             });
+            let device = holder.stuck.device.as_ref();
+            let seen = device.map(|device| (device.name.clone(), device.in_flight));
+            let wanted = truth.device.clone().map(|name| (name, Some(1)));
+            self.expect(seen == wanted, || {
+                format!("{who} waits for the device {seen:?}, not {wanted:?}")
+            });
+            self.expect(
+                holder
+                    .cgroup
+                    .as_ref()
+                    .is_some_and(|path| path.starts_with('/')),
+                || format!("{who} is in the control group {:?}", holder.cgroup),
+            );
             let granted = holder.evidence.iter().any(|one| one.kind == "granted");
             self.expect(granted == true_holder.granted, || {
                 format!("granted evidence for {who}: {granted}")
@@ -453,6 +466,7 @@ fn stuck_class(stuck: Stuck) -> &'static str {
         Stuck::Fuse => "fuse",
         Stuck::Runnable => "runnable",
         Stuck::Lock => "lock",
+        Stuck::BlockIo => "block-io",
     }
 }
 
@@ -460,7 +474,7 @@ fn state_fits(stuck: Stuck, state: char) -> bool {
     match stuck {
         Stuck::Fuse => matches!(state, 'S' | 'D'),
         Stuck::Runnable => state == 'R',
-        Stuck::Lock => state == 'D',
+        Stuck::Lock | Stuck::BlockIo => state == 'D',
     }
 }
 

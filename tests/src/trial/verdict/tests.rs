@@ -48,7 +48,7 @@ fn report() -> Value {
             "id": "a", "kind": "rwsem", "class": "i_rwsem", "name": "i_rwsem of /mnt/dir",
             "object": {"inode": {"fstype": "fuse", "sb": "fuse", "ino": 2, "path": "/mnt/dir"}},
             "state": "read-held", "reader_count": 1, "spinners": [],
-            "holders": [{"tid": 11, "tgid": 10, "comm": "lab-holder", "mode": "read",
+            "holders": [{"tid": 11, "tgid": 10, "comm": "lab-holder", "mode": "read", "cgroup": "/",
                          "confidence": "certain", "evidence": [{"kind": "hold-frame"}], "state": "S",
                          "stuck": {"class": "fuse", "since_ns": 180 * MS},
                          "held_ns": 180 * MS, "held_is_lower_bound": true, "stack": 1}],
