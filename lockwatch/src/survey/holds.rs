@@ -4,7 +4,11 @@ use std::{fmt, io};
 
 use crate::{
     lock::{LockAddr, LockMode, LockState},
-    survey::{look::Look, queue::Queue},
+    survey::{
+        look::Look,
+        queue::{Entry, Queue},
+        recursion::was_traced,
+    },
     task::TaskKey,
 };
 
@@ -42,15 +46,15 @@ pub(super) struct Testimony {
 
 /// Compares the tracer with the lock's own word. Where they disagree, the word is followed.
 pub(super) fn testimony(look: &Look, queue: &Queue, holds: &[TracedHold]) -> Testimony {
-    let waits = |hold: &TracedHold| {
-        queue
-            .entries
-            .iter()
-            .any(|entry| look.tasks[entry.task].name.key == hold.task)
+    // What waits for it has it only if it has had it before.
+    let can_have_it = |hold: &TracedHold| {
+        let is_its = |entry: &&Entry| look.tasks[entry.task].name.key == hold.task;
+        let entry = queue.entries.iter().find(is_its);
+        entry.is_none_or(|entry| was_traced(look, entry, hold))
     };
     let mut heard: Vec<TracedHold> = holds
         .iter()
-        .filter(|hold| hold.lock == queue.lock && !waits(hold))
+        .filter(|hold| hold.lock == queue.lock && can_have_it(hold))
         .copied()
         .collect();
     let owner = look
