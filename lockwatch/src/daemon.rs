@@ -30,8 +30,10 @@ pub struct Daemon {
     pub name: String,
     /// Tasks that wait for an answer, the longest wait first.
     pub clients: Vec<Client>,
-    /// Threads of the processes that have the connection's device open, except those that
-    /// are clients. Empty if nobody has it open any more.
+    /// Threads that have the connection's device among their open files, except those that
+    /// are clients; these, too, if nobody else has it: then the daemon waits for itself.
+    /// Empty if nobody has it open here (virtiofs is served by the host), or if that could
+    /// not be read, which the survey then says.
     pub threads: Vec<DaemonThread>,
 }
 
@@ -42,9 +44,21 @@ impl Daemon {
         let known = |thread: &&DaemonThread| thread.serves >= Some(Confidence::Likely);
         self.threads.iter().filter(known)
     }
+
+    /// It has read a request that it does not answer, and all its threads wait for the next
+    /// one: nobody is at work on it. The daemon has lost it, or answers when something comes
+    /// by another way.
+    pub fn owes_while_idle(&self) -> bool {
+        let owes = |client: &Client| client.is_sent && client.stood;
+        let is_idle = |thread: &DaemonThread| thread.evidence == ServesEvidence::Idle;
+        !self.threads.is_empty()
+            && self.clients.iter().any(owes)
+            && self.threads.iter().all(is_idle)
+    }
 }
 
-/// A task that waits for a daemon's answer.
+/// A task that waits for a daemon's answer to a request of its own. Who waits for a page that
+/// somebody else asked for is none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Client {
     /// Who.
@@ -66,8 +80,9 @@ pub struct Client {
 pub struct DaemonThread {
     /// Who.
     pub task: TaskName,
-    /// How sure it is that the clients wait for this thread; `None` for one that certainly
-    /// has no request: it waits for the next one in the kernel.
+    /// How sure it is that the clients wait for this thread; `None` for one that waits for the
+    /// next request in the kernel, and so is not at work on any. If all are so, see
+    /// [`Daemon::owes_while_idle`].
     pub serves: Option<Confidence>,
     /// Why.
     pub evidence: ServesEvidence,
@@ -90,12 +105,13 @@ pub struct DaemonThread {
 pub enum ServesEvidence {
     /// It waits in the kernel for the next request (`fuse_dev_do_read`): it has none.
     Idle,
-    /// The connection's device is open in one process, which has one thread.
+    /// No other thread has the connection's device among its open files: whatever this one
+    /// does, nobody else can read a request or answer one.
     OnlyThread,
-    /// All other threads are idle.
+    /// All other threads are idle, in both looks.
     OthersIdle,
     /// All other threads are idle, or asleep in a call that waits for user space or for a timer
-    /// (futex, poll, sleep …), where threads that serve seldom are.
+    /// (futex, poll, sleep …), where threads that serve seldom are; this one is not.
     OthersParked,
     /// Others could have the requests as well.
     OneOfSeveral,

@@ -271,7 +271,7 @@ fn a_host_without_a_cpu_to_spare_is_told_in_time() {
             evidence(&truth, ended)
         );
     }
-    let _: Vec<Report> = reports.into_iter().collect::<Result<_>>().unwrap();
+    let _: Vec<Report> = reports.into_iter().collect::<anyhow::Result<_>>().unwrap();
     ended.sort_by_key(|ended| ended.took);
     let runs = ended.len();
     assert!(

@@ -535,6 +535,44 @@ mod tests {
         );
     }
 
+    /// A module with `struct own { struct inner at; int b; }` over [`sample`].
+    fn module() -> Vec<u8> {
+        let base = Btf::parse(sample()).unwrap();
+        let (_, kernel) = base.strings;
+        let strings = b"own\0at\0";
+        let at = |offset: usize| u32::try_from(kernel + offset).unwrap();
+        let b = u32::try_from(b"\0int\0outer\0a\0".len()).unwrap();
+        let types = [
+            [at(0), KIND_STRUCT << 24 | 2, 8, at(4), 2, 0, b, 1, 32].as_slice(), // 12
+            &[0, KIND_PTR << 24, 12],                                            // 13
+        ]
+        .concat();
+        let type_bytes: Vec<u8> = types.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let mut blob = vec![0x9f, 0xeb, 1, 0];
+        let lens = [24, 0, type_bytes.len(), type_bytes.len(), strings.len()];
+        let lens = lens.iter();
+        blob.extend(lens.flat_map(|&len| u32::try_from(len).unwrap().to_le_bytes()));
+        blob.extend(type_bytes);
+        blob.extend(strings);
+        blob
+    }
+
+    #[test]
+    fn types_of_a_module_refer_to_those_of_the_kernel() {
+        let btf = Btf::parse(sample()).unwrap();
+        let btf = btf.with_module(&module()).unwrap();
+        assert_eq!(btf.member("own.at.c"), Some(Member { offset: 0, size: 4 }));
+        assert_eq!(btf.member("own.b"), Some(Member { offset: 4, size: 4 }));
+        assert_eq!(btf.size_of("own"), Some(8));
+        assert_eq!(btf.member("outer.b"), Some(Member { offset: 4, size: 4 }));
+        assert!(btf.with_module(&module()).is_err());
+        let blob = module();
+        for len in 0..blob.len() {
+            let btf = Btf::parse(sample()).unwrap();
+            assert!(btf.with_module(&blob[..len]).is_err(), "cut at {len}");
+        }
+    }
+
     #[test]
     fn any_cut_is_an_error_and_no_panic() {
         let blob = sample();

@@ -20,6 +20,7 @@ use crate::{
         look::{Look, TaskLook},
         names::Identity,
         queue::Queue,
+        recursion,
         stack::frame_words,
         writers,
     },
@@ -212,11 +213,10 @@ fn on_stack(
 ) -> Result<Vec<Evidence>, MemoryError> {
     let look = scene.look;
     let task = &look.tasks[index];
-    // What waits for this very lock is a holder only by the lock's own word: its callers
-    // may wrap the asking.
-    let waits_here = queue.entries.iter().any(|entry| entry.task == index);
+    // What waits for this very lock asks for it in some of its frames: those say nothing.
+    let waits_here = queue.entries.iter().find(|entry| entry.task == index);
     if lock.class == LockClass::SuperWriters {
-        return if waits_here {
+        return if waits_here.is_some() {
             Ok(Vec::new())
         } else {
             writers::on_stack(scene, queue.lock, lock, task)
@@ -236,8 +236,9 @@ fn on_stack(
         // whether the fault has dropped the lock.
         return Ok(verdict);
     }
-    if waits_here {
-        return Ok(Vec::new());
+    if let Some(entry) = waits_here {
+        let held = recursion::held_before(scene, queue, entry, lock, own_mm)?;
+        return Ok(held.into_iter().collect());
     }
     // Asleep in a slow path, the innermost frame is the one that asks for a lock.
     let askers = askers(scene.functions, look, task);
@@ -271,7 +272,7 @@ fn on_stack(
 /// As [`hold_frame`], by what was learned on real kernels. No address space is taken for
 /// the task's own here: it has to be shown. And nothing is believed of a function that is in
 /// a page fault: where a fault could not be asked ([`fault`]), it may have dropped the lock.
-fn learned_frame(
+pub(super) fn learned_frame(
     scene: &mut Scene<'_, '_>,
     task: &TaskLook,
     stems: &[&str],
@@ -344,7 +345,7 @@ pub(super) fn askers(functions: &mut Functions<'_>, look: &Look, task: &TaskLook
 }
 
 /// The words of a stack that point at the lock or at the object that contains it.
-struct Hits {
+pub(super) struct Hits {
     /// Word indexes of the lock's address.
     lock: Vec<usize>,
     /// Word indexes of the object's address.
@@ -352,7 +353,7 @@ struct Hits {
 }
 
 impl Hits {
-    fn find(words: &[u64], lock: u64, object: Option<u64>) -> Self {
+    pub(super) fn find(words: &[u64], lock: u64, object: Option<u64>) -> Self {
         let mut hits = Self {
             lock: Vec::new(),
             object: Vec::new(),
@@ -365,6 +366,13 @@ impl Hits {
             }
         }
         hits
+    }
+
+    /// Those from this word on.
+    pub(super) fn outside(mut self, from: usize) -> Self {
+        self.lock.retain(|&at| at >= from);
+        self.object.retain(|&at| at >= from);
+        self
     }
 
     fn is_empty(&self) -> bool {
@@ -393,16 +401,16 @@ impl Hits {
 }
 
 /// A known function on the stack, and where its frame ends.
-struct Found {
-    known: &'static HoldFrame,
+pub(super) struct Found {
+    pub(super) known: &'static HoldFrame,
     /// Words from the stack pointer to the end of its frame: what it keeps for the
     /// release lies there, for what it calls saves its registers.
-    end: usize,
+    pub(super) end: usize,
 }
 
 /// A function on the stack that holds this class of lock, with the lock or its
 /// object in its own frame or deeper.
-fn hold_frame(
+pub(super) fn hold_frame(
     task: &TaskLook,
     stems: &[&str],
     from: usize,

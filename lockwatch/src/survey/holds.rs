@@ -4,7 +4,11 @@ use std::{fmt, io};
 
 use crate::{
     lock::{LockAddr, LockMode, LockState},
-    survey::{look::Look, queue::Queue},
+    survey::{
+        look::Look,
+        queue::{Entry, Queue},
+        recursion::was_traced,
+    },
     task::TaskKey,
 };
 
@@ -42,15 +46,15 @@ pub(super) struct Testimony {
 
 /// Compares the tracer with the lock's own word. Where they disagree, the word is followed.
 pub(super) fn testimony(look: &Look, queue: &Queue, holds: &[TracedHold]) -> Testimony {
-    let waits = |hold: &TracedHold| {
-        queue
-            .entries
-            .iter()
-            .any(|entry| look.tasks[entry.task].name.key == hold.task)
+    // What waits for it has it only if it has had it before.
+    let can_have_it = |hold: &TracedHold| {
+        let is_its = |entry: &&Entry| look.tasks[entry.task].name.key == hold.task;
+        let entry = queue.entries.iter().find(is_its);
+        entry.is_none_or(|entry| was_traced(look, entry, hold))
     };
     let mut heard: Vec<TracedHold> = holds
         .iter()
-        .filter(|hold| hold.lock == queue.lock && !waits(hold))
+        .filter(|hold| hold.lock == queue.lock && can_have_it(hold))
         .copied()
         .collect();
     let owner = look
@@ -97,7 +101,7 @@ mod tests {
     use super::*;
     use crate::{
         survey::{
-            image::{Image, RWSEM, row, task_address},
+            image::{Image, RWSEM, TAKEN_AT_NS, row, task_address},
             queue,
         },
         task::Tid,
@@ -107,6 +111,10 @@ mod tests {
 
     /// Tasks 1 and 2 are queued, tasks 3 and 4 are elsewhere.
     fn heard(count: u64, owner: u64, holds: &[(u32, LockMode)]) -> Testimony {
+        heard_since(count, owner, holds, 7)
+    }
+
+    fn heard_since(count: u64, owner: u64, holds: &[(u32, LockMode)], since_ns: u64) -> Testimony {
         let mut image = Image::default();
         image.queue(LOCK, count, owner, &[0, 1]);
         let look = image.look(4);
@@ -120,7 +128,7 @@ mod tests {
                     start_ns: tid.into(),
                 },
                 mode,
-                since_ns: 7,
+                since_ns,
                 is_sure: true,
             })
             .collect();
@@ -135,8 +143,16 @@ mod tests {
     fn readers_that_the_word_counts_are_heard() {
         let both = heard(0x202, 3, &[(3, LockMode::Read), (4, LockMode::Read)]);
         assert_eq!((tids(&both), both.contradiction), (vec![3, 4], None));
-        let queued = heard(0x102, 3, &[(2, LockMode::Read)]);
-        assert_eq!(tids(&queued), Vec::<u32>::new(), "it waits for it");
+    }
+
+    #[test]
+    fn a_queued_task_is_heard_only_of_what_it_took_before_and_only_as_a_reader() {
+        let before = heard(0x102, 3, &[(2, LockMode::Read)]);
+        assert_eq!((tids(&before), before.contradiction), (vec![2], None));
+        let since = heard_since(0x102, 3, &[(2, LockMode::Read)], TAKEN_AT_NS);
+        assert_eq!(tids(&since), Vec::<u32>::new(), "its wait is over");
+        let writer = heard(0x102, 3, &[(1, LockMode::Read)]);
+        assert_eq!(tids(&writer), Vec::<u32>::new(), "it wants to write");
     }
 
     #[test]

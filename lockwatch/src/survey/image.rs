@@ -2,12 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use lockwatch_ebpf::survey::TaskRecord;
+use lockwatch_ebpf::survey::{OpenFileLayout, TaskLayout, TaskRecord};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::{
     kernel::{
-        locks::{EntryLayout, EntryMode, Granted, LockLayout, QueueLink, WordLayout},
+        fault::{FAULT_FRAMES, FaultRules},
+        fuse::{FuseLayout, RequestLayout},
+        layout::{
+            DentryLayout, FaultLayout, FileLayout, InodeLayout, Layout, MmLayout, MountLayout,
+            PipeLayout, SuperBlockLayout,
+        },
+        locks::{EntryLayout, EntryMode, Granted, LockLayout, LockLayouts, QueueLink, WordLayout},
         memory::{KernelMemory, MemoryError},
     },
     lock::LockKind,
@@ -61,6 +67,115 @@ pub(super) const PERCPU_RWSEM: LockLayout = LockLayout {
     ..RWSEM
 };
 
+/// Where things lie in this kernel. FUSE has the members of 5.10 to 7.1.
+pub(super) fn layout() -> Layout {
+    Layout {
+        task: TaskLayout::default(),
+        locks: LockLayouts {
+            queued: vec![RWSEM],
+            pi: None,
+            rt_rwsem: None,
+            vma: None,
+            degraded: Vec::new(),
+        },
+        mm: MmLayout {
+            mmap_lock: 0x40,
+            owner: None,
+        },
+        fault: FaultLayout {
+            frames: FAULT_FRAMES,
+            fault_vma: Some(0),
+            fault_address: 8,
+            fault_pgoff: 16,
+            fault_flags: 40,
+            fault_size: 44,
+            rules: FaultRules::default(),
+            vma_start: 0,
+            vma_end: 8,
+            vma_mm: 16,
+            vma_pgoff: 24,
+            vma_size: 24,
+        },
+        inode: InodeLayout {
+            i_rwsem: Some(0x40),
+            sb: 0,
+            mode: 8,
+            mapping: 16,
+            ino: 24,
+            dentries: 32,
+            data: 0x80,
+            invalidate_lock: Some(0x88),
+            size: 40,
+        },
+        dentry: DentryLayout {
+            parent: 0,
+            name: 8,
+            inode: 16,
+            sb: 24,
+            alias: 32,
+            size: 40,
+        },
+        super_block: SuperBlockLayout {
+            s_umount: 0x80,
+            fs_type: 0,
+            fs_name: 0,
+            number: 8,
+            private: 16,
+            subtype: 24,
+            id: 32,
+            id_len: 32,
+            mounts: 64,
+            mounts_is_list: true,
+            writers: None,
+            size: 112,
+        },
+        mount: MountLayout {
+            vfs_root: 0,
+            vfs_sb: 8,
+            parent: 0,
+            mountpoint: 8,
+            root: 16,
+            namespace: 24,
+            task_nsproxy: 0x100,
+            nsproxy_namespace: 0,
+            instance: 32,
+            size: 48,
+        },
+        file: FileLayout {
+            pos_lock: 0,
+            inode: 32,
+        },
+        pipe: PipeLayout {
+            mutex: 0,
+            ring_size: 32,
+        },
+        block: None,
+        cgroup: None,
+        throttle: None,
+        open_file: OpenFileLayout::default(),
+        fuse: Some(FUSE),
+        readers_clear_owner: false,
+    }
+}
+
+/// FUSE as 6.12 has it.
+pub(super) const FUSE: FuseLayout = FuseLayout {
+    request: RequestLayout {
+        waiters: 120,
+        flags: 48,
+        owner: [144; 2],
+        pending: 1 << 7,
+        finished: 1 << 9,
+        size: 152,
+    },
+    device_owner: 0,
+    channel: None,
+    mount_connection: 0,
+    mount_super: 8,
+    number: Some(16),
+    mounts: Some((24, 16)),
+};
+
 /// A lock whose slow path is [`SLOW_PATH`]'s function.
 pub(super) fn row(layout: LockLayout) -> Row {
     Row {
@@ -79,6 +194,9 @@ pub(super) const fn task_address(n: u64) -> u64 {
     0xffff_8881_0000_0000 + n * 0x4000
 }
 
+/// Words of the scheduler between the stack pointer and the slow path.
+pub(super) const ENTRY_OFFSET: usize = 8;
+
 const fn stack_base(n: u64) -> u64 {
     0xffff_c900_0000_0000 + n * 0x8000
 }
@@ -89,7 +207,29 @@ pub(super) struct Image {
     words: BTreeMap<u64, u64>,
     /// What each task says it waits for (`pi_blocked_on`).
     pub(super) pi_blocked_on: BTreeMap<u64, u64>,
+    /// Tasks whose frames are known.
+    sleepers: BTreeMap<u64, Sleeper>,
 }
+
+/// A task that sleeps in known functions.
+#[derive(Clone, Debug)]
+pub(super) struct Sleeper {
+    /// `task->__state`.
+    pub(super) state: u32,
+    /// `task->files`.
+    pub(super) files: u64,
+    /// How often it has left a CPU.
+    pub(super) switches: u64,
+    /// Its frames, innermost first: the return address, and the words of the frame.
+    pub(super) frames: Vec<(u64, Vec<u64>)>,
+}
+
+/// `TASK_INTERRUPTIBLE`
+pub(super) const ASLEEP: u32 = 1;
+/// `TASK_UNINTERRUPTIBLE`
+pub(super) const STUCK: u32 = 2;
+/// `CLOCK_MONOTONIC` ns of every look.
+pub(super) const TAKEN_AT_NS: u64 = 1_000;
 
 impl Image {
     pub(super) fn set(&mut self, address: u64, word: u64) {
@@ -109,6 +249,22 @@ impl Image {
             .step_by(8)
             .take(count)
             .map(|at| self.words.get(&at).copied().unwrap_or(0))
+    }
+
+    /// Puts task `n` to sleep in known functions; its stack then begins with the words of the
+    /// scheduler. Gives the address of the first of these.
+    pub(super) fn sleep(&mut self, n: u64, scheduler: &[u64], sleeper: Sleeper) -> u64 {
+        self.task(n);
+        let sp = stack_base(n) + 0x2f00;
+        self.set_all(sp, scheduler);
+        let mut at = sp + 8 * scheduler.len() as u64;
+        for (return_address, words) in &sleeper.frames {
+            self.set(at, *return_address);
+            self.set_all(at + 8, words);
+            at += 8 + 8 * words.len() as u64;
+        }
+        self.sleepers.insert(n, sleeper);
+        sp
     }
 
     /// The stack of task `n`, as its `task_struct` tells it.
@@ -167,7 +323,16 @@ impl Image {
             record.tid = n as u32;
             record.tgid = n as u32;
             record.start_time_ns = n;
-            record.state = 2;
+            record.state = STUCK;
+            record.taken_at_ns = TAKEN_AT_NS;
+            let sleeper = self.sleepers.get(&n);
+            let frames: Vec<u64> = sleeper.map_or_else(Vec::new, |sleeper| {
+                record.state = sleeper.state;
+                record.files = sleeper.files;
+                record.nvcsw = sleeper.switches;
+                sleeper.frames.iter().map(|&(at, _)| at).collect()
+            });
+            record.frame_count = frames.len() as u32;
             record.pi_blocked_on = self.pi_blocked_on.get(&n).copied().unwrap_or(0);
             record.stack_base = stack_base(n);
             record.stack_offset = 0x2f00;
@@ -175,9 +340,10 @@ impl Image {
             record.jiffies = JIFFIES;
             record.stack_len = THREAD_SIZE - 0x2f00;
             words.extend(as_words(&record));
+            words.extend(frames);
             let stack = (stack_base(n) + 0x2f00..stack_base(n) + u64::from(THREAD_SIZE)).step_by(8);
             words.extend(stack.map(|address| match address - stack_base(n) {
-                0x2fe0 => SLOW_PATH,
+                0x2fe0 if sleeper.is_none() => SLOW_PATH,
                 _ => self.words.get(&address).copied().unwrap_or(0),
             }));
         }

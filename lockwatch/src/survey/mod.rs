@@ -21,6 +21,7 @@ mod merge;
 mod names;
 mod paths;
 mod queue;
+mod recursion;
 mod stack;
 mod stuck;
 pub mod study;
