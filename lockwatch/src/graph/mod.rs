@@ -2,8 +2,11 @@
 //! kernel, no clock, no IO.
 
 pub mod chain;
+mod input;
 mod stall;
+pub mod timeline;
 mod wait_graph;
 
+pub use input::Input;
 pub use stall::{Facts, HolderSpan, Stall, StallId};
 pub use wait_graph::{Change, WaitGraph};

@@ -4,9 +4,12 @@
 //! docs/schema/ holds its JSON Schema, generated from here.
 
 pub mod check;
+pub mod dot;
+pub mod folded;
 mod from_survey;
 mod host;
 pub mod json;
+pub mod perfetto;
 pub mod schema;
 pub mod text;
 
