@@ -313,6 +313,7 @@ pub struct Chain {
     pub path: Vec<Step>,
     /// True if the tasks on `path` wait for each other. Absent if not.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schemars(default)]
     pub cycle: bool,
     /// Why the root does not go on.
     pub stuck: Stuck,
@@ -338,6 +339,7 @@ pub struct Finding {
     pub tasks: Vec<Tid>,
     /// The path it is about. Absent if it is about none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
     pub path: Vec<Step>,
 }
 
