@@ -99,9 +99,7 @@ impl Replayed {
         };
         let mut worst = Worst::default();
         let mut uncounted = 0;
-        let mut taken = 0;
-        for record in reader.by_ref() {
-            taken += 1;
+        for (taken, record) in (1..).zip(reader.by_ref()) {
             match record {
                 Record::Input(input) => {
                     uncounted += 1;

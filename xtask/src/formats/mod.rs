@@ -77,7 +77,13 @@ fn environment(workspace: &Workspace, requirements: &Path) -> Result<PathBuf> {
         let created = process::capture(create.args(["-m", "venv", "--clear"]).arg(&folder));
         created.context("cannot make a virtual environment (Debian: python3-venv)")?;
         let mut install = Command::new(&python);
-        install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
+        install.args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+        ]);
         process::capture(install.arg("--requirement").arg(requirements))?;
         fs::write(&made, &wanted).with_context(|| format!("cannot write {}", made.display()))
     })?;
