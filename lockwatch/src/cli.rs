@@ -34,6 +34,7 @@ Examples:
   lockwatch diagnose --format json       the same for a program (contract lockwatch.report/1)
   lockwatch diagnose --threshold 100ms   shorter waits count, too
   lockwatch watch --for 1h               report stalls as they stand and as they end
+  lockwatch record -o FILE               the same into a file; lockwatch report FILE reads it
   lockwatch check                        what works on this host, and what is missing
 
 Exit status: 0 nothing found, 1 stall found, 2 error.
@@ -95,6 +96,38 @@ Examples:
 Several filters of one kind: one must match. Filters of different kinds: all must match.
 Exit status: 0 no stall seen, 1 stall seen, 2 error.")]
     Watch(WatchArgs),
+    /// Record what watch sees into a file, for reports later and elsewhere
+    ///
+    /// Records every survey and every lock wait past the threshold, as `watch` sees them,
+    /// and prints nothing of it. `report` makes any report from the file, on any machine,
+    /// without root. What is older than a second is in the file even if lockwatch is killed.
+    /// Put the file where writing does not depend on what hangs: /dev/shm or /run, say.
+    #[command(after_long_help = "\
+Examples:
+  lockwatch record -o /run/stall.lwr                      until interrupted
+  lockwatch record -o /run/stall.lwr --for 1h --threshold 100ms
+  lockwatch record -o /run/stall.lwr --once               one survey, as diagnose takes it
+  lockwatch report /run/stall.lwr
+
+Exit status: 0 no stall seen, 1 stall seen, 2 error.")]
+    Record(RecordArgs),
+    /// Make a report from a recording
+    ///
+    /// Text sums up what was recorded and explains each stall by the last survey that saw
+    /// it. The other formats, and text with --survey or --at, are about one survey: the one
+    /// with the most blocked tasks, or the one that is asked for. A Perfetto trace is always
+    /// about the whole time. A recording that is cut off or damaged is read as far as it goes.
+    #[command(after_long_help = "\
+Examples:
+  lockwatch report stall.lwr
+  lockwatch report stall.lwr --at 2026-03-01T03:12:09Z
+  lockwatch report stall.lwr --format json | jq -r '.findings[].sentence'
+  lockwatch report stall.lwr --format dot | dot -Tsvg > stall.svg
+  lockwatch report stall.lwr --format folded | inferno-flamegraph > waits.svg
+  lockwatch report stall.lwr --format perfetto -o stall.pftrace     for ui.perfetto.dev
+
+Exit status: 0 no stall in it, 1 stall found, 2 error.")]
+    Report(ReportArgs),
     /// Say what this kernel and these privileges allow
     ///
     /// Asks the kernel what lockwatch could hook, by loading programs that do nothing
@@ -133,8 +166,8 @@ pub struct CheckArgs {
 #[derive(Clone, Debug, Args)]
 pub struct DiagnoseArgs {
     /// How to write the report
-    #[arg(long, value_enum, default_value_t = Format::Text)]
-    pub format: Format,
+    #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
+    pub format: ReportFormat,
     /// Write the report to FILE instead of standard output
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -161,18 +194,9 @@ pub struct WatchArgs {
     /// Stop after this long; without it, when interrupted
     #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
     pub duration: Option<Duration>,
-    /// Know the holders of rwsems exactly, with their hold times, from their acquiring
-    ///
-    /// Without it, a survey of the stalled host finds holders by what they leave on their
-    /// stacks, which names most and can leave some unnamed. With it, every acquiring and
-    /// releasing of an rwsem on this host, contended or not, runs a program in the kernel
-    /// that notes it: about 0.1 µs more for each pair.
-    #[arg(long)]
-    pub track_holds: bool,
-    /// Do without this way of hooking (tp_btf, raw_tp, fentry, fexit, kprobe), as if the
-    /// kernel refused it: for tests, and for kernels on which it does harm; may be repeated
-    #[arg(long, value_name = "MECHANISM", value_parser = mechanism, hide = true)]
-    pub without: Vec<Mechanism>,
+    /// What is attached.
+    #[command(flatten)]
+    pub sources: SourceArgs,
     /// How to write events; json is one line per event
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
@@ -230,6 +254,88 @@ impl Detect {
 
 fn detector_names() -> PossibleValuesParser {
     PossibleValuesParser::new(detect::ALL.iter().map(|detector| detector.name()))
+}
+
+/// What `watch` and `record` attach.
+#[derive(Clone, Debug, Args)]
+pub struct SourceArgs {
+    /// Know the holders of rwsems exactly, with their hold times, from their acquiring
+    ///
+    /// Without it, a survey of the stalled host finds holders by what they leave on their
+    /// stacks, which names most and can leave some unnamed. With it, every acquiring and
+    /// releasing of an rwsem on this host, contended or not, runs a program in the kernel
+    /// that notes it: about 0.1 µs more for each pair.
+    #[arg(long)]
+    pub track_holds: bool,
+    /// Do without this way of hooking (tp_btf, raw_tp, fentry, fexit, kprobe), as if the
+    /// kernel refused it: for tests, and for kernels on which it does harm; may be repeated
+    #[arg(long, value_name = "MECHANISM", value_parser = mechanism, hide = true)]
+    pub without: Vec<Mechanism>,
+}
+
+/// Options of `record`.
+#[derive(Clone, Debug, Args)]
+pub struct RecordArgs {
+    /// The file; made readable by its owner only, for it holds names, paths and addresses
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Replace FILE if it exists
+    #[arg(long)]
+    pub force: bool,
+    /// Take one survey and end, as `diagnose` does; attaches nothing
+    #[arg(long, conflicts_with_all = ["duration", "track_holds", "without"])]
+    pub once: bool,
+    /// Waits this long or longer are stalls: they are recorded with their exact ends, and
+    /// surveys are taken while they stand
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration)]
+    pub threshold: Duration,
+    /// Stop after this long; without it, when interrupted
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
+    pub duration: Option<Duration>,
+    /// What is attached.
+    #[command(flatten)]
+    pub sources: SourceArgs,
+}
+
+/// Options of `report`.
+#[derive(Clone, Debug, Args)]
+pub struct ReportArgs {
+    /// The recording
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// How to write the report
+    #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
+    pub format: ReportFormat,
+    /// Write the report to FILE instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Report this survey of the recording, by its number from 1
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub survey: Option<u64>,
+    /// Report the last survey taken by this time (2026-03-01T03:12:09Z)
+    #[arg(long, value_name = "TIME", conflicts_with = "survey")]
+    pub at: Option<jiff::Timestamp>,
+    /// Which detectors are asked.
+    #[command(flatten)]
+    pub detect: Detect,
+    /// How text looks.
+    #[command(flatten)]
+    pub look: Look,
+}
+
+/// How a report is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// For a person
+    Text,
+    /// For a program: the contract lockwatch.report/1
+    Json,
+    /// A graph of tasks and locks for graphviz
+    Dot,
+    /// Folded stacks of the waiters, for flame graphs, weighted by wait in µs
+    Folded,
+    /// A trace for ui.perfetto.dev: a track for each lock, waits and holds as slices
+    Perfetto,
 }
 
 /// How a result is written.

@@ -3,14 +3,16 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     lock::{Confidence, StackId},
     task::{Nanos, Stuck, TaskName, TaskState},
 };
 
 /// Address of the kernel's side of a connection (`struct fuse_conn`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ConnectionAddr(pub u64);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ConnectionAddr(#[serde(with = "crate::hex")] pub u64);
 
 impl fmt::Display for ConnectionAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -19,7 +21,7 @@ impl fmt::Display for ConnectionAddr {
 }
 
 /// A server that at least one task waits for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Daemon {
     /// The connection it serves.
     pub connection: ConnectionAddr,
@@ -59,7 +61,7 @@ impl Daemon {
 
 /// A task that waits for a daemon's answer to a request of its own. Who waits for a page that
 /// somebody else asked for is none.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Client {
     /// Who.
     pub task: TaskName,
@@ -76,7 +78,7 @@ pub struct Client {
 }
 
 /// A thread that may serve a connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DaemonThread {
     /// Who.
     pub task: TaskName,
@@ -99,7 +101,17 @@ pub struct DaemonThread {
 /// What is known of the other threads of a daemon says which one has the requests: the
 /// kernel does not keep who read them.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, schemars::JsonSchema,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    schemars::JsonSchema,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum ServesEvidence {

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::task::{Nanos, Stuck, TaskName, TaskState, Tgid, Tid};
 
 /// Address of a lock in kernel memory: its identity while it exists.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct LockAddr(pub u64);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LockAddr(#[serde(with = "crate::hex")] pub u64);
 
 impl fmt::Display for LockAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -67,7 +67,8 @@ pub enum LockMode {
 }
 
 /// Which of the kernel's locks this is; instances of one class protect the same thing.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum LockClass {
     /// `mm_struct.mmap_lock`
     MmapLock,
@@ -111,11 +112,13 @@ impl fmt::Display for LockClass {
 }
 
 /// What a lock belongs to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LockObject {
     /// An address space.
     Mm {
         /// Address of the `mm_struct`.
+        #[serde(with = "crate::hex")]
         mm: u64,
         /// The process that owns it, if one is left.
         owner: Option<(Tgid, String)>,
@@ -123,8 +126,10 @@ pub enum LockObject {
     /// A memory area of an address space.
     Vma {
         /// Its first address.
+        #[serde(with = "crate::hex")]
         start: u64,
         /// The address behind it.
+        #[serde(with = "crate::hex")]
         end: u64,
         /// The process that owns the address space, if one is left.
         owner: Option<(Tgid, String)>,
@@ -132,6 +137,7 @@ pub enum LockObject {
     /// A file or directory.
     Inode {
         /// Address of the inode.
+        #[serde(with = "crate::hex")]
         inode: u64,
         /// File system type: `ext4`.
         fstype: String,
@@ -145,6 +151,7 @@ pub enum LockObject {
     /// A mounted file system.
     SuperBlock {
         /// Address of the super block.
+        #[serde(with = "crate::hex")]
         super_block: u64,
         /// File system type.
         fstype: String,
@@ -158,7 +165,7 @@ pub enum LockObject {
 }
 
 /// What the lock word says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, schemars::JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LockState {
     /// Held by one or more readers.
@@ -173,7 +180,17 @@ pub enum LockState {
 
 /// How sure a name is. Computed by [`crate::survey::confidence`], never chosen.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, schemars::JsonSchema,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    schemars::JsonSchema,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Confidence {
@@ -186,7 +203,7 @@ pub enum Confidence {
 }
 
 /// One reason for naming a task.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Evidence {
     /// What kind of reason.
     pub kind: EvidenceKind,
@@ -198,7 +215,17 @@ pub struct Evidence {
 
 /// Kinds of evidence, strongest meaning in the doc of each.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, schemars::JsonSchema,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    schemars::JsonSchema,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum EvidenceKind {
@@ -282,11 +309,12 @@ impl Evidence {
 }
 
 /// Index into [`Stacks`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct StackId(pub u32);
 
 /// Equal stacks, kept once. A frame is `function+0xoffset`, innermost first.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<Vec<String>>", into = "Vec<Vec<String>>")]
 pub struct Stacks {
     stacks: Vec<Vec<String>>,
     index: rustc_hash::FxHashMap<Vec<String>, StackId>,
@@ -315,8 +343,23 @@ impl Stacks {
     }
 }
 
+impl From<Stacks> for Vec<Vec<String>> {
+    fn from(stacks: Stacks) -> Self {
+        stacks.stacks
+    }
+}
+
+/// Each keeps its place, equal ones too: others refer to it by that.
+impl From<Vec<Vec<String>>> for Stacks {
+    fn from(stacks: Vec<Vec<String>>) -> Self {
+        let ids = (0..).map(StackId);
+        let index = stacks.iter().cloned().zip(ids).collect();
+        Self { stacks, index }
+    }
+}
+
 /// A task that has the lock.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     /// Who.
     pub task: TaskName,
@@ -334,6 +377,7 @@ pub struct Holder {
     pub cgroup: Option<String>,
     /// It could run, but its control group has used up its CPU time (`cpu.max`). `None`
     /// where that could not be read.
+    #[serde(default)]
     pub throttled: Option<bool>,
     /// What the scheduler says of it.
     pub state: TaskState,
@@ -348,7 +392,7 @@ pub struct Holder {
 }
 
 /// How a wait time was measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, schemars::JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum WaitSource {
     /// The queue entry's time-out, in jiffies: up to one jiffy too short.
@@ -360,7 +404,7 @@ pub enum WaitSource {
 }
 
 /// A task queued on the lock.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Waiter {
     /// Who.
     pub task: TaskName,
@@ -385,7 +429,7 @@ pub struct Waiter {
 }
 
 /// One lock that tasks wait for, as a survey found it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lock {
     /// Where it is.
     pub address: LockAddr,
@@ -402,10 +446,13 @@ pub struct Lock {
     /// Readers that hold it, as the lock word says.
     pub reader_count: Option<u32>,
     /// The raw lock word.
+    #[serde(with = "crate::hex")]
     pub count: u64,
     /// It is a sum that can be negative (rwsems up to 5.2).
+    #[serde(default)]
     pub count_is_signed: bool,
     /// The raw owner word.
+    #[serde(with = "crate::hex")]
     pub owner: u64,
     /// Tasks that have it, best evidence first. May be fewer than `reader_count`.
     pub holders: Vec<Holder>,
@@ -418,6 +465,7 @@ pub struct Lock {
     pub by_priority: bool,
     /// Between the two looks another task took it, while the writer in front of the queue
     /// stood.
+    #[serde(default)]
     pub first_was_overtaken: bool,
     /// Why no holder can be named, where that is known.
     pub note: Option<String>,

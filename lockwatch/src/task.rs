@@ -2,18 +2,38 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Thread id in the initial PID namespace.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, schemars::JsonSchema,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    schemars::JsonSchema,
 )]
 #[serde(transparent)]
 pub struct Tid(pub u32);
 
 /// Thread group id (what user space calls a process id) in the initial PID namespace.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, schemars::JsonSchema,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    schemars::JsonSchema,
 )]
 #[serde(transparent)]
 pub struct Tgid(pub u32);
@@ -42,6 +62,7 @@ impl fmt::Display for Tgid {
     PartialOrd,
     Ord,
     Serialize,
+    Deserialize,
     schemars::JsonSchema,
 )]
 #[serde(transparent)]
@@ -64,7 +85,7 @@ impl Nanos {
 }
 
 /// Identity of a task over time: tids are reused, a tid with its start time is not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct TaskKey {
     /// Thread id.
     pub tid: Tid,
@@ -73,7 +94,7 @@ pub struct TaskKey {
 }
 
 /// Who a task is, as a report names it: `comm[tid]`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TaskName {
     /// Identity over time.
     pub key: TaskKey,
@@ -90,7 +111,8 @@ impl fmt::Display for TaskName {
 }
 
 /// What the scheduler says of a task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum TaskState {
     /// On a CPU now.
     Running,
@@ -167,7 +189,17 @@ impl TaskState {
 
 /// Why a task does not go on.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, schemars::JsonSchema,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    schemars::JsonSchema,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum StuckClass {
@@ -198,7 +230,7 @@ pub enum StuckClass {
 }
 
 /// Why a task does not go on, with the frame that says so.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stuck {
     /// The class.
     pub class: StuckClass,
@@ -211,7 +243,7 @@ pub struct Stuck {
 }
 
 /// A block device that a task waits for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockDevice {
     /// Its name: `nvme0n1`.
     pub name: String,

@@ -5,6 +5,7 @@ mod cache;
 mod deb;
 mod demo;
 mod ebpf;
+mod formats;
 mod kernels;
 mod learn;
 mod mutation;
@@ -37,6 +38,7 @@ enum Verb {
     Ebpf(ebpf::Args),
     Test(test::Args),
     Demo(demo::Args),
+    Formats(formats::Args),
     Mutation(mutation::Args),
     Vm(vm::Args),
     Verified(verified::Args),
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         Verb::Ebpf(args) => ebpf::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Test(args) => test::run(&args),
         Verb::Demo(args) => demo::run(&args),
+        Verb::Formats(args) => formats::run(&args),
         Verb::Mutation(args) => mutation::run(&args),
         Verb::Vm(args) => vm::run(&args),
         Verb::Kernels(args) => kernels::run(&args),

@@ -1,8 +1,10 @@
 //! `lockwatch diagnose`: what is stuck now.
 
 use std::{
-    io::{self, Write},
-    sync::mpsc::{self, RecvTimeoutError, Sender},
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError, Sender},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -10,13 +12,14 @@ use std::{
 use anyhow::Context as _;
 
 use super::{
-    Outcome, allow_closed_pipe, lock_memory,
-    output::Output,
+    Outcome, lock_memory,
+    output::{Output, write_report, write_to},
     priority::{go_first, keep_out_of_huge_pages},
 };
 use crate::{
-    cli::{DiagnoseArgs, Format},
-    report::{Host, Report, json, text},
+    cli::DiagnoseArgs,
+    graph::timeline::Timeline,
+    report::{Host, Report},
     survey::{Survey, SurveyOptions, Surveyor},
     task::Nanos,
 };
@@ -36,26 +39,13 @@ pub fn run(args: &DiagnoseArgs) -> anyhow::Result<Outcome> {
     keep_out_of_huge_pages();
     lock_memory();
     let survey = survey_in_time(args.deadline)?;
-    let report = Report::from_survey(
-        &survey,
-        &Host::this(),
-        Nanos::from_duration(args.threshold),
-        &args.detect.detectors(),
-    );
-    match output {
-        Some(mut output) => {
-            write(args, &report, &mut output, args.look.for_file())
-                .and_then(|()| output.flush())
-                .with_context(|| format!("write {}", output.path().display()))?;
-            output.keep()?;
-        }
-        None => {
-            let mut stdout = io::BufWriter::new(io::stdout().lock());
-            let written = write(args, &report, &mut stdout, args.look.for_stdout())
-                .and_then(|()| stdout.flush());
-            allow_closed_pipe(written).context("write to standard output")?;
-        }
-    }
+    let threshold = Nanos::from_duration(args.threshold);
+    let report = Report::from_survey(&survey, &Host::this(), threshold, &args.detect.detectors());
+    let survey = Arc::new(survey);
+    let timeline = || Timeline::of_survey(&survey, threshold);
+    write_to(output, args.look, |out, style| {
+        write_report(out, args.format, &report, &timeline, style)
+    })?;
     Ok(if report.has_stall() {
         Outcome::Stall
     } else {
@@ -75,7 +65,7 @@ enum Progress {
 
 /// Surveys on a thread of its own: a kernel that hangs one of our calls must not keep
 /// what is known by then from being printed.
-fn survey_in_time(deadline: Duration) -> anyhow::Result<Survey> {
+pub(super) fn survey_in_time(deadline: Duration) -> anyhow::Result<Survey> {
     let (sender, receiver) = mpsc::channel();
     let began = Instant::now();
     thread::Builder::new()
@@ -124,16 +114,4 @@ fn survey(deadline: Duration, progress: &Sender<Progress>) -> anyhow::Result<Sur
             let _ = progress.send(Progress::Known(first));
         })
         .context("the survey failed")
-}
-
-fn write(
-    args: &DiagnoseArgs,
-    report: &Report,
-    out: &mut dyn Write,
-    style: text::Style,
-) -> io::Result<()> {
-    match args.format {
-        Format::Text => text::write_report(out, report, style),
-        Format::Json => json::write_report(out, report),
-    }
 }

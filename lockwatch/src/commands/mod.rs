@@ -4,6 +4,9 @@ pub mod check;
 pub mod diagnose;
 mod output;
 mod priority;
+pub mod record;
+mod recorder;
+pub mod report;
 pub mod watch;
 
 use std::{
@@ -46,6 +49,8 @@ pub fn run(command: &Command) -> anyhow::Result<Outcome> {
         Command::Check(args) => check::run(args),
         Command::Diagnose(args) => diagnose::run(args),
         Command::Watch(args) => watch::run(args),
+        Command::Record(args) => record::run(args),
+        Command::Report(args) => report::run(args),
     }
 }
 

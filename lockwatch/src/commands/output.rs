@@ -11,6 +11,16 @@ use anyhow::Context as _;
 use rustix::fs::{Access, OFlags, fcntl_getfl, fcntl_setfl};
 use tempfile::{NamedTempFile, TempPath};
 
+use super::allow_closed_pipe;
+use crate::{
+    cli::{Look, ReportFormat},
+    graph::timeline::Timeline,
+    report::{
+        Report, dot, folded, json, perfetto,
+        text::{self, Style},
+    },
+};
+
 /// A file that is being written.
 #[derive(Debug)]
 pub(super) struct Output {
@@ -82,6 +92,46 @@ impl Write for Output {
 
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
+    }
+}
+
+/// Writes a result to the file, which appears when it is whole, or to standard output.
+///
+/// # Errors
+/// When that fails; a closed pipe is none.
+pub(super) fn write_to(
+    output: Option<Output>,
+    look: Look,
+    write: impl FnOnce(&mut dyn Write, Style) -> io::Result<()>,
+) -> anyhow::Result<()> {
+    if let Some(mut output) = output {
+        write(&mut output, look.for_file())
+            .and_then(|()| output.flush())
+            .with_context(|| format!("write {}", output.path().display()))?;
+        return output.keep();
+    }
+    let mut stdout = BufWriter::new(io::stdout().lock());
+    let written = write(&mut stdout, look.for_stdout()).and_then(|()| stdout.flush());
+    allow_closed_pipe(written).context("write to standard output")
+}
+
+/// Writes a report in one of its formats.
+///
+/// # Errors
+/// When `out` cannot be written to.
+pub(super) fn write_report(
+    out: &mut dyn Write,
+    format: ReportFormat,
+    report: &Report,
+    timeline: &dyn Fn() -> Timeline,
+    style: Style,
+) -> io::Result<()> {
+    match format {
+        ReportFormat::Text => text::write_report(out, report, style),
+        ReportFormat::Json => json::write_report(out, report),
+        ReportFormat::Dot => dot::write_report(out, report),
+        ReportFormat::Folded => folded::write_report(out, report),
+        ReportFormat::Perfetto => perfetto::write_trace(out, &report.host, &timeline()),
     }
 }
 

@@ -21,9 +21,18 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 
+pub(super) use self::output::{Summary, by_kind, printable, unsurveyed};
 use self::{filter::Filter, output::Output, session::Session, sources::Sources};
-use super::{Outcome, allow_closed_pipe, lock_memory, priority::keep_out_of_huge_pages};
-use crate::{cli::WatchArgs, figures::Span, task::Nanos};
+use super::{
+    Outcome, allow_closed_pipe, lock_memory, priority::keep_out_of_huge_pages, recorder::Recorder,
+};
+use crate::{
+    cli::{RecordArgs, WatchArgs},
+    figures::Span,
+    plan::Gap,
+    recording::Header,
+    task::Nanos,
+};
 
 /// The graph is brought up to date this many times within the threshold …
 const TICKS_PER_THRESHOLD: u32 = 4;
@@ -37,19 +46,14 @@ const TICK_MAX: Duration = Duration::from_millis(250);
 /// When neither the stream nor surveys can be had on this host, or the output cannot
 /// be written.
 pub fn run(args: &WatchArgs) -> anyhow::Result<Outcome> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the event loop")?
-        .block_on(watch(args))
+    event_loop()?.block_on(watch(args))
 }
 
 async fn watch(args: &WatchArgs) -> anyhow::Result<Outcome> {
     let threshold = Nanos::from_duration(args.threshold);
     // Everything is loaded and attached before the first wait is looked at: later,
     // on a host that hangs, it might not be possible.
-    let sources = Sources::open(threshold, args)?;
-    let tick = (args.threshold / TICKS_PER_THRESHOLD).clamp(TICK_MIN, TICK_MAX);
+    let sources = Sources::open(threshold, &args.sources)?;
     let stdout = Box::new(io::BufWriter::new(io::stdout()));
     let mut output = Output::new(
         stdout,
@@ -75,12 +79,13 @@ async fn watch(args: &WatchArgs) -> anyhow::Result<Outcome> {
 
     keep_out_of_huge_pages();
     lock_memory();
-    let mut session = Session::new(threshold, Filter::from(args), output, sources);
-    let followed = follow(&mut session, tick, args.duration).await;
+    let filter = Filter::from(args);
+    let mut session = Session::new(threshold, filter, Some(output), None, sources);
+    let followed = follow(&mut session, args.threshold, args.duration).await;
     allow_closed_pipe(followed).context("watch")?;
     allow_closed_pipe(session.report_rest()).context("write to standard output")?;
     let found = session.stall_count() > 0;
-    allow_closed_pipe(session.finish()).context("write to standard output")?;
+    allow_closed_pipe(session.finish().map(drop)).context("write to standard output")?;
     Ok(if found {
         Outcome::Stall
     } else {
@@ -88,8 +93,44 @@ async fn watch(args: &WatchArgs) -> anyhow::Result<Outcome> {
     })
 }
 
+/// Records what watching sees until told to stop; prints nothing of it. `start` is given
+/// what the recording begins with once everything is attached.
+///
+/// # Errors
+/// When neither the stream nor surveys can be had on this host, or `start` fails. A file
+/// that cannot be written to ends the run early, and is what [`Recorder::finish`] says.
+pub(super) fn record(
+    args: &RecordArgs,
+    start: impl FnOnce(&Header) -> anyhow::Result<Recorder>,
+) -> anyhow::Result<(Recorder, Summary)> {
+    event_loop()?.block_on(async {
+        let threshold = Nanos::from_duration(args.threshold);
+        let sources = Sources::open(threshold, &args.sources)?;
+        let gap = |gap: &Gap| format!("{}: {}; {}", gap.missing, gap.why, gap.cost);
+        let gaps = sources.gaps.iter().map(gap).collect();
+        let header = Header::now(threshold, sources.said.clone(), gaps);
+        let recorder = start(&header)?;
+        lock_memory();
+        let mut session = Session::new(threshold, Filter::default(), None, Some(recorder), sources);
+        follow(&mut session, args.threshold, args.duration)
+            .await
+            .context("record")?;
+        session.report_rest().context("record")?;
+        let summary = session.finish().context("record")?;
+        let recorder = session.into_recorder();
+        Ok((recorder.context("nothing records")?, summary))
+    })
+}
+
+fn event_loop() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")
+}
+
 /// A line on standard error, unless only errors are wanted there.
-fn say(line: &str) {
+pub(super) fn say(line: &str) {
     if tracing::enabled!(tracing::Level::WARN) {
         // Nobody is left to be told if this fails.
         let _ = writeln!(io::stderr(), "{line}");
@@ -99,9 +140,10 @@ fn say(line: &str) {
 /// Runs the session until a signal or the end of the time.
 async fn follow(
     session: &mut Session,
-    tick: Duration,
+    threshold: Duration,
     duration: Option<Duration>,
 ) -> io::Result<()> {
+    let tick = (threshold / TICKS_PER_THRESHOLD).clamp(TICK_MIN, TICK_MAX);
     let mut interrupted = signal(SignalKind::interrupt())?;
     let mut terminated = signal(SignalKind::terminate())?;
     let mut ticks = interval(tick);
@@ -114,7 +156,7 @@ async fn follow(
         }
     });
     session.start();
-    loop {
+    while !session.cannot_record() {
         tokio::select! {
             input = session.next() => session.take(input?)?,
             _ = ticks.tick() => session.tick()?,
@@ -123,4 +165,5 @@ async fn follow(
             () = &mut over => return Ok(()),
         }
     }
+    Ok(())
 }

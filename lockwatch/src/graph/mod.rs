@@ -3,10 +3,13 @@
 
 pub mod chain;
 mod forecast;
+mod input;
 pub mod next;
 mod stall;
+pub mod timeline;
 mod wait_graph;
 
 pub use forecast::Forecasts;
+pub use input::Input;
 pub use stall::{Facts, HolderSpan, Stall, StallId};
 pub use wait_graph::{Change, WaitGraph};

@@ -53,6 +53,16 @@ struct Node {
     is_announced: bool,
 }
 
+impl Node {
+    /// The longest wait, if it is past the threshold.
+    fn oldest_past(&self, threshold: Nanos, now_ns: u64) -> Option<&Wait> {
+        self.waits
+            .values()
+            .filter(|wait| Nanos::between(wait.since_ns, now_ns) >= threshold)
+            .min_by_key(|wait| (wait.since_ns, wait.task.key))
+    }
+}
+
 impl WaitGraph {
     /// An empty graph; waits of `threshold` and longer are stalls.
     pub fn new(threshold: Nanos) -> Self {
@@ -98,11 +108,12 @@ impl WaitGraph {
     pub fn reconcile_waits(&mut self, scan: &Scan) {
         if scan.complete {
             let present: FxHashSet<WaitId> = scan.waits.iter().map(Wait::id).collect();
-            let gone: Vec<Wait> = self
+            let mut gone: Vec<Wait> = self
                 .waits()
                 .filter(|wait| wait.since_ns < scan.at_ns && !present.contains(&wait.id()))
                 .cloned()
                 .collect();
+            gone.sort_by_key(|wait| (wait.since_ns, wait.task.key, wait.lock));
             for wait in gone {
                 self.lose(&wait, scan.at_ns);
                 self.remember_closed(wait.id());
@@ -160,18 +171,12 @@ impl WaitGraph {
     pub fn advance(&mut self, now_ns: u64) -> Vec<Change> {
         let mut changes = Vec::new();
         let threshold = self.threshold;
-        let next_stall = &mut self.next_stall;
-        self.locks.retain(|&address, node| {
-            let oldest = node
-                .waits
-                .values()
-                .filter(|wait| Nanos::between(wait.since_ns, now_ns) >= threshold)
-                .min_by_key(|wait| (wait.since_ns, wait.task.key));
-            if let Some(oldest) = oldest {
-                let (since_ns, kind) = (oldest.since_ns, oldest.kind);
-                let stall = node.stall.get_or_insert_with(|| {
-                    new_stall(next_stall, address, &node.waits, kind, since_ns)
-                });
+        self.begin_stalls(now_ns);
+        self.locks.retain(|_, node| {
+            let oldest = node.oldest_past(threshold, now_ns);
+            if let Some(since_ns) = oldest.map(|wait| wait.since_ns)
+                && let Some(stall) = &mut node.stall
+            {
                 stall.began_ns = stall.began_ns.min(since_ns);
                 if !mem::replace(&mut node.is_announced, true) {
                     changes.push(Change::Began(stall.id));
@@ -187,6 +192,27 @@ impl WaitGraph {
         });
         changes.sort_by_key(Change::id);
         changes
+    }
+
+    /// Makes the stalls that are due at `now_ns`, numbered in the order of their begins:
+    /// the same waits make the same stalls.
+    fn begin_stalls(&mut self, now_ns: u64) {
+        let mut due: Vec<(u64, LockAddr, LockKind)> = self
+            .locks
+            .iter()
+            .filter(|(_, node)| node.stall.is_none())
+            .filter_map(|(&address, node)| {
+                let oldest = node.oldest_past(self.threshold, now_ns)?;
+                Some((oldest.since_ns, address, oldest.kind))
+            })
+            .collect();
+        due.sort_by_key(|&(since_ns, address, _)| (since_ns, address));
+        for (since_ns, address, kind) in due {
+            if let Some(node) = self.locks.get_mut(&address) {
+                let next = &mut self.next_stall;
+                node.stall = Some(new_stall(next, address, &node.waits, kind, since_ns));
+            }
+        }
     }
 
     /// The stalls that stand, in the order in which they were found.

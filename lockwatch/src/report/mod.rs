@@ -4,10 +4,13 @@
 //! docs/schema/ holds its JSON Schema, generated from here.
 
 pub mod check;
+pub mod dot;
+pub mod folded;
 mod from_survey;
 mod host;
 pub mod json;
 pub mod next;
+pub mod perfetto;
 pub mod schema;
 pub mod text;
 pub mod ways_out;
@@ -404,6 +407,7 @@ pub struct Chain {
     pub path: Vec<Step>,
     /// True if the tasks on `path` wait for each other. Absent if not.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schemars(default)]
     pub cycle: bool,
     /// Why the root does not go on.
     pub stuck: Stuck,
@@ -429,9 +433,11 @@ pub struct Finding {
     pub tasks: Vec<Tid>,
     /// The path it is about. Absent if it is about none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
     pub path: Vec<Step>,
     /// For each link of the path, in words, what it rests on. Absent with `path`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
     pub evidence: Vec<String>,
 }
 

@@ -22,6 +22,7 @@ pub struct WayOut {
     pub risk: String,
     /// Thread ids of the tasks that it is done to. Empty if it is done to none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
     pub tids: Vec<Tid>,
 }
 

@@ -5,6 +5,8 @@ use lockwatch_ebpf::{
     survey::COMM_LEN,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     kernel::memory::text,
     lock::{LockAddr, LockKind, LockMode},
@@ -12,7 +14,7 @@ use crate::{
 };
 
 /// A task that waits for a lock.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wait {
     /// Who.
     pub task: TaskName,
@@ -27,7 +29,7 @@ pub struct Wait {
 }
 
 /// Tells one wait from every other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct WaitId {
     /// Who.
     pub task: TaskKey,
@@ -38,7 +40,8 @@ pub struct WaitId {
 }
 
 /// What changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Event {
     /// A task began to wait.
     WaitBegin(Wait),

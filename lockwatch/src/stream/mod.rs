@@ -16,6 +16,7 @@ pub use event::{Event, Scan, Wait, WaitId};
 pub use holds::TracedHolds;
 use lockwatch_ebpf::stream::{OpenWait, StreamConfig, counter};
 pub use polled::PolledWaits;
+use serde::{Deserialize, Serialize};
 pub use sleeps::{AsleepIn, asleep_in};
 use tokio::io::unix::AsyncFd;
 use watched::Watching;
@@ -52,7 +53,8 @@ pub enum StreamError {
 }
 
 /// What could not be sent, kept or read, by kind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Lost {
     /// Begins that did not fit the ring buffer.
     pub begins: u64,

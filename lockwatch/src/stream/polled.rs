@@ -17,17 +17,26 @@ const SAME_WAIT_NS: u64 = 30_000_000;
 /// The waits of successive surveys, each with one begin for as long as it stands.
 #[derive(Debug, Default)]
 pub struct PolledWaits {
+    /// The process whose waits are left out: our own, where it is the host's.
+    except: Option<Tgid>,
     since_ns: FxHashMap<(TaskKey, LockAddr), u64>,
 }
 
 impl PolledWaits {
-    /// The waits of this survey, our own process's left out.
+    /// Without the waits of the process that reads them, for surveys of its own host.
+    pub fn of_others() -> Self {
+        Self {
+            except: Some(Tgid(std::process::id())),
+            ..Self::default()
+        }
+    }
+
+    /// The waits of this survey.
     pub fn read(&mut self, survey: &Survey) -> Scan {
         let mut since_ns = FxHashMap::default();
         let mut waits = Vec::new();
-        let own = Tgid(std::process::id());
         for lock in &survey.locks {
-            let others = |waiter: &&Waiter| waiter.task.tgid != own;
+            let others = |waiter: &&Waiter| Some(waiter.task.tgid) != self.except;
             for waiter in lock.waiters.iter().filter(others) {
                 let id = (waiter.task.key, lock.address);
                 let measured = survey.taken_at_ns.saturating_sub(waiter.wait.0);

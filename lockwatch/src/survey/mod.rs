@@ -31,6 +31,7 @@ mod writers;
 use std::time::Duration;
 
 pub use holds::{HoldSource, TracedHold};
+use serde::{Deserialize, Serialize};
 pub use surveyor::{OpenError, SurveyError, Surveyor};
 
 use crate::{
@@ -40,7 +41,7 @@ use crate::{
 };
 
 /// What a survey found: every rwsem that tasks are queued on.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Survey {
     /// When the second look was taken.
     pub taken_at: jiff::Timestamp,

@@ -74,7 +74,8 @@ impl Verdict {
 
     fn coverage(&mut self, report: &Report) {
         let (source, looks) = (&report.coverage.source, report.coverage.looks);
-        self.expect(source == "survey" && looks == Some(2), || {
+        let is_survey = ["survey", "recording"].contains(&source.as_str());
+        self.expect(is_survey && looks == Some(2), || {
             format!("the report comes from {source}, {looks:?} looks, not from a survey of 2")
         });
         self.expect(report.coverage.tasks > 0, || "no task was seen".into());

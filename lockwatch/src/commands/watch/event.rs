@@ -69,19 +69,24 @@ pub(super) struct Standing<'a> {
     pub(super) surveyed_at: Option<jiff::Timestamp>,
     /// The roots behind which this lock's waiters wait. Absent with `lock`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
     pub(super) chains: Vec<&'a Chain>,
     /// Daemons that tasks wait for. Absent if there are none, and with `lock`.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    #[schemars(default)]
     pub(super) daemons: &'a [Daemon],
     /// What the detectors say of this lock, and of circles that it leads into. Absent with
     /// `lock`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
     pub(super) findings: Vec<&'a Finding>,
     /// Equal stacks, once; `lock` refers to them by index. Absent with `lock`.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    #[schemars(default)]
     pub(super) stacks: &'a [Vec<String>],
     /// How its holders have spent the time since a survey found them. Absent at first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
     pub(super) holders: Vec<HolderSpent<'a>>,
     /// What is known without a survey. Absent with one.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -48,13 +48,13 @@ pub(super) struct Now {
 
 /// The counts of a whole run.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Summary {
+pub(in crate::commands) struct Summary {
     /// `None` where no tracepoint counts them.
-    pub(super) waits: Option<u64>,
-    pub(super) stalls: u64,
-    pub(super) surveys: u64,
-    pub(super) forecasts: Forecasts,
-    pub(super) lost: Lost,
+    pub(in crate::commands) waits: Option<u64>,
+    pub(in crate::commands) stalls: u64,
+    pub(in crate::commands) surveys: u64,
+    pub(in crate::commands) forecasts: Forecasts,
+    pub(in crate::commands) lost: Lost,
 }
 
 /// Where reports go, in which format.
@@ -138,12 +138,7 @@ impl Output {
         let age = Span(stall.age(now_ns));
         writeln!(self.out, "{} stall {} {what} {age}", clock(at), stall.id)?;
         match found {
-            Some((report, lock)) => {
-                for deadlock in report.deadlocks_on(lock) {
-                    text::write_deadlock(&mut self.out, report, deadlock, style)?;
-                }
-                text::write_lock(&mut self.out, report, lock, style)?;
-            }
+            Some((report, lock)) => text::write_stalled(&mut self.out, report, lock, style)?,
             None => self
                 .out
                 .write_all(unsurveyed(stall, waits, now_ns).as_bytes())?,
@@ -376,7 +371,7 @@ fn kind(kind: LockKind) -> &'static str {
     }
 }
 
-fn unsurveyed(stall: &Stall, waits: &[&Wait], now_ns: u64) -> String {
+pub(in crate::commands) fn unsurveyed(stall: &Stall, waits: &[&Wait], now_ns: u64) -> String {
     let waited = |wait: &Wait| Span(Nanos::between(wait.since_ns, now_ns));
     let named = |wait: &&Wait| {
         let mode = match (wait.kind, wait.mode) {
@@ -427,7 +422,7 @@ fn spent(holder: &HolderTimes) -> String {
 }
 
 /// `begins 3, ends 1`, kinds that lost nothing left out.
-pub(super) fn by_kind(lost: &Lost) -> String {
+pub(in crate::commands) fn by_kind(lost: &Lost) -> String {
     let kinds: Vec<String> = lost
         .by_kind()
         .into_iter()
@@ -442,7 +437,7 @@ pub(super) fn by_kind(lost: &Lost) -> String {
 }
 
 /// Names come from whoever runs on the host: nothing that a terminal would obey.
-fn printable(text: &str) -> String {
+pub(in crate::commands) fn printable(text: &str) -> String {
     text.replace(text::is_unprintable, "?")
 }
 

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, io, sync::Arc};
 use crate::{
     commands::{
         one_line,
+        recorder::Recorder,
         watch::{
             filter::Filter,
             output::{HolderTimes, Now, Output, Summary, by_kind},
@@ -14,7 +15,7 @@ use crate::{
             unseen::{self, Seeds},
         },
     },
-    graph::{Change, Forecasts, Stall, StallId, WaitGraph},
+    graph::{Change, Forecasts, Input as GraphInput, Stall, StallId, WaitGraph},
     kernel::symbols::Symbols,
     stream::{Lost, PolledWaits, Stream, UnseenEnds, Wait, asleep_in, now_ns},
     survey::{Survey, SurveyError},
@@ -34,6 +35,8 @@ pub(super) enum Input {
 #[derive(Debug)]
 pub(super) struct Session {
     graph: WaitGraph,
+    /// Is told of all that the graph takes in, in the same order.
+    recorder: Option<Recorder>,
     /// `None` where no program sees waits: then surveys alone show them.
     stream: Option<Stream>,
     surveys: Option<Surveys>,
@@ -43,7 +46,8 @@ pub(super) struct Session {
     seeds: Seeds,
     progress: BTreeMap<StallId, Progress>,
     filter: Filter,
-    output: Output,
+    /// `None`: nothing is printed.
+    output: Option<Output>,
     stall_count: u64,
     forecasts: Forecasts,
     lost: Lost,
@@ -54,13 +58,20 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(threshold: Nanos, filter: Filter, output: Output, sources: Sources) -> Self {
+    pub(super) fn new(
+        threshold: Nanos,
+        filter: Filter,
+        output: Option<Output>,
+        recorder: Option<Recorder>,
+        sources: Sources,
+    ) -> Self {
         Self {
             graph: WaitGraph::new(threshold),
+            recorder,
             stream: sources.stream,
             surveys: sources.surveys,
             symbols: sources.symbols,
-            polled: PolledWaits::default(),
+            polled: PolledWaits::of_others(),
             seeds: Seeds::default(),
             progress: BTreeMap::new(),
             filter,
@@ -117,9 +128,20 @@ impl Session {
 
     /// Takes the events that are there.
     fn take_events(&mut self) {
-        if let Some(stream) = &mut self.stream {
-            stream.events(|event| self.graph.apply(event));
+        let Self {
+            stream,
+            graph,
+            recorder,
+            ..
+        } = self;
+        if let Some(stream) = stream {
+            stream.events(|event| feed(graph, recorder, GraphInput::Event(event)));
         }
+    }
+
+    /// Lets the graph take something in that brings no changes.
+    fn feed(&mut self, input: GraphInput) {
+        feed(&mut self.graph, &mut self.recorder, input);
     }
 
     /// Brings the graph up to date, reports what has ended and asks for surveys.
@@ -167,10 +189,11 @@ impl Session {
             self.say_losses();
             return Ok(());
         }
-        stream.events(|event| self.graph.apply(event));
-        self.graph.reconcile_waits(&scan);
+        let at_ns = scan.at_ns;
+        self.take_events();
+        self.feed(GraphInput::Scan(scan));
         self.say_losses();
-        self.advance(scan.at_ns)
+        self.advance(at_ns)
     }
 
     /// Takes in a survey and reports what it explains.
@@ -185,12 +208,15 @@ impl Session {
         let mut scan = self.polled.read(&survey);
         match &mut self.stream {
             Some(stream) if stream.unseen_ends() != UnseenEnds::OfAll => {
-                self.seeds.check(stream, &mut self.graph, &scan.waits);
+                let refuted = self.seeds.check(stream, &scan.waits);
                 if self.seeds.enter(stream, &scan.waits)
                     && let Some(surveys) = &mut self.surveys
                 {
                     surveys.allow_now();
                     surveys.request(now_ns());
+                }
+                for wait in refuted {
+                    self.feed(GraphInput::Refuted(wait));
                 }
                 self.read_waits()?;
             }
@@ -198,12 +224,13 @@ impl Session {
                 if let Some(stream) = stream {
                     unseen::settle(stream, &mut scan);
                 }
-                self.graph.reconcile_waits(&scan);
-                self.advance(scan.at_ns)?;
+                let at_ns = scan.at_ns;
+                self.feed(GraphInput::Scan(scan));
+                self.advance(at_ns)?;
             }
         }
         let now_ns = now_ns();
-        self.graph.reconcile_survey(&survey);
+        self.feed(GraphInput::Survey(Arc::clone(&survey)));
         for progress in self.progress.values_mut() {
             progress.surveyed(now_ns);
         }
@@ -228,8 +255,9 @@ impl Session {
             if is_surveyed && let Some(stream) = &mut self.stream {
                 watch_holders(stream, stall, progress);
             }
-            if is_surveyed && let Some(facts) = &stall.facts {
-                progress.is_deadlocked = self.output.is_deadlocked(facts);
+            if let (true, Some(facts), Some(output)) = (is_surveyed, &stall.facts, &mut self.output)
+            {
+                progress.is_deadlocked = output.is_deadlocked(facts);
             }
             let Some(reason) = progress.due(stall, is_surveyed, no_survey, now_ns) else {
                 continue;
@@ -249,14 +277,20 @@ impl Session {
                 }
                 _ => Vec::new(),
             };
-            self.output.stall(stall, &waits, &holders, reason, now)?;
+            if let Some(output) = &mut self.output {
+                output.stall(stall, &waits, &holders, reason, now)?;
+            }
             progress.reported(stall, reason, now_ns);
         }
         Ok(())
     }
 
     fn advance(&mut self, now_ns: u64) -> io::Result<()> {
-        for change in self.graph.advance(now_ns) {
+        let input = GraphInput::Clock(now_ns);
+        if let Some(recorder) = &mut self.recorder {
+            recorder.input(&input);
+        }
+        for change in self.graph.take(input) {
             match change {
                 Change::Began(id) => {
                     self.progress.insert(id, Progress::new(now_ns));
@@ -288,7 +322,9 @@ impl Session {
             if !was_reported {
                 self.stall_count += 1;
             }
-            self.output.ended(stall, &times, jiff::Timestamp::now())?;
+            if let Some(output) = &mut self.output {
+                output.ended(stall, &times, jiff::Timestamp::now())?;
+            }
         }
         Ok(())
     }
@@ -316,6 +352,9 @@ impl Session {
         if lost != self.lost {
             tracing::warn!("lost: {}", by_kind(&lost));
             self.lost = lost;
+            if let Some(recorder) = &mut self.recorder {
+                recorder.lost(lost);
+            }
         }
     }
 
@@ -340,15 +379,37 @@ impl Session {
     }
 
     /// Ends the run: says the counts.
-    pub(super) fn finish(mut self) -> io::Result<()> {
-        self.output.summary(&Summary {
+    pub(super) fn finish(&mut self) -> io::Result<Summary> {
+        let summary = Summary {
             waits: self.stream.as_ref().map(Stream::wait_count),
             stalls: self.stall_count,
             surveys: self.surveys.as_ref().map_or(0, Surveys::count),
             forecasts: self.forecasts,
             lost: self.lost,
-        })
+        };
+        if let Some(output) = &mut self.output {
+            output.summary(&summary)?;
+        }
+        Ok(summary)
     }
+
+    /// What records the run, to be ended.
+    pub(super) fn into_recorder(self) -> Option<Recorder> {
+        self.recorder
+    }
+
+    /// True once nothing more can be recorded.
+    pub(super) fn cannot_record(&self) -> bool {
+        self.recorder.as_ref().is_some_and(Recorder::has_failed)
+    }
+}
+
+/// Lets the graph take something in, once it is written down.
+fn feed(graph: &mut WaitGraph, recorder: &mut Option<Recorder>, input: GraphInput) {
+    if let Some(recorder) = recorder {
+        recorder.input(&input);
+    }
+    graph.take(input);
 }
 
 /// How the stall's holders spent their time since it began to keep them.

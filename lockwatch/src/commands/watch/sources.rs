@@ -7,7 +7,7 @@ use anyhow::Context as _;
 
 use super::surveys::Surveys;
 use crate::{
-    cli::WatchArgs,
+    cli::SourceArgs,
     kernel::{btf::Btf, capabilities, layout::Layout, symbols::Symbols},
     plan::{Gap, Mechanism, Plan, Purpose, Wanted, plan},
     probes::{
@@ -36,7 +36,7 @@ pub(super) struct Sources {
 
 impl Sources {
     /// Opens what this host allows; what is missing is said, with its cost.
-    pub(super) fn open(threshold: Nanos, args: &WatchArgs) -> anyhow::Result<Self> {
+    pub(super) fn open(threshold: Nanos, args: &SourceArgs) -> anyhow::Result<Self> {
         capabilities::check_namespaces()?;
         let options = StreamOptions {
             ends_from: threshold,

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    graph::WaitGraph,
     lock::{LockAddr, LockKind},
     stream::{Scan, Stream, UnseenEnds, Wait},
     task::TaskKey,
@@ -40,18 +39,21 @@ impl Seeds {
     }
 
     /// Takes out those that this survey, taken after they were entered, does not see: each
-    /// has ended, or was over before it was entered and has never stood.
-    pub(super) fn check(&mut self, stream: &mut Stream, graph: &mut WaitGraph, waits: &[Wait]) {
+    /// has ended, or was over before it was entered and has never stood. Returns the latter.
+    #[must_use]
+    pub(super) fn check(&mut self, stream: &mut Stream, waits: &[Wait]) -> Vec<Wait> {
+        let mut refuted = Vec::new();
         let ends_are_seen = stream.unseen_ends() == UnseenEnds::None;
         self.0.retain(|key, seed| {
             let stands = waits.iter().any(|wait| (wait.task.key, wait.lock) == *key);
             let was_over = ends_are_seen && !seed.is_confirmed;
             if !stands && stream.take_out(&seed.wait) && was_over {
-                graph.refute(&seed.wait);
+                refuted.push(seed.wait.clone());
             }
             seed.is_confirmed = stands;
             stands
         });
+        refuted
     }
 
     /// True while there are some whose ends no program sees: surveys have to go on.

@@ -9,7 +9,7 @@ use crate::report::{Finding, Lock, Report, WayOut, ways_out::Way};
 ///
 /// # Errors
 /// When `out` does.
-pub fn write_deadlock(
+pub(super) fn write_deadlock(
     out: &mut dyn Write,
     report: &Report,
     finding: &Finding,

@@ -16,7 +16,7 @@ use std::{
 };
 
 pub use check::write_check;
-pub use deadlock::write_deadlock;
+use deadlock::write_deadlock;
 use page::{GLUE, Text, Tone, write_field};
 pub use page::{Style, is_unprintable};
 
@@ -82,6 +82,23 @@ pub fn write_report(out: &mut dyn Write, report: &Report, style: Style) -> io::R
             .write(out, style, 0)?;
     }
     Ok(())
+}
+
+/// Writes what there is to say of the stall of one lock: the circles that its waiters wait
+/// for, and its paragraph.
+///
+/// # Errors
+/// When `out` does.
+pub fn write_stalled(
+    out: &mut dyn Write,
+    report: &Report,
+    lock: &Lock,
+    style: Style,
+) -> io::Result<()> {
+    for deadlock in report.deadlocks_on(lock) {
+        write_deadlock(out, report, deadlock, style)?;
+    }
+    write_lock(out, report, lock, style)
 }
 
 /// Writes the paragraph of one lock.

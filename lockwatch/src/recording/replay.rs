@@ -1,0 +1,250 @@
+//! Playing a recording back into a graph.
+
+use std::{io::BufRead, sync::Arc};
+
+use super::{Damage, End, Header, Reader, Record};
+use crate::{
+    detect::Detectors,
+    figures::Count,
+    graph::{Change, Input, Stall, WaitGraph, timeline::Timeline},
+    report::{Report, Source},
+    stream::{Event, Lost},
+    survey::Survey,
+    task::Nanos,
+};
+
+/// Ended stalls that are kept one by one: the longest.
+const ENDED_MAX: usize = 1_000;
+/// Of which so many with the survey that found them: surveys are big.
+const EXPLAINED_MAX: usize = 16;
+/// More tasks than these cannot wait at a time: see `scans`.
+const WAITS_MAX: usize = 1 << 20;
+/// Inputs between two counts of the waits.
+const COUNT_AFTER: usize = 1 << 17;
+
+/// Which survey of a recording a report is to be about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Chosen {
+    /// The one with the most tasks blocked past the threshold, of equal ones the last; the
+    /// last of all where none is.
+    #[default]
+    Worst,
+    /// By its number, from 1.
+    Number(u64),
+    /// The last that was taken by then.
+    At(jiff::Timestamp),
+}
+
+/// A stall that ended during the recording.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// The stall; its facts are there for the longest ones only.
+    pub stall: Stall,
+    /// The name of its lock, if a survey found it.
+    pub name: Option<String>,
+}
+
+/// What a recording came to.
+#[derive(Debug)]
+pub struct Replayed {
+    /// What was recorded.
+    pub header: Header,
+    /// The graph as it was at the end.
+    pub graph: WaitGraph,
+    /// Stalls that ended, the longest first; no more than a thousand.
+    pub ended: Vec<Ended>,
+    /// Stalls that ended, those that are not kept among them.
+    pub ended_count: u64,
+    /// Surveys.
+    pub surveys: u64,
+    /// Events.
+    pub events: u64,
+    /// The survey that was asked for, with its number.
+    pub chosen: Option<(u64, Arc<Survey>)>,
+    /// What the stream lost.
+    pub lost: Lost,
+    /// Inputs that were not written.
+    pub missing: u64,
+    /// `CLOCK_MONOTONIC` ns of the last thing that is known.
+    pub last_ns: u64,
+    /// The last record, if the recording is whole.
+    pub end: Option<End>,
+    /// Why it is not, otherwise.
+    pub damage: Option<Damage>,
+    /// Records of kinds that this version does not know.
+    pub unknown: u64,
+    /// Waits and holds over time, for formats that draw them.
+    pub timeline: Timeline,
+}
+
+impl Replayed {
+    /// Plays a recording back to its end, or as far as it can be read.
+    pub fn from_reader<R: BufRead>(mut reader: Reader<R>, choice: Chosen) -> Self {
+        let header = reader.header().clone();
+        let threshold = header.threshold_ns;
+        let mut replayed = Self {
+            graph: WaitGraph::new(threshold),
+            ended: Vec::new(),
+            ended_count: 0,
+            surveys: 0,
+            events: 0,
+            chosen: None,
+            lost: Lost::default(),
+            missing: 0,
+            last_ns: header.began_ns,
+            end: None,
+            damage: None,
+            unknown: 0,
+            timeline: Timeline::new(threshold),
+            header,
+        };
+        let mut worst = Worst::default();
+        let mut uncounted = 0;
+        for (taken, record) in (1..).zip(reader.by_ref()) {
+            match record {
+                Record::Input(input) => {
+                    uncounted += 1;
+                    if let Input::Survey(survey) = &input {
+                        replayed.choose(choice, survey, &mut worst);
+                    }
+                    replayed.take(input);
+                }
+                Record::Lost(lost) => replayed.lost = lost,
+                Record::Missing(count) => replayed.missing += count,
+                Record::End(end) => {
+                    replayed.last_ns = replayed.last_ns.max(end.at_ns);
+                    replayed.end = Some(end);
+                }
+            }
+            if uncounted >= COUNT_AFTER {
+                uncounted = 0;
+                if replayed.waits_kept() > WAITS_MAX {
+                    replayed.damage = Some(Damage {
+                        records: taken,
+                        why: "more tasks wait in it than any host can have".to_owned(),
+                    });
+                    break;
+                }
+            }
+        }
+        replayed.unknown = reader.unknown();
+        replayed.damage = replayed.damage.or_else(|| reader.damage().cloned());
+        replayed
+    }
+
+    fn waits_kept(&self) -> usize {
+        let blocked = self.graph.stalls();
+        self.graph.waits().count() + blocked.iter().map(|s| s.blocked.len()).sum::<usize>()
+    }
+
+    fn take(&mut self, input: Input) {
+        self.last_ns = self.last_ns.max(match &input {
+            Input::Event(Event::WaitBegin(wait)) | Input::Refuted(wait) => wait.since_ns,
+            Input::Event(Event::WaitEnd { at_ns, .. }) | Input::Clock(at_ns) => *at_ns,
+            Input::Scan(scan) => scan.at_ns,
+            Input::Survey(survey) => survey.taken_at_ns,
+        });
+        match &input {
+            Input::Event(_) => self.events += 1,
+            Input::Survey(_) => self.surveys += 1,
+            Input::Scan(_) | Input::Refuted(_) | Input::Clock(_) => {}
+        }
+        self.timeline.take(&input);
+        for change in self.graph.take(input) {
+            if let Change::Ended(stall) = change {
+                self.end_stall(*stall);
+            }
+        }
+    }
+
+    fn end_stall(&mut self, stall: Stall) {
+        self.ended_count += 1;
+        let name = stall.facts.as_ref().map(|facts| facts.lock().name.clone());
+        self.ended.push(Ended { stall, name });
+        self.ended
+            .sort_by_key(|ended| (std::cmp::Reverse(ended.stall.length()), ended.stall.id));
+        self.ended.truncate(ENDED_MAX);
+        for ended in self.ended.iter_mut().skip(EXPLAINED_MAX) {
+            ended.stall.facts = None;
+        }
+    }
+
+    fn choose(&mut self, choice: Chosen, survey: &Arc<Survey>, worst: &mut Worst) {
+        let number = self.surveys + 1;
+        let wanted = match choice {
+            Chosen::Number(wanted) => number == wanted,
+            Chosen::At(at) => survey.taken_at <= at,
+            Chosen::Worst => worst.is_as_bad(survey, self.header.threshold_ns),
+        };
+        if wanted {
+            self.chosen = Some((number, Arc::clone(survey)));
+        }
+    }
+
+    /// The stalls that stood at the end, the oldest first.
+    pub fn standing(&self) -> Vec<&Stall> {
+        let mut stalls = self.graph.stalls();
+        stalls.sort_by_key(|stall| (stall.began_ns, stall.id));
+        stalls
+    }
+
+    /// The report of one of its surveys; `detectors` are asked.
+    pub fn report_of(&self, survey: &Survey, detectors: &Detectors) -> Report {
+        let (host, threshold) = (&self.header.host, self.header.threshold_ns);
+        let mut report = Report::from_survey(survey, host, threshold, detectors);
+        report.coverage.source = Source::Recording;
+        let lost = self.lost.by_kind().into_iter();
+        let lost = lost.map(|(kind, count)| (kind.to_owned(), count));
+        report.coverage.lost = Some(lost.chain([("records".to_owned(), self.missing)]).collect());
+        report.coverage.degraded.extend(self.degraded());
+        report
+    }
+
+    /// What is not known of the recorded time, one line each.
+    pub fn degraded(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self.damage.iter().map(Damage::to_string).collect();
+        if self.missing > 0 {
+            let missing = Count(self.missing).nouns("record is", "records are");
+            lines.push(format!("{missing} missing: the file took them too slowly"));
+        }
+        if self.unknown > 0 {
+            let unknown = Count(self.unknown).nouns("record", "records");
+            lines.push(format!(
+                "{unknown} of kinds that only a newer lockwatch knows"
+            ));
+        }
+        lines.extend(self.header.gaps.iter().cloned());
+        lines
+    }
+
+    /// True if a stall stood or ended during the recording.
+    pub fn has_stall(&self) -> bool {
+        self.ended_count > 0 || !self.graph.stalls().is_empty()
+    }
+
+    /// How long the recording is.
+    pub fn length(&self) -> Nanos {
+        Nanos::between(self.header.began_ns, self.last_ns)
+    }
+}
+
+/// How bad the worst survey so far was.
+#[derive(Debug, Default)]
+struct Worst(usize);
+
+impl Worst {
+    /// True if this one is at least as bad.
+    fn is_as_bad(&mut self, survey: &Survey, threshold: Nanos) -> bool {
+        let stalled = survey
+            .locks
+            .iter()
+            .filter(|lock| lock.oldest_wait() >= threshold);
+        let blocked = stalled
+            .flat_map(|lock| &lock.waiters)
+            .filter(|waiter| !waiter.granted)
+            .count();
+        let is_as_bad = blocked >= self.0;
+        self.0 = self.0.max(blocked);
+        is_as_bad
+    }
+}

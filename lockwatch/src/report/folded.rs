@@ -1,0 +1,91 @@
+//! The waiters' stacks folded, for flame graphs: `lock;task;outermost;…;innermost µs`.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+};
+
+use super::{Report, text};
+
+/// Writes a line for each distinct stack with the waits of all who have it, in µs. The
+/// root frame is the lock, the next one the name of the waiting tasks.
+///
+/// # Errors
+/// When `out` does.
+pub fn write_report(out: &mut dyn Write, report: &Report) -> io::Result<()> {
+    let mut lines: BTreeMap<String, u64> = BTreeMap::new();
+    for lock in &report.locks {
+        for waiter in lock.blocked() {
+            let stack = waiter
+                .stack
+                .and_then(|index| report.stacks.get(index as usize));
+            let mut line = format!("{};{}", frame(&lock.name), frame(&waiter.comm));
+            let frames = stack.map_or(&[][..], Vec::as_slice);
+            for function in frames.iter().rev() {
+                // Offsets would keep apart what belongs together.
+                let name = function.split("+0x").next().unwrap_or(function);
+                line.push(';');
+                line.push_str(&frame(name));
+            }
+            if frames.is_empty() {
+                line.push_str(";[no stack]");
+            }
+            *lines.entry(line).or_default() += waiter.wait_ns.0 / 1_000;
+        }
+    }
+    for (line, micros) in lines {
+        writeln!(out, "{line} {micros}")?;
+    }
+    Ok(())
+}
+
+/// A name without what would end a frame or a line.
+fn frame(name: &str) -> String {
+    let clean = |c: char| match c {
+        ';' => ':',
+        c if text::is_unprintable(c) => '?',
+        c => c,
+    };
+    let name: String = name.chars().map(clean).collect();
+    if name.trim().is_empty() {
+        "?".to_owned()
+    } else {
+        name
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::example;
+
+    fn written(survey: &crate::survey::Survey) -> String {
+        let report = example::report(survey, example::SEC);
+        let mut out = Vec::new();
+        write_report(&mut out, &report).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn the_incident_folded() {
+        insta::assert_snapshot!(written(&example::incident()));
+    }
+
+    #[test]
+    fn the_weights_are_all_waits() {
+        let survey = example::several_locks();
+        let sum: u64 = written(&survey)
+            .lines()
+            .map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap())
+            .sum();
+        let waits = survey.locks.iter().flat_map(|lock| &lock.waiters);
+        let waited: u64 = waits.filter(|w| !w.granted).map(|w| w.wait.0 / 1_000).sum();
+        assert_eq!(sum, waited);
+    }
+
+    #[test]
+    fn a_name_cannot_end_its_frame_or_line() {
+        assert_eq!(frame("a;b c\n1\u{9b}"), "a:b c?1?");
+        assert_eq!(frame(" "), "?");
+    }
+}

@@ -1,0 +1,91 @@
+//! `cargo xtask formats`: what lockwatch writes, read by programs that are not lockwatch's.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::packages::{self, Program};
+use crate::workspace::Workspace;
+use crate::{demo, process};
+
+const NEEDED: [Program; 2] = [
+    Program {
+        name: "dot",
+        package: "graphviz",
+        purpose: "draws the graphs of --format dot",
+    },
+    Program {
+        name: "python3",
+        package: "python3-venv",
+        purpose: "runs the parsers of other projects",
+    },
+];
+
+/// Read the reports of all recordings in tests/recordings/ with independent parsers.
+///
+/// JSON is held against its schema by the jsonschema package, a Perfetto trace is parsed
+/// with perfetto's own classes, and graphviz draws the graph. The Python packages go to a
+/// virtual environment below target/.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {}
+
+/// Exit code 0: every format is what it should be.
+pub(crate) fn run(_: &Args) -> Result<ExitCode> {
+    let workspace = Workspace::load()?;
+    process::run(&mut demo::build_command(&workspace))?;
+    packages::ensure(&NEEDED)?;
+    let here = workspace.root.join("xtask/src/formats");
+    let python = environment(&workspace, &here.join("requirements.txt"))?;
+    let recordings = recordings(&workspace.root.join("tests/recordings"))?;
+    let mut check = Command::new(python);
+    check
+        .arg(here.join("check.py"))
+        .arg(workspace.release_binary("lockwatch"))
+        .arg(workspace.root.join("docs/schema/lockwatch.report.1.json"))
+        .args(recordings);
+    process::run(&mut check)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn recordings(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries =
+        fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "lwr") {
+            found.push(path);
+        }
+    }
+    ensure!(!found.is_empty(), "{} holds no recording", folder.display());
+    found.sort();
+    Ok(found)
+}
+
+/// A Python with these packages; made once, and again when they change.
+fn environment(workspace: &Workspace, requirements: &Path) -> Result<PathBuf> {
+    let folder = workspace.target.join("formats-venv");
+    let python = folder.join("bin/python");
+    let (wanted, made) = (fs::read(requirements)?, folder.join("requirements.txt"));
+    if fs::read(&made).ok().as_ref() == Some(&wanted) {
+        return Ok(python);
+    }
+    process::timed("installing the parsers", || {
+        let mut create = Command::new("python3");
+        let created = process::capture(create.args(["-m", "venv", "--clear"]).arg(&folder));
+        created.context("cannot make a virtual environment (Debian: python3-venv)")?;
+        let mut install = Command::new(&python);
+        install.args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+        ]);
+        process::capture(install.arg("--requirement").arg(requirements))?;
+        fs::write(&made, &wanted).with_context(|| format!("cannot write {}", made.display()))
+    })?;
+    Ok(python)
+}
