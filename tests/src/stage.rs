@@ -64,6 +64,8 @@ pub(crate) struct Stage {
     pub(crate) held: Option<&'static str>,
     /// The stall never ends by itself: its FUSE connections are aborted at the end.
     pub(crate) is_deadlock: bool,
+    /// The stall never ends by itself: the target is killed at the end.
+    pub(crate) ends_by_kill: bool,
     pub(crate) cycle: Option<Cycle>,
     pub(crate) crowd: Vec<Crowd>,
     /// A directory of the frozen file system: it thaws at the end.
@@ -134,6 +136,7 @@ impl Stage {
             owner_hidden: false,
             held: None,
             is_deadlock: false,
+            ends_by_kill: false,
             cycle: None,
             crowd: Vec::new(),
             frozen: None,
@@ -348,9 +351,15 @@ impl Stage {
             self.abort();
         }
         self.limit(Duration::ZERO);
+        let mut clean = true;
+        if self.ends_by_kill {
+            // Before the waiters, who wait for one of its threads.
+            clean &= self.target.take().is_none_or(|target| target.kill(STEP));
+        }
         self.rest.end();
-        let mut clean = wait_for(self.workers.iter());
-        if !clean {
+        let have_ended = wait_for(self.workers.iter());
+        clean &= have_ended;
+        if !have_ended {
             eprintln!("stall-lab: threads are still stuck, aborting the FUSE connection");
             self.abort();
             wait_for(self.workers.iter());

@@ -59,6 +59,9 @@ pub enum Scenario {
     /// A deadlock: a process's mmap_lock, held for read by a page fault that waits for a FUSE
     /// daemon in the same process, which queues behind a writer
     DeadlockBehindWriter,
+    /// A deadlock: a process's mmap_lock, held for read by a BPF iterator of a thread that
+    /// asks for it again in a page fault, behind a writer (Linux 6.5 and later)
+    DeadlockRecursiveReader,
     /// A process's mmap_lock as in mmap-read-held, a writer, and more than a thousand readers
     Incident,
 }

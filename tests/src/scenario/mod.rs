@@ -2,6 +2,7 @@
 
 mod deadlock_behind_writer;
 mod deadlock_fuse;
+mod deadlock_recursive_reader;
 mod file_pos_held;
 mod granted;
 mod incident;
@@ -98,7 +99,8 @@ pub(crate) fn hold_times(scenario: Scenario) -> (Duration, Duration) {
         | Scenario::SuperFreezing
         | Scenario::DeadlockFuseDirectory
         | Scenario::DeadlockFuseTwoMounts
-        | Scenario::DeadlockBehindWriter => (Duration::from_secs(20), Duration::from_secs(60)),
+        | Scenario::DeadlockBehindWriter
+        | Scenario::DeadlockRecursiveReader => (Duration::from_secs(20), Duration::from_secs(60)),
         // Whoever looks at it at full size needs time.
         Scenario::Incident => (Duration::from_secs(20), Duration::from_secs(600)),
     }
@@ -129,6 +131,7 @@ pub(crate) fn scenery(scenario: Scenario, cast: Cast) -> Scenery {
         Scenario::DeadlockFuseDirectory => deadlock_fuse::scenery(),
         Scenario::DeadlockFuseTwoMounts => deadlock_fuse::scenery_of_two(),
         Scenario::DeadlockBehindWriter => deadlock_behind_writer::scenery(cast),
+        Scenario::DeadlockRecursiveReader => deadlock_recursive_reader::scenery(cast),
         Scenario::Incident => incident::scenery(cast),
     }
 }
@@ -153,6 +156,7 @@ pub(crate) fn raise(scenario: Scenario, stage: &mut Stage, cast: Cast) -> Result
         Scenario::DeadlockFuseDirectory => deadlock_fuse::raise(stage, cast),
         Scenario::DeadlockFuseTwoMounts => deadlock_fuse::raise_two(stage, cast),
         Scenario::DeadlockBehindWriter => deadlock_behind_writer::raise(stage, cast),
+        Scenario::DeadlockRecursiveReader => deadlock_recursive_reader::raise(stage, cast),
         Scenario::Incident => incident::raise(stage, cast),
     }
 }
