@@ -12,6 +12,7 @@ mod ext2;
 mod freeze;
 mod fuse;
 mod inherit;
+mod iterator;
 mod mapping;
 mod scenario;
 mod signals;

@@ -51,6 +51,11 @@ impl Mapping {
         Ok((Self { start }, file))
     }
 
+    /// Where the file begins.
+    pub(crate) fn first(&self) -> NonNull<u8> {
+        self.start
+    }
+
     fn page(&self, page: u64) -> NonNull<u8> {
         assert!(page < FILE_SIZE / PAGE, "the page is part of the file");
         // SAFETY: the page is inside the mapping, see the assertion.

@@ -64,6 +64,8 @@ pub(crate) struct Stage {
     pub(crate) held: Option<&'static str>,
     /// The stall never ends by itself: its FUSE connections are aborted at the end.
     pub(crate) is_deadlock: bool,
+    /// The stall never ends by itself: the target is killed at the end.
+    pub(crate) ends_by_kill: bool,
     pub(crate) cycle: Option<Cycle>,
     /// The block device that the holder waits for.
     pub(crate) device: Option<String>,
@@ -136,6 +138,7 @@ impl Stage {
             owner_hidden: false,
             held: None,
             is_deadlock: false,
+            ends_by_kill: false,
             cycle: None,
             device: None,
             crowd: Vec::new(),
@@ -365,9 +368,15 @@ impl Stage {
             self.abort();
         }
         self.limit(Duration::ZERO);
+        let mut clean = true;
+        if self.ends_by_kill {
+            // Before the waiters, who wait for one of its threads.
+            clean &= self.target.take().is_none_or(|target| target.kill(STEP));
+        }
         self.rest.end();
-        let mut clean = wait_for(self.workers.iter());
-        if !clean {
+        let have_ended = wait_for(self.workers.iter());
+        clean &= have_ended;
+        if !have_ended {
             eprintln!("stall-lab: threads are still stuck, aborting the FUSE connection");
             self.abort();
             wait_for(self.workers.iter());

@@ -61,6 +61,9 @@ pub enum Scenario {
     DeadlockBehindWriter,
     /// A directory's i_rwsem, held by a mkdir that waits for a block device
     BlockIoHeld,
+    /// A deadlock: a process's mmap_lock, held for read by a BPF iterator of a thread that
+    /// asks for it again in a page fault, behind a writer (Linux 6.5 and later)
+    DeadlockRecursiveReader,
     /// A process's mmap_lock as in mmap-read-held, a writer, and more than a thousand readers
     Incident,
 }

@@ -31,6 +31,12 @@ fn a_daemon_behind_a_writer_that_waits_for_its_client() {
 
 #[test]
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_reader_behind_a_writer_that_waits_for_the_same_reader() {
+    try_scenario(Scenario::DeadlockRecursiveReader);
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn the_incident_at_every_size() {
     let mut summary = Summary::default();
     for waiters in CROWDS {

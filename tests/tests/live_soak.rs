@@ -145,6 +145,14 @@ fn judge(watched: &Ended, truths: &[Ready]) {
             _ => None,
         })
         .collect();
+    for truth in truths {
+        let is_this = |stall: &&&Stall| {
+            let lock = stall.lock.as_ref();
+            lock.is_some_and(|lock| lock.name == truth.lock.name)
+        };
+        let reports = stalls.iter().filter(is_this).count();
+        assert!(reports > 0, "no stall of {} was reported", truth.lock.name);
+    }
     let mut seen = vec![0; truths.len()];
     let mut wrong = Vec::new();
     for (stall, finding) in stalls

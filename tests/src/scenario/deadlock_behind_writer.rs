@@ -25,13 +25,13 @@ use crate::{
 const FILE: u64 = 2;
 const FILE_NAME: &str = "mapped";
 
-const WRITER_COMM: &str = "lab-w1";
+pub(super) const WRITER_COMM: &str = "lab-w1";
 const SENDER_COMM: &str = "lab-sender";
-const FUTEX_COMM: &str = "lab-d-futex";
+pub(super) const FUTEX_COMM: &str = "lab-d-futex";
 
 /// A page fault; before 6.5 its wait is not killable, and in a function of another name
 /// (`lock_mm_and_find_vma` in mm/memory.c).
-const FAULT: Want = Want {
+pub(super) const FAULT: Want = Want {
     mode: Mode::Read,
     killable: true,
     state: 'D',

@@ -3,6 +3,7 @@
 mod block_io_held;
 mod deadlock_behind_writer;
 mod deadlock_fuse;
+mod deadlock_recursive_reader;
 mod file_pos_held;
 mod granted;
 mod incident;
@@ -100,7 +101,8 @@ pub(crate) fn hold_times(scenario: Scenario) -> (Duration, Duration) {
         | Scenario::BlockIoHeld
         | Scenario::DeadlockFuseDirectory
         | Scenario::DeadlockFuseTwoMounts
-        | Scenario::DeadlockBehindWriter => (Duration::from_secs(20), Duration::from_secs(60)),
+        | Scenario::DeadlockBehindWriter
+        | Scenario::DeadlockRecursiveReader => (Duration::from_secs(20), Duration::from_secs(60)),
         // Whoever looks at it at full size needs time.
         Scenario::Incident => (Duration::from_secs(20), Duration::from_secs(600)),
     }
@@ -132,6 +134,7 @@ pub(crate) fn scenery(scenario: Scenario, cast: Cast) -> Scenery {
         Scenario::DeadlockFuseTwoMounts => deadlock_fuse::scenery_of_two(),
         Scenario::DeadlockBehindWriter => deadlock_behind_writer::scenery(cast),
         Scenario::BlockIoHeld => block_io_held::scenery(),
+        Scenario::DeadlockRecursiveReader => deadlock_recursive_reader::scenery(cast),
         Scenario::Incident => incident::scenery(cast),
     }
 }
@@ -157,6 +160,7 @@ pub(crate) fn raise(scenario: Scenario, stage: &mut Stage, cast: Cast) -> Result
         Scenario::DeadlockFuseTwoMounts => deadlock_fuse::raise_two(stage, cast),
         Scenario::DeadlockBehindWriter => deadlock_behind_writer::raise(stage, cast),
         Scenario::BlockIoHeld => block_io_held::raise(stage, cast),
+        Scenario::DeadlockRecursiveReader => deadlock_recursive_reader::raise(stage, cast),
         Scenario::Incident => incident::raise(stage, cast),
     }
 }

@@ -19,6 +19,7 @@ use nix::{
 use super::{Actor, COMM, ERRAND, Part, SERVER_COMM};
 use crate::{
     fuse::{Server, Source, Tree},
+    iterator::Iterator,
     mapping::{FreshPage, Mapping, map_one_page, map_privately, open_direct, start_writeback},
     watchdog::{exit_now, silence_streams},
     worker::Rest,
@@ -152,6 +153,17 @@ impl Entrance {
                 if self.enter()? {
                     map.pass(page);
                 }
+            }
+            Part::Iterate { file } => {
+                let map = Mapping::new(&mount.join(file), ProtFlags::PROT_READ)?;
+                let mut iterator = Iterator::reading(map.first())?;
+                drop(mount);
+                if self.enter()? {
+                    iterator.run();
+                }
+                self.wait()?;
+                drop(iterator);
+                return Ok(());
             }
             Part::SendServer => {
                 drop(mount);

@@ -55,6 +55,9 @@ pub(crate) enum Part {
     /// Has a system call read a page of a mapped file, then stays: an error of the file
     /// system is the call's, and no SIGBUS.
     Pass { file: &'static str, page: u64 },
+    /// Runs a BPF iterator over its memory areas that reads a page of a mapped file, then
+    /// stays.
+    Iterate { file: &'static str },
     /// Sends the target's own server for a page that nobody has touched, see [`ERRAND`].
     SendServer,
     /// The same, then exits.
@@ -223,6 +226,24 @@ impl Target {
             .write_all(&[1])
             .with_context(|| format!("thread {comm} of the target has ended"))?;
         Ok((task, started_ns))
+    }
+
+    /// Kills the process; true if it had not ended before and is gone in time.
+    pub(crate) fn kill(self, timeout: Duration) -> bool {
+        // Not reaped yet, so the pid is still its own.
+        let _ = kill(self.pid, Signal::SIGKILL);
+        let deadline = Instant::now() + timeout;
+        loop {
+            match waitpid(self.pid, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) if Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(2));
+                }
+                Ok(status) => {
+                    return matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _));
+                }
+                Err(_) => return false,
+            }
+        }
     }
 
     /// Lets the process end, and kills it if it does not; true if it ended well.

@@ -20,6 +20,8 @@ pub(crate) struct Kernel {
 const NO_SYNC: &str = "super-read-held-sync";
 /// A write fault keeps mmap_lock itself before 6.7.
 const NO_VMA: &str = "vma-read-held";
+/// Nothing ends a page fault's wait for mmap_lock before 6.5.
+const NO_RECURSION: &str = "deadlock-recursive-reader";
 /// PREEMPT_RT hands a lock to nobody before it runs,
 const NOT_GRANTED: &str = "granted";
 /// and takes none with interrupts off, where only a try would do.
@@ -39,17 +41,24 @@ pub(crate) const MODULES_IF_SHIPPED: [&str; 1] = ["crc32c_generic"];
 /// All kernels, oldest first.
 pub(crate) const KERNELS: [Kernel; 9] = [
     Kernel {
-        impossible: &[NO_SYNC, NO_VMA, NOT_BY_RAW_TP, NOT_BY_RAW_TP_AND_THREAD],
+        impossible: &[
+            NO_SYNC,
+            NO_VMA,
+            NO_RECURSION,
+            NOT_BY_RAW_TP,
+            NOT_BY_RAW_TP_AND_THREAD,
+        ],
         ..kernel("5.10", "linux-image-5.10.0-", "-cloud-amd64")
     },
     Kernel {
-        impossible: &[NO_SYNC, NO_VMA],
+        impossible: &[NO_SYNC, NO_VMA, NO_RECURSION],
         ..kernel("6.1", "linux-image-6.1.0-", "-cloud-amd64")
     },
     Kernel {
         impossible: &[
             NO_SYNC,
             NO_VMA,
+            NO_RECURSION,
             NOT_GRANTED,
             NOT_REFUSED,
             NOT_ELSEWHERE,
