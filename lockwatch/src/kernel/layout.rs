@@ -8,7 +8,7 @@ use lockwatch_ebpf::{
 use super::{
     block::BlockLayout,
     btf::{Btf, BtfError},
-    cgroup::{CgroupLayout, ThrottleLayout},
+    cgroup::CgroupLayout,
     fault::{FAULT_FRAMES, FaultRules, OLD_FAULT_FRAMES},
     locks::LockLayouts,
 };
@@ -40,8 +40,6 @@ pub struct Layout {
     pub block: Option<BlockLayout>,
     /// Control groups.
     pub cgroup: Option<CgroupLayout>,
-    /// Whether a control group keeps a task from running.
-    pub throttle: Option<ThrottleLayout>,
     /// Readers clear their own owner entry when they release
     /// (`DETECT_HUNG_TASK_BLOCKER` for rwsems, 6.17+).
     pub readers_clear_owner: bool,
@@ -244,7 +242,6 @@ impl Layout {
             },
             block: BlockLayout::from_btf(btf),
             cgroup: CgroupLayout::from_btf(btf),
-            throttle: ThrottleLayout::from_btf(btf),
             readers_clear_owner: !cfg!(feature = "mutation-no-reader-owner")
                 && btf.member("task_struct.blocker").is_some()
                 && btf.has_function("rwsem_owner"),
