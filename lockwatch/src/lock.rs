@@ -375,10 +375,6 @@ pub struct Holder {
     /// which says nothing where only v1 hierarchies are used. `None` where it could not be
     /// read.
     pub cgroup: Option<String>,
-    /// It could run, but its control group has used up its CPU time (`cpu.max`). `None`
-    /// where that could not be read.
-    #[serde(default)]
-    pub throttled: Option<bool>,
     /// What the scheduler says of it.
     pub state: TaskState,
     /// Why it does not let go.

@@ -1,9 +1,7 @@
-//! Where a task's control group lies, and whether it keeps the task from running.
+//! Where a task's control group lies.
 //!
-//! Sources: include/linux/cgroup-defs.h, include/linux/kernfs.h, kernel/sched/sched.h and
-//! kernel/sched/fair.c of 5.10, 6.1, 6.12, 6.18 and 7.3.
-
-use lockwatch_ebpf::Member;
+//! Sources: include/linux/cgroup-defs.h and include/linux/kernfs.h of 5.10, 6.1, 6.12, 6.18
+//! and 7.3.
 
 use super::btf::Btf;
 
@@ -33,36 +31,5 @@ impl CgroupLayout {
             node_parent: at("kernfs_node.__parent").or_else(|| at("kernfs_node.parent"))?,
             node_name: at("kernfs_node.name")?,
         })
-    }
-}
-
-/// Where a kernel says that a group's limit of CPU time (`cpu.max`) keeps a task from
-/// running.
-#[derive(Clone, Copy, Debug)]
-pub enum ThrottleLayout {
-    /// Tasks are stopped one by one, on their way back to user space, where they hold no
-    /// lock: `task_struct.throttled` (6.18+).
-    Task(Member),
-    /// All tasks of a group are: `task_struct.se.cfs_rq`, and there `throttle_count`, which
-    /// counts the group and those above that are out of time.
-    Group {
-        /// `task_struct.se.cfs_rq`
-        task_queue: u64,
-        /// `cfs_rq.throttle_count`
-        count: u64,
-    },
-}
-
-impl ThrottleLayout {
-    /// `None` for a kernel that knows no such limit.
-    pub fn from_btf(btf: &Btf) -> Option<Self> {
-        let at = |path: &str| btf.member(path).map(|member| u64::from(member.offset));
-        match btf.member("task_struct.throttled") {
-            Some(throttled) => Some(Self::Task(throttled)),
-            None => Some(Self::Group {
-                task_queue: at("task_struct.se.cfs_rq")?,
-                count: at("cfs_rq.throttle_count")?,
-            }),
-        }
     }
 }

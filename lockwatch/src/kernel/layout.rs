@@ -8,7 +8,7 @@ use lockwatch_ebpf::{
 use super::{
     block::BlockLayout,
     btf::{Btf, BtfError},
-    cgroup::{CgroupLayout, ThrottleLayout},
+    cgroup::CgroupLayout,
     fault::{FAULT_FRAMES, FaultRules, OLD_FAULT_FRAMES},
     fuse::FuseLayout,
     locks::LockLayouts,
@@ -41,8 +41,6 @@ pub struct Layout {
     pub block: Option<BlockLayout>,
     /// Control groups.
     pub cgroup: Option<CgroupLayout>,
-    /// Whether a control group keeps a task from running.
-    pub throttle: Option<ThrottleLayout>,
     /// Open files, as the kernel-side reader needs them.
     pub open_file: OpenFileLayout,
     /// FUSE; `None` where the types of its module have not been read or are not known.
@@ -255,7 +253,6 @@ impl Layout {
             },
             block: BlockLayout::from_btf(btf),
             cgroup: CgroupLayout::from_btf(btf),
-            throttle: ThrottleLayout::from_btf(btf),
             open_file: OpenFileLayout {
                 task_files: btf.require("task_struct.files")?,
                 operations: btf.require("file.f_op")?,

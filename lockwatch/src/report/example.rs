@@ -77,7 +77,6 @@ pub(crate) fn holder(task: TaskName, mode: LockMode, stack: StackId) -> Holder {
         }],
         stood: true,
         cgroup: None,
-        throttled: None,
         state: TaskState::Uninterruptible,
         stuck: Stuck {
             class: StuckClass::BlockIo,

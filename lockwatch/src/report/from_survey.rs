@@ -201,7 +201,6 @@ impl Holder {
             evidence,
             stood: _,
             cgroup,
-            throttled: _,
             state,
             stuck,
             held,

@@ -1,14 +1,13 @@
-//! The control group of a task, and whether it keeps the task from running: from kernel
-//! memory, for /proc/PID/cgroup waits for whoever moves tasks between groups.
+//! The control group of a task: from kernel memory, for /proc/PID/cgroup waits for whoever
+//! moves tasks between groups.
 
 use crate::{
     kernel::{
         arch::is_kernel_address,
-        cgroup::{CgroupLayout, ThrottleLayout},
-        memory::{KernelMemory, MemoryError, half_word, text},
+        cgroup::CgroupLayout,
+        memory::{KernelMemory, MemoryError, text},
     },
     survey::look::TaskLook,
-    task::TaskState,
 };
 
 /// Deepest group that is followed.
@@ -74,30 +73,67 @@ fn name(at: u64, memory: &mut dyn KernelMemory) -> Result<Option<String>, Memory
     Ok(Some(name).filter(|name| is_whole && !name.is_empty() && !name.contains('/')))
 }
 
-/// Whether the limit of a group's CPU time keeps a task from running that could run.
-///
-/// # Errors
-/// When kernel memory cannot be read at all.
-pub(super) fn is_throttled(
-    task: &TaskLook,
-    layout: ThrottleLayout,
-    memory: &mut dyn KernelMemory,
-) -> Result<Option<bool>, MemoryError> {
-    if task.state != TaskState::Runnable {
-        return Ok(Some(false));
-    }
-    let own = task.record.task;
-    Ok(match layout {
-        ThrottleLayout::Task(throttled) => memory
-            .read(own.wrapping_add(throttled.offset.into()), 1)?
-            .map(|byte| byte != [0]),
-        ThrottleLayout::Group { task_queue, count } => {
-            let queue = pointer(own.wrapping_add(task_queue), memory)?;
-            let count = match queue {
-                Some(queue) => memory.read(queue.wrapping_add(count), 4)?,
-                None => None,
-            };
-            count.map(|bytes| half_word(&bytes, 0) as i32 > 0)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::survey::image::{Image, task_address};
+
+    const LAYOUT: CgroupLayout = CgroupLayout {
+        task_set: 0x100,
+        set_group: 0x70,
+        group_node: 0x100,
+        node_parent: 8,
+        node_name: 16,
+    };
+    const SET: u64 = 0xffff_8883_0000_0000;
+    const GROUP: u64 = 0xffff_8883_0001_0000;
+    const NODES: u64 = 0xffff_8883_0002_0000;
+
+    /// Task 1 in the innermost of these groups.
+    fn path_in(names: &[&[u8; 16]], root: u64) -> Option<String> {
+        let mut image = Image::default();
+        image.task(1);
+        image.set(task_address(1) + LAYOUT.task_set, SET);
+        image.set(SET + LAYOUT.set_group, GROUP);
+        let node = |depth: usize| NODES + 0x1000 * depth as u64;
+        image.set(GROUP + LAYOUT.group_node, node(names.len()));
+        image.set(node(0) + LAYOUT.node_parent, root);
+        for (name, depth) in names.iter().zip(1..) {
+            image.set(node(depth) + LAYOUT.node_parent, node(depth - 1));
+            image.set(node(depth) + LAYOUT.node_name, node(depth) + 0x100);
+            let halves = [&name[..8], &name[8..]];
+            let words = halves.map(|half| u64::from_le_bytes(half.try_into().unwrap()));
+            image.set_all(node(depth) + 0x100, &words);
         }
-    })
+        let look = image.look(1);
+        path(&look.tasks[0], &LAYOUT, &mut image).unwrap()
+    }
+
+    #[test]
+    fn a_path_begins_at_the_root() {
+        let names = [b"system.slice\0\0\0\0", b"db.service\0\0\0\0\0\0"];
+        assert_eq!(
+            path_in(&names, 0).as_deref(),
+            Some("/system.slice/db.service")
+        );
+        assert_eq!(path_in(&[], 0).as_deref(), Some("/"));
+    }
+
+    #[test]
+    fn what_is_no_path_is_not_shown() {
+        assert_eq!(
+            path_in(&[b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"], 0),
+            None,
+            "no name"
+        );
+        assert_eq!(path_in(&[b"sixteen letters!"], 0), None, "cut off");
+        assert_eq!(path_in(&[b"a/b\0\0\0\0\0\0\0\0\0\0\0\0\0"], 0), None);
+        assert_eq!(
+            path_in(&[b"a\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"], 7),
+            None,
+            "no root"
+        );
+        let names: [&[u8; 16]; 70] = [b"a\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"; 70];
+        assert_eq!(path_in(&names, 0), None, "too deep");
+    }
 }

@@ -151,7 +151,6 @@ pub(super) fn layout() -> Layout {
         },
         block: None,
         cgroup: None,
-        throttle: None,
         open_file: OpenFileLayout::default(),
         fuse: Some(FUSE),
         readers_clear_owner: false,

@@ -52,13 +52,25 @@ const TYPES: &str = "
     qstr 16: hash_len@0=8 name@8=8
     dentry 192: d_parent@24=8 d_name@32=qstr d_inode@48=8 d_sb@104=8 d_alias@176=16
     file_system_type 88: name@0=8
-    super_block 1216: s_dev@16=4 s_type@40=8 s_umount@104=rw_semaphore s_mounts@224=list_head s_id@720=32 s_fs_info@768=8 s_subtype@832=8
+    super_block 1216: s_dev@16=4 s_type@40=8 s_umount@104=rw_semaphore s_mounts@224=list_head s_bdev@248=8 s_id@720=32 s_fs_info@768=8 s_subtype@832=8
     vfsmount 24: mnt_root@0=8 mnt_sb@8=8
     mount 320: mnt_parent@16=8 mnt_mountpoint@24=8 mnt@32=vfsmount mnt_instance@96=list_head mnt_ns@208=8
     nsproxy 56: mnt_ns@24=8
     file 256: f_inode@32=8 f_op@40=8 f_pos_lock@64=mutex private_data@168=8
     file_operations 216: aio_read@32=8
     pipe_inode_info 136: mutex@0=mutex buffers@72=4
+    kobject 64: name@0=8 entry@8=list_head parent@24=8
+    device 720: parent@0=8 p@8=8 kobj@16=kobject
+    hd_struct 960: start_sect@0=8 nr_sects@8=8 __dev@32=device
+    gendisk 1280: major@0=4 disk_name@16=32 part0@72=hd_struct queue@1048=8
+    request_queue 2048: queue_head@0=list_head kobj@824=kobject
+    block_device 232: bd_dev@0=4 bd_disk@152=8
+    bio 136: bi_sector@0=8 bi_next@8=8 bi_bdev@16=8
+    request 376: queuelist@0=list_head q@56=8
+    buffer_head 104: b_state@0=8 b_bdev@48=8
+    page 64: flags@0=8 mapping@8=8
+    blk_mq_hw_ctx 576: queue@192=8
+    blk_mq_alloc_data 40: q@0=8 flags@8=4 ctx@16=8 hctx@24=8
 ";
 
 /// 3.10 as it was published: an rwsem without an owner.
@@ -78,6 +90,18 @@ const VMA: u64 = 0xffff_8803_6000_1000;
 const VMA_START: u64 = 0x7f00_0000_0000;
 const FIRST_PAGE: u64 = 0x40;
 const FAULT_AT: u64 = VMA_START + 0x3000;
+
+/// What the thread wants a request of, and the device that is mapped to it.
+const DISKS: [(&[u8; 8], u64); 2] = [
+    (b"nvme0n1\0", 0xffff_8805_1000_0000),
+    (b"dm-0\0\0\0\0", 0xffff_8805_2000_0000),
+];
+const HCTX: u64 = 0xffff_8805_3000_0000;
+
+/// The queue of a disk.
+const fn queue_of(disk: u64) -> u64 {
+    disk + 0x10_0000
+}
 
 /// Any other address of the kernel's.
 const ELSEWHERE: u64 = 0xffff_8807_1234_5000;
@@ -177,6 +201,13 @@ impl Made {
         image.set_all(VMA, &[VMA_START, VMA_START + 0x10_0000]);
         image.set(VMA + 64, MM);
         image.set(VMA + 152, FIRST_PAGE);
+        for (name, disk) in DISKS {
+            // What it is called, and what its queue and it know of each other.
+            image.set_all(disk + 16, &[u64::from_le_bytes(*name), 0, 0, 0]);
+            image.set(disk + 1048, queue_of(disk));
+            image.set(queue_of(disk) + 824 + 24, disk + 72 + 32 + 16);
+        }
+        image.set(HCTX + 192, queue_of(DISKS[0].1));
         Self {
             image,
             tasks: Vec::new(),
@@ -285,9 +316,9 @@ fn waiter(tid: u32, mode: LockMode, (next, prev): (u64, u64)) -> Vec<Cell> {
 
 /// A thread in a page fault of the mapped file, asleep in `inner`; `keeps` is what
 /// `__do_page_fault` has of the lock.
-fn fault(inner: &[&'static str], flags: u64, keeps: u64) -> Vec<Cell> {
+fn fault(inner: Vec<Cell>, flags: u64, keeps: u64) -> Vec<Cell> {
     let mut stack = returns(&["__schedule", "schedule", "io_schedule"]);
-    stack.extend(returns(inner));
+    stack.extend(inner);
     // What these save are the registers of those who called them.
     stack.extend([Into("filemap_fault"), Word(ELSEWHERE), Word(VMA)]);
     stack.extend(returns(&["ext4_filemap_fault"]));
@@ -301,19 +332,24 @@ fn fault(inner: &[&'static str], flags: u64, keeps: u64) -> Vec<Cell> {
     stack
 }
 
-const READAHEAD: [&str; 11] = [
-    "bt_get",
-    "blk_mq_get_tag",
-    "__blk_mq_alloc_request",
-    "blk_mq_map_request",
-    "blk_mq_make_request",
-    "generic_make_request",
-    "submit_bio",
-    "mpage_readpages",
-    "ext4_readpages",
-    "__do_page_cache_readahead",
-    "ra_submit",
-];
+/// Readahead that waits for a request, of the queue that belongs to `hctx`; the bio came
+/// through another device.
+fn readahead(hctx: u64) -> Vec<Cell> {
+    let [(_, disk), (_, mapped)] = DISKS;
+    let mut stack = returns(&["bt_get", "blk_mq_get_tag", "__blk_mq_alloc_request"]);
+    stack.push(Into("blk_mq_map_request"));
+    stack.extend([queue_of(disk), 0, ELSEWHERE, hctx].map(Word));
+    stack.extend(returns(&["blk_mq_make_request"]));
+    stack.extend([Into("generic_make_request"), Word(queue_of(mapped))]);
+    stack.extend(returns(&[
+        "submit_bio",
+        "mpage_readpages",
+        "ext4_readpages",
+        "__do_page_cache_readahead",
+        "ra_submit",
+    ]));
+    stack
+}
 
 /// The incident, and beside it threads of the same process that hold nothing.
 fn incident() -> Made {
@@ -339,10 +375,10 @@ fn incident() -> Made {
     made.image.set(LOCK, -4_294_967_295_i64 as u64);
     made.image.set_all(LIST, &[at(0), at(waiters.len() - 1)]);
 
-    let holder = fault(&READAHEAD, FIRST_ATTEMPT, LOCK);
+    let holder = fault(readahead(HCTX), FIRST_ATTEMPT, LOCK);
     made.task((4_442, 4_424, "filebeat"), 2, 373 * SECOND, &holder);
     // Waits for a page that somebody else reads: it has dropped the lock.
-    let dropped = fault(&["__lock_page_or_retry"], FIRST_ATTEMPT, ELSEWHERE);
+    let dropped = fault(returns(&["__lock_page_or_retry"]), FIRST_ATTEMPT, ELSEWHERE);
     made.task((4_443, 4_424, "filebeat"), 2, 371 * SECOND, &dropped);
     let mut idle = returns(&["__schedule", "schedule", "futex_wait_queue_me"]);
     idle.extend([Word(MM), Into("sys_futex"), Word(MM)]);
@@ -415,6 +451,8 @@ fn the_numbers_of_the_incident_come_out() {
         assert_eq!(holder.evidence[0].kind, EvidenceKind::FaultFlags);
         assert_eq!(holder.stuck.class, StuckClass::BlockIo);
         assert_eq!(holder.stuck.frame.as_deref(), Some("bt_get"));
+        let device = holder.stuck.device.as_ref();
+        assert_eq!(device.map(|device| &*device.name), Some("nvme0n1"));
     }
 }
 
@@ -442,9 +480,21 @@ fn the_incident_in_one_paragraph() {
 #[test]
 fn a_fault_that_dropped_the_lock_is_not_accused() {
     let mut made = incident();
-    let dropped = fault(&["__lock_page_or_retry"], FIRST_ATTEMPT, LOCK);
+    let dropped = fault(returns(&["__lock_page_or_retry"]), FIRST_ATTEMPT, LOCK);
     made.tasks.retain(|(record, _)| record.tid != 4_442);
     made.task((4_442, 4_424, "filebeat"), 2, 373 * SECOND, &dropped);
     let survey = survey(TYPES, &made);
     assert_eq!(only_lock(&survey).holders, []);
+}
+
+#[test]
+fn of_two_devices_none_is_named_unless_a_request_is_wanted_of_one() {
+    let mut made = incident();
+    let unclear = fault(readahead(ELSEWHERE), FIRST_ATTEMPT, LOCK);
+    made.tasks.retain(|(record, _)| record.tid != 4_442);
+    made.task((4_442, 4_424, "filebeat"), 2, 373 * SECOND, &unclear);
+    let survey = survey(TYPES, &made);
+    let holder = &only_lock(&survey).holders[0];
+    assert_eq!(holder.task.key.tid, Tid(4_442));
+    assert_eq!(holder.stuck.device, None);
 }

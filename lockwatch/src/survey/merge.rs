@@ -256,7 +256,6 @@ impl Merger<'_, '_> {
             evidence,
             stood,
             cgroup: None,
-            throttled: None,
             state: task.state,
             stuck: stuck::of_task(self.functions, seen.look, task, off_cpu),
             // Not traced: it took the lock before it went to sleep in it.

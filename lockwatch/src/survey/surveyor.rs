@@ -460,9 +460,6 @@ impl Kernel {
             if let Some(layout) = &self.layout.cgroup {
                 holder.cgroup = cgroup::path(task, layout, memory)?;
             }
-            if let Some(layout) = self.layout.throttle {
-                holder.throttled = cgroup::is_throttled(task, layout, memory)?;
-            }
             if holder.stuck.class == StuckClass::BlockIo {
                 let name = device::of_task(&mut functions, look, task, &self.layout, memory)?;
                 holder.stuck.device = name.map(|name| BlockDevice {

@@ -87,7 +87,7 @@ pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
             kind: LockKind::Rwsem,
             class: Some(LockClass::IRwsem),
             name: format!("i_rwsem of {}", dir.display()),
-            path: None,
+            path: Some("/".into()),
             ino: Some(ROOT_INO),
             tgid: None,
             comm: None,

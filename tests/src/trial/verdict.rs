@@ -403,12 +403,18 @@ fn is_the_lock(lock: &Lock, truth: &Ready) -> bool {
         let is_in_truth = |tid| truth.waiters.iter().any(|waiter| waiter.tid == tid);
         return lock.waiters.iter().any(|waiter| is_in_truth(waiter.tid));
     }
+    // Behind the device is the lab's FUSE file system, and an ext2 on it.
+    let expected = if truth.device.is_some() {
+        "ext4"
+    } else {
+        "fuse"
+    };
     lock.class == class_name(wanted.class)
         && match &lock.object {
             Some(Object::Mm { tgid, comm }) => *tgid == wanted.tgid && *comm == wanted.comm,
             Some(Object::Inode { fstype, ino, path }) => {
                 let name = |path: &String| format!("i_rwsem of {path}") == wanted.name;
-                fstype == "fuse" && Some(*ino) == wanted.ino && path.as_ref().is_some_and(name)
+                fstype == expected && Some(*ino) == wanted.ino && path.as_ref().is_some_and(name)
             }
             Some(Object::SuperBlock { fstype, .. }) => fstype == "fuse" && lock.name == wanted.name,
             Some(Object::Vma { .. } | Object::Symbol(_)) | None => false,
