@@ -2,7 +2,7 @@
 //! and why that one does not let go.
 //!
 //! ```text
-//! kernel probes ─► source (survey | stream) ─► graph ─► detect ─► report ─► text, JSON
+//! kernel probes ─► source (survey | stream | recording) ─► graph ─► detect ─► report ─► text, JSON, …
 //! ```
 //! Everything left of [`graph`] knows the kernel; from there on everything is pure.
 

@@ -141,6 +141,11 @@ impl<R: BufRead> Reader<R> {
         self.unknown
     }
 
+    /// Length in bytes of the line that the last record came from.
+    pub(super) fn line_len(&self) -> usize {
+        self.line.len()
+    }
+
     fn stop(&mut self, why: String) -> Option<Record> {
         self.is_over = true;
         self.damage = Some(Damage {

@@ -1,6 +1,9 @@
 //! Playing a recording back into a graph.
 
-use std::{io::BufRead, sync::Arc};
+use std::{
+    io::BufRead,
+    sync::{Arc, Weak},
+};
 
 use super::{Damage, End, Header, Reader, Record};
 use crate::{
@@ -16,7 +19,10 @@ use crate::{
 /// Ended stalls that are kept one by one: the longest.
 const ENDED_MAX: usize = 1_000;
 /// Of which so many with the survey that found them: surveys are big.
-const EXPLAINED_MAX: usize = 16;
+const EXPLAINED_MAX: usize = 10;
+/// Surveys that are kept at a time, in bytes of their lines: stalls that stand refer to the
+/// last that saw them, which is one and the same for most.
+const SURVEYS_MAX: usize = 512 << 20;
 /// More tasks than these cannot wait at a time: see `scans`.
 const WAITS_MAX: usize = 1 << 20;
 /// Inputs between two counts of the waits.
@@ -79,7 +85,16 @@ pub struct Replayed {
 
 impl Replayed {
     /// Plays a recording back to its end, or as far as it can be read.
-    pub fn from_reader<R: BufRead>(mut reader: Reader<R>, choice: Chosen) -> Self {
+    pub fn from_reader<R: BufRead>(reader: Reader<R>, choice: Chosen) -> Self {
+        Self::within(reader, choice, SURVEYS_MAX)
+    }
+
+    /// As [`Self::from_reader`], with so many bytes of surveys at a time.
+    pub(super) fn within<R: BufRead>(
+        mut reader: Reader<R>,
+        choice: Chosen,
+        surveys_max: usize,
+    ) -> Self {
         let header = reader.header().clone();
         let threshold = header.threshold_ns;
         let mut replayed = Self {
@@ -100,11 +115,15 @@ impl Replayed {
         };
         let mut worst = Worst::default();
         let mut uncounted = 0;
-        for (taken, record) in (1..).zip(reader.by_ref()) {
+        let mut kept = Kept::default();
+        let mut taken = 0;
+        while let Some(record) = reader.next() {
+            taken += 1;
             match record {
                 Record::Input(input) => {
                     uncounted += 1;
                     if let Input::Survey(survey) = &input {
+                        kept.add(survey, reader.line_len());
                         replayed.choose(choice, survey, &mut worst);
                     }
                     replayed.take(input);
@@ -116,15 +135,21 @@ impl Replayed {
                     replayed.end = Some(end);
                 }
             }
+            let mut why = None;
             if uncounted >= COUNT_AFTER {
                 uncounted = 0;
-                if replayed.waits_kept() > WAITS_MAX {
-                    replayed.damage = Some(Damage {
-                        records: taken,
-                        why: "more tasks wait in it than any host can have".to_owned(),
-                    });
-                    break;
-                }
+                let is_too_much = replayed.waits_kept() > WAITS_MAX;
+                why = is_too_much.then_some("more tasks wait in it than any host can have");
+            }
+            if kept.bytes > surveys_max && kept.alive() > surveys_max {
+                why = Some("its stalls need more surveys at a time than can be kept");
+            }
+            if let Some(why) = why {
+                replayed.damage = Some(Damage {
+                    records: taken,
+                    why: why.to_owned(),
+                });
+                break;
             }
         }
         replayed.unknown = reader.unknown();
@@ -225,6 +250,28 @@ impl Replayed {
     /// How long the recording is.
     pub fn length(&self) -> Nanos {
         Nanos::between(self.header.began_ns, self.last_ns)
+    }
+}
+
+/// The surveys that somebody refers to.
+#[derive(Debug, Default)]
+struct Kept {
+    surveys: Vec<(Weak<Survey>, usize)>,
+    /// Of these, as far as is known without a look.
+    bytes: usize,
+}
+
+impl Kept {
+    fn add(&mut self, survey: &Arc<Survey>, bytes: usize) {
+        self.surveys.push((Arc::downgrade(survey), bytes));
+        self.bytes += bytes;
+    }
+
+    /// Looks which are still there; their bytes.
+    fn alive(&mut self) -> usize {
+        self.surveys.retain(|(survey, _)| survey.strong_count() > 0);
+        self.bytes = self.surveys.iter().map(|(_, bytes)| bytes).sum();
+        self.bytes
     }
 }
 

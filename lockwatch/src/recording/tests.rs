@@ -449,3 +449,38 @@ fn a_report_says_that_it_is_of_a_recording_and_what_that_lacks() {
     assert!(degraded.contains("2 records are missing"), "{degraded}");
     assert_eq!(replayed.standing().len(), 1);
 }
+
+#[test]
+fn surveys_are_kept_only_while_a_stall_needs_them_and_never_without_bound() {
+    let survey_of = |lock: u64, second: u64| {
+        let mut survey = example::write_held_directory();
+        survey.taken_at_ns += second * SEC;
+        survey.locks.truncate(1);
+        survey.locks[0].address = LockAddr(0xffff_8880_0000_0000 + lock);
+        Arc::new(survey)
+    };
+    let of_one: Vec<Record> = (0..50).flat_map(|at| surveyed(&survey_of(1, at))).collect();
+    let replayed = |records: &[Record]| {
+        let file = written(records);
+        let reader = Reader::new(file.as_slice()).unwrap();
+        Replayed::within(reader, Chosen::Worst, 50_000)
+    };
+    assert_eq!(replayed(&of_one).damage, None);
+    // Each survey is the last that saw its lock, and each wait goes on.
+    let mut of_many = Vec::new();
+    for number in 0..50 {
+        let survey = survey_of(number, number);
+        let mut records = surveyed(&survey);
+        if let Record::Input(Input::Scan(scan)) = &mut records[0] {
+            scan.complete = false;
+        }
+        of_many.extend(records);
+    }
+    let replayed = replayed(&of_many);
+    assert!(replayed.surveys < 50, "{}", replayed.surveys);
+    let why = replayed.damage.unwrap().why;
+    assert_eq!(
+        why,
+        "its stalls need more surveys at a time than can be kept"
+    );
+}
