@@ -20,7 +20,7 @@ use crate::{
         symbols::Symbols,
     },
     probes::survey::SurveyProbes,
-    survey::{functions::Functions, holders::frame_end, look::Look},
+    survey::{functions::Functions, look::Look},
 };
 
 /// How far out the function that waits for an answer may be: it calls the scheduler.
@@ -79,20 +79,19 @@ impl SeenFuse {
     }
 }
 
-/// Tasks asleep in a function that waits for the answer to a FUSE request, and how much of
-/// their stack belongs to it.
-pub(super) fn waits(functions: &mut Functions<'_>, look: &Look) -> Vec<(usize, usize)> {
+/// Tasks asleep in a function that waits for the answer to a FUSE request.
+pub(super) fn waits(functions: &mut Functions<'_>, look: &Look) -> Vec<usize> {
     let mut found = Vec::new();
     for (index, task) in look.tasks.iter().enumerate() {
         if task.record.on_cpu != 0 || task.record.moved != 0 || !task.state.is_asleep() {
             continue;
         }
-        let outermost = task.frames.iter().take(INNERMOST).rposition(|frame| {
+        let is_there = task.frames.iter().take(INNERMOST).any(|frame| {
             let stem = functions.stem(frame.return_address);
             ANSWER_WAITS.contains(&stem)
         });
-        if let Some(outermost) = outermost {
-            found.push((index, frame_end(task, outermost)));
+        if is_there {
+            found.push(index);
         }
     }
     found
@@ -159,17 +158,13 @@ impl Asker<'_> {
     ///
     /// # Errors
     /// When kernel memory cannot be read at all.
-    pub(super) fn look(
-        &mut self,
-        look: &Look,
-        waits: &[(usize, usize)],
-    ) -> Result<SeenFuse, MemoryError> {
+    pub(super) fn look(&mut self, look: &Look, waits: &[usize]) -> Result<SeenFuse, MemoryError> {
         let mut seen = SeenFuse::default();
         if waits.is_empty() {
             return Ok(seen);
         }
         let Some(fuse) = &self.layout.fuse else {
-            seen.unresolved = waits.iter().map(|&(task, _)| task).collect();
+            seen.unresolved = waits.to_vec();
             let reason = "this kernel's FUSE has a layout that lockwatch does not know";
             seen.missing = Some(reason.to_owned());
             return Ok(seen);

@@ -12,7 +12,7 @@ use crate::{
         memory::{KernelMemory, MemoryError, half_word, text, word},
     },
     survey::{
-        look::{Look, TaskLook},
+        look::Look,
         names::{file_system, own_namespace},
         paths::Paths,
     },
@@ -20,6 +20,15 @@ use crate::{
 
 /// Longest subtype of a file system.
 const SUBTYPE_LEN: usize = 64;
+
+/// What looks like an entry in a wait queue, in a task's stack.
+struct Linked {
+    task: usize,
+    /// Where its links lie.
+    entry: u64,
+    /// Where they point.
+    head: u64,
+}
 
 /// A request that was found on the stack of the task that waits for it, before it is known
 /// whose it is.
@@ -48,7 +57,7 @@ impl Reader<'_> {
     /// When kernel memory cannot be read at all.
     pub(in crate::survey) fn requests(
         &mut self,
-        waits: &[(usize, usize)],
+        waits: &[usize],
     ) -> Result<(Vec<Request>, Vec<usize>), MemoryError> {
         let mut requests = Vec::with_capacity(waits.len());
         for found in self.on_stacks(waits)? {
@@ -63,63 +72,55 @@ impl Reader<'_> {
             }
         }
         let known: FxHashSet<usize> = requests.iter().map(|request| request.task).collect();
-        let tasks = waits.iter().map(|&(task, _)| task);
-        let unresolved = tasks.filter(|task| !known.contains(task)).collect();
+        let is_unknown = |task: &usize| !known.contains(task);
+        let unresolved = waits.iter().copied().filter(is_unknown).collect();
         Ok((requests, unresolved))
     }
 
-    /// Words on the stacks that are requests which the task itself is queued on.
-    fn on_stacks(&mut self, waits: &[(usize, usize)]) -> Result<Vec<Found>, MemoryError> {
+    /// The requests whose wait queues the tasks are on, by the entry in the task's own stack.
+    /// Its links name the head of the queue, which lies in the request; whether the head
+    /// names the entry tells the live one from what is left of an earlier wait.
+    fn on_stacks(&mut self, waits: &[usize]) -> Result<Vec<Found>, MemoryError> {
         let layout = self.fuse.request;
-        let mut candidates: Vec<(usize, u64)> = Vec::new();
-        for &(task, end) in waits {
-            let words = self.look.words(&self.look.tasks[task]);
-            let from = candidates.len();
-            for &word in &words[..end.min(words.len())] {
-                let is_new = || !candidates[from..].contains(&(task, word));
-                if is_object(self.look, word) && is_new() {
-                    candidates.push((task, word));
+        let mut entries: Vec<Linked> = Vec::new();
+        for &task in waits {
+            let seen = &self.look.tasks[task];
+            let words = self.look.words(seen);
+            for (at, links) in words.windows(2).enumerate() {
+                // It waits alone: nobody else is told of an answer.
+                if links[0] == links[1] && is_object(self.look, links[0]) {
+                    entries.push(Linked {
+                        task,
+                        entry: seen.word_address(at),
+                        head: links[0],
+                    });
                 }
             }
         }
-        let heads: Vec<(u64, usize)> = candidates
+        let heads: Vec<(u64, usize)> = entries.iter().map(|linked| (linked.head, 8)).collect();
+        let mut first = self.memory.read_batch(&heads)?.into_iter();
+        entries.retain(|linked| {
+            let first = first.next().flatten();
+            first.is_some_and(|bytes| word(&bytes, 0) == linked.entry)
+        });
+        let request = |linked: &Linked| linked.head.wrapping_sub(layout.waiters as u64);
+        let reads: Vec<(u64, usize)> = entries
             .iter()
-            .map(|&(_, request)| (request.wrapping_add(layout.waiters as u64), 8))
+            .map(|linked| (request(linked), layout.size))
             .collect();
-        let first = self.memory.read_batch(&heads)?;
-        let mut queued = Vec::new();
-        for ((candidate, head), first) in candidates.into_iter().zip(heads).zip(first) {
-            let entry = first.map_or(0, |bytes| word(&bytes, 0));
-            let task = &self.look.tasks[candidate.0];
-            if let Some([next, prev]) = words_at(self.look, task, entry)
-                // It waits alone: nobody else is told of an answer.
-                && (next, prev) == (head.0, head.0)
-            {
-                queued.push(candidate);
-            }
-        }
-        let reads: Vec<(u64, usize)> = queued
-            .iter()
-            .map(|&(_, request)| (request, layout.size))
-            .collect();
-        let mut requests = self.memory.read_batch(&reads)?.into_iter();
-        let mut found: Vec<Found> = Vec::with_capacity(queued.len());
-        for (task, address) in queued {
-            let Some(bytes) = requests.next().flatten() else {
-                continue;
-            };
+        let requests = self.memory.read_batch(&reads)?;
+        let found = entries.iter().zip(requests).filter_map(|(linked, bytes)| {
+            let bytes = bytes?;
             let flags = word(&bytes, layout.flags);
             // All its flags fit in 16 bits: anything else is none.
             let is_open = flags >> 16 == 0 && flags & layout.finished == 0;
-            if is_open && found.last().is_none_or(|last| last.task != task) {
-                found.push(Found {
-                    task,
-                    address,
-                    bytes,
-                });
-            }
-        }
-        Ok(found)
+            is_open.then(|| Found {
+                task: linked.task,
+                address: request(linked),
+                bytes,
+            })
+        });
+        Ok(found.collect())
     }
 
     /// The connection of a request; `None` if the pointers on the way do not come back.
@@ -304,12 +305,4 @@ impl Reader<'_> {
 /// Whether a word may point at an object of the kernel's heap.
 fn is_object(look: &Look, word: u64) -> bool {
     is_kernel_address(word) && word.is_multiple_of(8) && !look.in_a_stack(word)
-}
-
-/// Two words of a task's own stack.
-fn words_at(look: &Look, task: &TaskLook, address: u64) -> Option<[u64; 2]> {
-    let at = address.checked_sub(task.word_address(0))?;
-    let index = usize::try_from(at / 8).ok()?;
-    let words = look.words(task).get(index..index.checked_add(2)?)?;
-    (at.is_multiple_of(8)).then_some([words[0], words[1]])
 }
