@@ -322,7 +322,7 @@ mod tests {
                 connection: CONNECTION,
             }],
             connections: [(CONNECTION, name)].into_iter().collect(),
-            unresolved: Vec::new(),
+            ..SeenFuse::default()
         }
     }
 

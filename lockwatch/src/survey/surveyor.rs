@@ -1,7 +1,6 @@
 //! Takes surveys of the running kernel.
 
 use std::{
-    collections::hash_map::Entry,
     fs,
     sync::Arc,
     thread,
@@ -15,7 +14,7 @@ use crate::{
         block::in_flight_file,
         btf::{Btf, BtfError},
         capabilities::{self, Missing},
-        fuse::{MODULE, device_read},
+        fuse::MODULE,
         layout::Layout,
         locks::RWSEM_SLOW_PATHS,
         memory::{KernelMemory, MemoryError},
@@ -28,7 +27,7 @@ use crate::{
         clock::{Clocks, tick_rate},
         daemons, device,
         functions::Functions,
-        fuse::{self, Device, SeenFuse},
+        fuse::{self, Asker, FuseState, SeenFuse},
         holders::{self, Scene, Suspect},
         holds::{self, HoldSource, TracedHold},
         look::{Look, TaskLook},
@@ -99,24 +98,6 @@ pub(super) struct Kernel {
     pub(super) rows: Vec<Row>,
 }
 
-/// What is kept of FUSE from look to look.
-#[derive(Debug, Default)]
-struct FuseState {
-    /// Where the function starts that reads FUSE devices, once it was asked for.
-    device_read: Option<Option<u64>>,
-    /// The open devices, read once in a survey: there may be a million open files.
-    devices: Option<Devices>,
-}
-
-#[derive(Debug)]
-struct Devices {
-    open: Vec<Device>,
-    /// The connections that were waited for when they were read.
-    asked_for: Vec<u64>,
-    /// Why they are not known.
-    missing: Option<String>,
-}
-
 /// Looks beyond the second, where a queue could not be read.
 const LOOKS_MORE: u32 = 4;
 
@@ -180,7 +161,7 @@ impl Surveyor {
         preliminary: impl FnOnce(Survey),
     ) -> Result<Survey, SurveyError> {
         let began = Instant::now();
-        self.fuse.devices = None;
+        self.fuse.forget_devices();
         let until = began + options.deadline;
         let first = self.look(until)?;
         // Nobody waits: nothing can be standing.
@@ -259,104 +240,23 @@ impl Surveyor {
             .kernel
             .queues(&look, &holds, own_tgid, &mut self.probes)?;
         let waits = fuse::waits(&mut Functions::new(&self.kernel.symbols), &look);
-        let (fuse, fuse_missing) = self.look_at_fuse(&look, &waits, until)?;
+        let mut asker = Asker {
+            layout: &self.kernel.layout,
+            symbols: &self.kernel.symbols,
+            probes: &mut self.probes,
+            state: &mut self.fuse,
+            until,
+        };
+        let fuse = asker.look(&look, &waits)?;
         Ok(Sight {
             scheduler_offset_ns,
             look,
             queues,
             fuse,
-            fuse_missing,
             unsettled,
             holds_error,
             took: began.elapsed(),
         })
-    }
-
-    /// Who of these tasks waits for which daemon, and why that is not known.
-    fn look_at_fuse(
-        &mut self,
-        look: &Look,
-        waits: &[(usize, usize)],
-        until: Instant,
-    ) -> Result<(SeenFuse, Option<String>), SurveyError> {
-        let mut seen = SeenFuse::default();
-        if waits.is_empty() {
-            return Ok((seen, None));
-        }
-        let Some(fuse_layout) = self.kernel.layout.fuse else {
-            seen.unresolved = waits.iter().map(|&(task, _)| task).collect();
-            let reason = "this kernel's FUSE has a layout that lockwatch does not know";
-            return Ok((seen, Some(reason.to_owned())));
-        };
-        let mut reader = fuse::Reader {
-            look,
-            layout: &self.kernel.layout,
-            fuse: &fuse_layout,
-            memory: &mut self.probes,
-        };
-        (seen.requests, seen.unresolved) = reader.requests(waits)?;
-        for request in &seen.requests {
-            if let Entry::Vacant(entry) = seen.connections.entry(request.connection) {
-                entry.insert(reader.name(request.connection, request.address)?);
-            }
-        }
-        let asked_for: Vec<u64> = seen.connections.keys().copied().collect();
-        if asked_for.is_empty() {
-            return Ok((seen, None));
-        }
-        let is_known = |known: &Devices| {
-            asked_for
-                .iter()
-                .all(|connection| known.asked_for.contains(connection))
-        };
-        if !self.fuse.devices.as_ref().is_some_and(is_known) {
-            self.fuse.devices = Some(self.read_devices(look, asked_for, until)?);
-        }
-        let mut missing = None;
-        if let Some(devices) = &self.fuse.devices {
-            seen.devices.clone_from(&devices.open);
-            missing.clone_from(&devices.missing);
-        }
-        Ok((seen, missing))
-    }
-
-    fn read_devices(
-        &mut self,
-        look: &Look,
-        asked_for: Vec<u64>,
-        until: Instant,
-    ) -> Result<Devices, SurveyError> {
-        let mut devices = Devices {
-            open: Vec::new(),
-            asked_for,
-            missing: None,
-        };
-        let symbols = &self.kernel.symbols;
-        let read = *self
-            .fuse
-            .device_read
-            .get_or_insert_with(|| device_read(symbols));
-        let (Some(read), Some(fuse_layout)) = (read, self.kernel.layout.fuse) else {
-            devices.missing = Some("FUSE was loaded after lockwatch was started".to_owned());
-            return Ok(devices);
-        };
-        match self.probes.read_open_files(read, until) {
-            Ok(Some(open)) => {
-                let mut reader = fuse::Reader {
-                    look,
-                    layout: &self.kernel.layout,
-                    fuse: &fuse_layout,
-                    memory: &mut self.probes,
-                };
-                devices.open = reader.devices(&open)?;
-            }
-            Ok(None) => {
-                devices.missing =
-                    Some("this kernel does not list its open files, or not in time".to_owned());
-            }
-            Err(error) => devices.missing = Some(error.to_string()),
-        }
-        Ok(devices)
     }
 }
 
@@ -491,7 +391,6 @@ impl Kernel {
                 look,
                 queues,
                 fuse: SeenFuse::default(),
-                fuse_missing: None,
                 unsettled,
                 holds_error: None,
                 took: Duration::ZERO,
@@ -619,8 +518,6 @@ struct Sight {
     look: Look,
     queues: Vec<SeenQueue>,
     fuse: SeenFuse,
-    /// Why it is not known who serves FUSE.
-    fuse_missing: Option<String>,
     unsettled: u32,
     /// Why the tracer could not tell its holds.
     holds_error: Option<String>,
@@ -641,13 +538,13 @@ fn unknown_daemons(first: Option<&Sight>, last: &Sight, daemons: &[Daemon]) -> V
     let mut lines = Vec::new();
     let unresolved = daemons::unresolved(first.map(Sight::fuse_sight), last.fuse_sight());
     if unresolved > 0 {
-        let reason = last.fuse_missing.as_deref();
+        let reason = last.fuse.missing.as_deref();
         lines.push(format!(
             "{} for a FUSE daemon, which could not be told: {}",
             Count(unresolved.into()).nouns("task waits", "tasks wait"),
             reason.unwrap_or("their requests were not found")
         ));
-    } else if let (false, Some(reason)) = (daemons.is_empty(), &last.fuse_missing) {
+    } else if let (false, Some(reason)) = (daemons.is_empty(), &last.fuse.missing) {
         lines.push(format!(
             "who serves {} is not known: {reason}",
             Count(daemons.len() as u64).nouns("FUSE file system", "FUSE file systems")

@@ -19,12 +19,13 @@ const SINGLY: [(&str, &str); 3] = [
     ("live_holds", "hold tracking"),
 ];
 /// Others are one feature together.
-const TOGETHER: [(&str, &str); 5] = [
+const TOGETHER: [(&str, &str); 6] = [
     ("live_deadlock", "deadlocks, and the incident at full size"),
     (
         "live_raw",
         "raw tracepoints do where typed ones are refused",
     ),
+    ("live_daemon", "who serves FUSE"),
     ("live_hang_safe", "nothing that can hang is touched"),
     ("live_refusals", "refusals and errors say what is wrong"),
     (
