@@ -113,14 +113,16 @@ impl WaitGraph {
                 .filter(|wait| wait.since_ns < scan.at_ns && !present.contains(&wait.id()))
                 .cloned()
                 .collect();
-            gone.sort_by_key(|wait| (wait.since_ns, wait.task.key, wait.lock));
+            gone.sort_unstable_by_key(order);
             for wait in gone {
                 self.lose(&wait, scan.at_ns);
                 self.remember_closed(wait.id());
             }
             self.read_at_ns = [scan.at_ns, self.read_at_ns[0]];
         }
-        for wait in &scan.waits {
+        let mut waits: Vec<&Wait> = scan.waits.iter().collect();
+        waits.sort_unstable_by_key(|wait| order(wait));
+        for wait in waits {
             self.open(wait.clone());
         }
         // An end can be applied before a reading is taken that still shows the wait,
@@ -365,6 +367,12 @@ impl WaitGraph {
             self.locks.remove(&wait.lock);
         }
     }
+}
+
+/// The order in which waits of one reading are taken in: whom a stall has blocked must not
+/// depend on the order of a hash table.
+fn order(wait: &Wait) -> (u64, TaskKey, LockAddr) {
+    (wait.since_ns, wait.task.key, wait.lock)
 }
 
 impl Node {
