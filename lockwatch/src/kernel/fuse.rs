@@ -43,8 +43,8 @@ pub struct FuseLayout {
     pub channel: Option<ChannelLayout>,
     /// `fuse_mount.fc`
     pub mount_connection: usize,
-    /// `fuse_mount.sb`
-    pub mount_super: usize,
+    /// `fuse_mount.sb`: places where it may be, the first that fits is it.
+    pub mount_super: [u64; 2],
     /// `fuse_conn.dev`
     pub number: Option<u64>,
     /// `fuse_conn.mounts`, `fuse_mount.fc_entry`
@@ -116,14 +116,14 @@ impl FuseLayout {
             device_owner,
             channel,
             mount_connection: at("fuse_mount.fc")?,
-            mount_super: at("fuse_mount.sb")?,
+            mount_super: [at64("fuse_mount.sb")?; 2],
             number: at64("fuse_conn.dev"),
             mounts: at64("fuse_conn.mounts").zip(at64("fuse_mount.fc_entry")),
         })
     }
 
-    /// As compiled from the source of 5.10 (fs/fuse/fuse_i.h); what differs between its
-    /// configurations is a member more with `VIRTIO_FS`. The number of a connection is also
+    /// As compiled from the source of 5.10 (fs/fuse/fuse_i.h). A request has a member more with
+    /// `VIRTIO_FS`, a mount has one less in later versions: a count of its users. The number of a connection is also
     /// its super block's (fs/fuse/inode.c, `fuse_fill_super_common`).
     fn untyped(btf: &Btf) -> Self {
         let head = btf.member("wait_queue_head.head");
@@ -140,7 +140,7 @@ impl FuseLayout {
             device_owner: 0,
             channel: None,
             mount_connection: 0,
-            mount_super: 8,
+            mount_super: [16, 8],
             number: None,
             mounts: None,
         }

@@ -83,6 +83,8 @@ pub struct Service {
     pub in_both_looks: bool,
     /// The thread did not run between the looks.
     pub stood: bool,
+    /// In one of them it waited for user space or a timer.
+    pub is_parked: bool,
     /// The request of such a client has been read; otherwise it is anybody's to read.
     pub is_sent: bool,
 }
@@ -99,12 +101,14 @@ pub struct Service {
 /// | one of several | possible | possible | possible | possible |
 ///
 /// Nobody but the only thread can read or answer, whatever it does meanwhile. Where others
-/// are idle, they will read what nobody has read.
+/// are idle, they will read what nobody has read. A parked thread beside idle ones is
+/// possible only: it may be the one that started them, and the request lost.
 pub const fn serves(evidence: ServesEvidence, seen: Service) -> Option<Confidence> {
     use ServesEvidence::{Idle, OneOfSeveral, OnlyThread, OthersIdle, OthersParked};
     Some(match (evidence, seen.in_both_looks) {
         (Idle, _) => return None,
         (OnlyThread, true) => Confidence::Certain,
+        (OthersIdle, true) if seen.is_parked => Confidence::Possible,
         (OthersIdle, true) if seen.is_sent && seen.stood => Confidence::Certain,
         (OthersIdle, true) if seen.is_sent => Confidence::Likely,
         (OthersParked, true) if seen.is_sent && seen.stood => Confidence::Likely,
@@ -174,8 +178,15 @@ mod tests {
         let all = Service {
             in_both_looks: true,
             stood: true,
+            is_parked: false,
             is_sent: true,
         };
+        let parked = Service {
+            is_parked: true,
+            ..all
+        };
+        assert_eq!(serves(OthersIdle, parked), Some(Confidence::Possible));
+        assert_eq!(serves(OnlyThread, parked), Some(Confidence::Certain));
         assert_eq!(serves(Idle, all), None);
         assert_eq!(serves(OnlyThread, all), Some(Confidence::Certain));
         assert_eq!(serves(OthersIdle, all), Some(Confidence::Certain));

@@ -209,6 +209,7 @@ fn threads(
             let service = Service {
                 in_both_looks: client_stood && earlier.contains_key(&task.name.key),
                 stood,
+                is_parked: looks.contains(&Activity::Parked),
                 is_sent,
             };
             let off_cpu = merger.off_cpu(task);
@@ -415,6 +416,13 @@ mod tests {
         let ran = Is(DISK, TABLE, 1);
         let found = served(&[busy, parked], &[ran, parked], true);
         assert_eq!(found[0], (2, OthersParked, Some(Possible)));
+    }
+
+    #[test]
+    fn who_started_idle_threads_is_not_blamed_for_what_they_lost() {
+        let found = stand(&[Is(FUTEX, TABLE, 0), Is(IDLE, TABLE, 0)]);
+        let expected = [(2, OthersIdle, Some(Possible)), (3, Idle, None)];
+        assert_eq!(found, expected);
     }
 
     #[test]

@@ -170,7 +170,7 @@ pub(super) const FUSE: FuseLayout = FuseLayout {
     device_owner: 0,
     channel: None,
     mount_connection: 0,
-    mount_super: 8,
+    mount_super: [8; 2],
     number: Some(16),
     mounts: Some((24, 16)),
 };

@@ -156,19 +156,30 @@ impl Reader<'_> {
         let Some(connection) = self.pointer(mount, self.fuse.mount_connection as u64)? else {
             return Ok(None);
         };
-        let back = match self.pointer(mount, self.fuse.mount_super as u64)? {
-            Some(super_block) => {
-                self.pointer(super_block, self.layout.super_block.private as u64)?
-            }
+        let is_named = match self.super_of(mount)? {
+            Some(_) => true,
             None => match self.fuse.mounts {
                 Some((head, node)) => {
                     let first = self.pointer(connection, head)?;
-                    first.map(|first| first.wrapping_sub(node))
+                    first == Some(mount.wrapping_add(node))
                 }
-                None => None,
+                None => false,
             },
         };
-        Ok((back == Some(mount)).then_some(connection))
+        Ok(is_named.then_some(connection))
+    }
+
+    /// The super block of a mount, which names it as its own.
+    fn super_of(&mut self, mount: u64) -> Result<Option<u64>, MemoryError> {
+        let private = self.layout.super_block.private as u64;
+        for at in self.fuse.mount_super {
+            if let Some(super_block) = self.pointer(mount, at)?
+                && self.pointer(super_block, private)? == Some(mount)
+            {
+                return Ok(Some(super_block));
+            }
+        }
+        Ok(None)
     }
 
     /// Of the open files those that belong to a connection.
@@ -232,14 +243,13 @@ impl Reader<'_> {
     /// The super block of the mount that a request is for, or of the first mount of its
     /// connection.
     fn super_block(&mut self, connection: u64, request: u64) -> Result<Option<u64>, MemoryError> {
-        let at_super = self.fuse.mount_super as u64;
         if self.fuse.channel.is_none() {
             for at in self.fuse.request.owner {
                 let Some(mount) = self.pointer(request, at as u64)? else {
                     continue;
                 };
                 if self.of_mount(mount)? == Some(connection) {
-                    return self.pointer(mount, at_super);
+                    return self.super_of(mount);
                 }
             }
         }
@@ -251,7 +261,7 @@ impl Reader<'_> {
             Some(first) if first != head => {
                 let mount = first.wrapping_sub(node);
                 let is_its = self.of_mount(mount)? == Some(connection);
-                let super_block = self.pointer(mount, at_super)?;
+                let super_block = self.super_of(mount)?;
                 Ok(super_block.filter(|_| is_its))
             }
             _ => Ok(None),

@@ -100,6 +100,9 @@ fn a_mount_counts_only_if_its_super_block_names_it() {
     let mut freed = waiting(SENT);
     freed.set(SUPER_BLOCK + 16, MOUNT + 64);
     assert_eq!(requests(&mut freed), (vec![], vec![0]));
+    // By its connection neither: it has a super block, which is another's.
+    freed.set(CONNECTION + 24, MOUNT + 80);
+    assert_eq!(requests(&mut freed), (vec![], vec![0]));
     // A character device has none: its connection names it.
     let mut device = waiting(SENT);
     device.set(MOUNT + 8, 0);
