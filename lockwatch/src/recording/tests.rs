@@ -484,3 +484,18 @@ fn surveys_are_kept_only_while_a_stall_needs_them_and_never_without_bound() {
         "its stalls need more surveys at a time than can be kept"
     );
 }
+
+#[test]
+fn the_incident_is_a_small_file() {
+    let survey = Arc::new(example::incident());
+    let first = written(&surveyed(&survey)).len();
+    let again: Vec<Record> = (0..10)
+        .flat_map(|_| surveyed(&survey))
+        .chain((0..100).map(|at| Record::Input(Input::Clock(at))))
+        .collect();
+    let ten = written(&again).len();
+    // 1,469 tasks wait: some 20 bytes for each, in a survey as in the first reading; a
+    // second survey costs the same again, a reading that shows nothing new next to nothing.
+    assert!(first < 80_000, "{first} bytes");
+    assert!(ten < 500_000, "{ten} bytes");
+}
