@@ -108,6 +108,16 @@ impl BlockLayout {
 /// The file in which the kernel says how many requests of a disk are in flight: reads and
 /// writes, of all its partitions. It asks no driver (`part_inflight_show`, block/genhd.c).
 pub fn in_flight_file(disk: &str) -> String {
+    in_sysfs(disk, "inflight")
+}
+
+/// The file that says whether the kernel counts them: without statistics it shows 0 for a
+/// busy disk, too (`queue_iostats_show`, block/blk-sysfs.c).
+pub fn is_counted_file(disk: &str) -> String {
+    in_sysfs(disk, "queue/iostats")
+}
+
+fn in_sysfs(disk: &str, file: &str) -> String {
     // As sysfs spells the name (`kobject_set_name_vargs`).
-    format!("/sys/block/{}/inflight", disk.replace('/', "!"))
+    format!("/sys/block/{}/{file}", disk.replace('/', "!"))
 }

@@ -11,7 +11,7 @@ use crate::{
     daemon::Daemon,
     figures::Count,
     kernel::{
-        block::in_flight_file,
+        block::{in_flight_file, is_counted_file},
         btf::{Btf, BtfError},
         capabilities::{self, Missing},
         fuse::MODULE,
@@ -573,6 +573,10 @@ impl SeenQueue {
 
 /// Requests that a disk's driver has not completed; `None` where that cannot be read.
 fn in_flight(disk: &str) -> Option<u64> {
+    let is_counted = fs::read_to_string(is_counted_file(disk)).ok()?;
+    if is_counted.trim() == "0" {
+        return None;
+    }
     let counts = fs::read_to_string(in_flight_file(disk)).ok()?;
     counts
         .split_ascii_whitespace()
