@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-use super::report::{Chain, Finding, Lock, Task};
+use super::report::{Chain, Daemon, Finding, Lock, Task};
 
 /// One line.
 #[derive(Clone, Debug, Deserialize)]
@@ -38,6 +38,9 @@ pub struct Stall {
     pub blocked_tasks: usize,
     /// The lock, if a survey has found it.
     pub lock: Option<Lock>,
+    /// Daemons that tasks wait for.
+    #[serde(default)]
+    pub daemons: Vec<Daemon>,
     /// Whom its waiters wait for.
     #[serde(default)]
     pub chains: Vec<Chain>,

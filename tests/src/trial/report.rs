@@ -4,6 +4,8 @@
 //! own types, so that a field that changes its form is noticed here. What the
 //! tests do not ask for is left out.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
@@ -26,6 +28,9 @@ pub struct Report {
     pub stacks: Vec<Vec<String>>,
     /// Locks that tasks wait for.
     pub locks: Vec<Lock>,
+    /// User-space servers that tasks wait for.
+    #[serde(default)]
+    pub daemons: Vec<Daemon>,
     /// Whom everybody waits for.
     pub chains: Vec<Chain>,
     /// What the detectors say.
@@ -210,6 +215,15 @@ pub struct Waiter {
     pub stack: Option<usize>,
 }
 
+/// A user-space server that tasks wait for.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Daemon {
+    /// Who waits for an answer.
+    pub clients: Vec<Task>,
+    /// Threads that have its connection open.
+    pub threads: Vec<Task>,
+}
+
 /// A root and what waits behind it.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Chain {
@@ -221,6 +235,26 @@ pub struct Chain {
     pub path: Vec<Step>,
     /// In words.
     pub sentence: String,
+}
+
+impl Chain {
+    /// The daemon that is its root, if a daemon is.
+    pub fn daemon<'a>(&self, daemons: &'a [Daemon]) -> Option<&'a Daemon> {
+        let Some(Step::Daemon(root)) = self.path.last() else {
+            return None;
+        };
+        let serves = |daemon: &&Daemon| daemon.threads.iter().any(|thread| thread.tid == *root);
+        daemons.iter().find(serves)
+    }
+
+    /// The tasks of which it says that all others wait for them in the end: its root, or the
+    /// clients of the daemon that is its root.
+    pub fn ends(&self, daemons: &[Daemon]) -> BTreeSet<Tid> {
+        match self.daemon(daemons) {
+            Some(daemon) => daemon.clients.iter().map(|client| client.tid).collect(),
+            None => BTreeSet::from([self.root.tid]),
+        }
+    }
 }
 
 /// Who a task is.

@@ -1,11 +1,12 @@
 //! What a report gets wrong about a stall whose truth is known.
 
+mod chains;
 mod cycle;
 
 use std::{collections::BTreeSet, time::Duration};
 
 pub use self::cycle::is_ring;
-use super::report::{Confidence, Holder, Lock, Object, Report, Step};
+use super::report::{Confidence, Holder, Lock, Object, Report};
 use crate::truth::{Decoy, DecoyKind, LockClass, LockKind, LockState, Mode, Ready, Stuck, Tid};
 
 /// Error of the clocks between us: a jiffy of 10 ms, and getting to work.
@@ -308,54 +309,6 @@ impl Verdict {
                     .is_some_and(|all| all.contains(&frame)),
                 || format!("{who} has no stack with {frame}"),
             );
-        }
-    }
-
-    fn chains(&mut self, report: &Report, lock: &Lock, truth: &Ready) {
-        // A ring has no root.
-        if truth.cycle.is_some() {
-            return;
-        }
-        let here = Step::Lock(lock.id.clone());
-        let chains: Vec<_> = report
-            .chains
-            .iter()
-            .filter(|chain| chain.path.contains(&here))
-            .collect();
-        let roots: BTreeSet<Tid> = chains.iter().map(|chain| chain.root.tid).collect();
-        let may_miss = |tid| truth.owner_hidden && !accused(lock).any(|holder| holder.tid == tid);
-        let last = truth
-            .next
-            .as_ref()
-            .map_or(&truth.holders, |next| &next.holders);
-        let wanted: BTreeSet<Tid> = last
-            .iter()
-            .map(|holder| holder.tid)
-            .filter(|tid| !may_miss(*tid))
-            .collect();
-        self.expect(roots == wanted && chains.len() == wanted.len(), || {
-            format!(
-                "{} chains with roots {roots:?}, not {wanted:?}",
-                chains.len()
-            )
-        });
-        for chain in chains {
-            let on_it = |lock: &&Lock| chain.path.contains(&Step::Lock(lock.id.clone()));
-            let waiters = report
-                .locks
-                .iter()
-                .filter(on_it)
-                .flat_map(|lock| &lock.waiters);
-            let queued = waiters.filter(|one| !one.granted).count();
-            self.expect(chain.blocked_tasks == queued, || {
-                format!(
-                    "{}[{}] blocks {} tasks, not {queued}",
-                    chain.root.comm, chain.root.tid.0, chain.blocked_tasks
-                )
-            });
-            self.expect(chain.sentence.contains(&chain.root.comm), || {
-                format!("`{}` does not name the root", chain.sentence)
-            });
         }
     }
 
