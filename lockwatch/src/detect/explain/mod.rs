@@ -15,8 +15,9 @@ pub use umount_waits::UmountWaits;
 
 use super::{Scene, is_stalled};
 use crate::{
+    daemon::Daemon,
     lock::{Confidence, Holder, Lock, StackId},
-    task::StuckClass,
+    task::{StuckClass, TaskKey},
 };
 
 /// The stalled locks with their holders that carry weight and wait for no lock themselves,
@@ -27,17 +28,30 @@ fn held<'a>(scene: &'a Scene<'a>) -> impl Iterator<Item = (&'a Lock, &'a Holder)
         .locks
         .iter()
         .filter(move |lock| is_stalled(lock, threshold));
-    stalled.flat_map(|lock| {
+    stalled.flat_map(move |lock| {
         let known = lock
             .holders
             .iter()
             .filter(|holder| holder.confidence >= Confidence::Likely);
-        let is_root = |holder: &&Holder| {
-            let mut roots = scene.chains.iter().filter(|chain| !chain.cycle);
-            roots.any(|chain| chain.root.key == holder.task.key)
+        let is_end = |holder: &&Holder| {
+            is_root(scene, holder.task.key)
+                || scene
+                    .daemons
+                    .iter()
+                    .filter(|daemon| {
+                        let mut clients = daemon.clients.iter();
+                        clients.any(|client| client.task.key == holder.task.key)
+                    })
+                    .flat_map(Daemon::serving)
+                    .any(|thread| is_root(scene, thread.task.key))
         };
-        known.filter(is_root).map(move |holder| (lock, holder))
+        known.filter(is_end).map(move |holder| (lock, holder))
     })
+}
+
+fn is_root(scene: &Scene<'_>, task: TaskKey) -> bool {
+    let mut roots = scene.chains.iter().filter(|chain| !chain.cycle);
+    roots.any(|chain| chain.root.key == task)
 }
 
 /// The first of these functions that is on the stack, innermost first.
