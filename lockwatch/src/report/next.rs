@@ -110,7 +110,7 @@ fn sentence(report: &Report, lock: &Lock) -> Option<String> {
 fn release(report: &Report, lock: &Lock) -> &'static str {
     let leads_into_a_circle = |chain: &Chain| chain.cycle && chain.graph.route(lock.at).is_some();
     if report.chains.iter().any(leads_into_a_circle) {
-        return "when the deadlock is broken";
+        return "when the circle opens";
     }
     let many = lock.reader_count.is_some_and(|count| count > 1);
     let mut known = lock.known_holders();
