@@ -1,9 +1,10 @@
 use super::*;
 use crate::{
     graph::chain::chains,
-    lock::{Confidence, LockClass, LockMode},
+    lock::{Confidence, LockClass, LockKind, LockMode},
     report::example::{self, SEC},
     survey::Survey,
+    task::TaskState,
 };
 
 fn findings(survey: &Survey, threshold: u64) -> Vec<Finding> {
@@ -111,7 +112,7 @@ fn an_idle_daemon_is_a_slow_file_system_and_no_deadlock() {
 #[test]
 fn what_has_not_stood_is_no_deadlock() {
     type Change = fn(&mut Survey);
-    let changes: [(&str, Change); 6] = [
+    let changes: [(&str, Change); 8] = [
         ("one look", |survey| survey.looks = 1),
         ("a holder that let go", |survey| {
             survey.locks[0].holders[0].stood = false;
@@ -124,6 +125,13 @@ fn what_has_not_stood_is_no_deadlock() {
         }),
         ("a daemon with others that could serve", |survey| {
             survey.daemons[0].threads[0].serves = Some(Confidence::Possible);
+        }),
+        ("a daemon with another that put the answer off", |survey| {
+            survey.daemons[0].threads[0].serves = Some(Confidence::Likely);
+        }),
+        ("a wait that may have a time limit", |survey| {
+            survey.locks[0].kind = LockKind::RtMutex;
+            survey.locks[0].waiters[0].state = TaskState::Interruptible;
         }),
         ("a daemon that was granted the lock", |survey| {
             survey.locks[0].waiters[0].granted = true;

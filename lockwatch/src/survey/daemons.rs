@@ -8,7 +8,7 @@ use crate::{
     daemon::{Client, ConnectionAddr, Daemon, DaemonThread, ServesEvidence},
     kernel::{fuse::NEXT_REQUEST_WAITS, parked_frames::is_parked},
     survey::{
-        confidence::{Service, serves},
+        confidence::{OthersSlept, Service, serves},
         functions::Functions,
         fuse::{Request, SeenFuse},
         look::{Look, TaskLook},
@@ -181,7 +181,7 @@ fn threads(
         }
         None => FxHashMap::default(),
     };
-    let seen: Vec<(usize, [Activity; 2])> = others
+    let seen: Vec<Seen> = others
         .into_iter()
         .map(|index| {
             let task = &last.look.tasks[index];
@@ -192,25 +192,32 @@ fn threads(
                 (Some(_), None) => Activity::Busy,
                 (None, _) => now,
             };
-            (index, [then, now])
+            Seen {
+                index,
+                looks: [then, now],
+                asleep_for: merger.off_cpu(task).filter(|_| task.state.is_asleep()),
+            }
         })
         .collect();
+    let asked = asked(requests, clients, last);
     let standing = |client: &&Client| client.stood;
     let is_sent = clients.iter().filter(standing).any(|client| client.is_sent);
     let client_stood = clients.iter().any(|client| client.stood);
     let mut threads: Vec<DaemonThread> = seen
         .iter()
-        .map(|&(index, looks)| {
-            let task = &last.look.tasks[index];
-            let evidence = evidence(index, looks, &seen);
+        .map(|thread| {
+            let task = &last.look.tasks[thread.index];
+            let evidence = evidence(thread, &seen);
             let stood = earlier
                 .get(&task.name.key)
                 .is_some_and(|earlier| task.stood_still_since(earlier));
             let service = Service {
                 in_both_looks: client_stood && earlier.contains_key(&task.name.key),
                 stood,
-                is_parked: looks.contains(&Activity::Parked),
+                is_parked: thread.looks.contains(&Activity::Parked),
                 is_sent,
+                ran: !thread.slept_since(asked, AWAKE_MAX),
+                others_slept: others_slept(thread, &seen, asked),
             };
             let off_cpu = merger.off_cpu(task);
             DaemonThread {
@@ -228,17 +235,70 @@ fn threads(
     threads
 }
 
-/// What is known of one thread by what it and all others do in both looks.
-fn evidence(
+/// A thread that has the device.
+#[derive(Clone, Copy)]
+struct Seen {
+    /// Index into [`Look::tasks`].
     index: usize,
-    [then, now]: [Activity; 2],
-    all: &[(usize, [Activity; 2])],
-) -> ServesEvidence {
+    /// What it did in each look.
+    looks: [Activity; 2],
+    /// Since it last got a CPU, if it is asleep.
+    asleep_for: Option<Nanos>,
+}
+
+impl Seen {
+    /// It has been asleep since before a request that was made at most so long ago, where it
+    /// ran at most `awake` on end before it fell asleep: then it cannot have read it.
+    fn slept_since(&self, asked: Option<Nanos>, awake: Nanos) -> bool {
+        match (self.asleep_for, asked) {
+            (Some(asleep), Some(asked)) => asleep.0 >= asked.0.saturating_add(awake.0),
+            _ => false,
+        }
+    }
+}
+
+/// Threads of daemons seldom run longer than this without falling asleep. What is known is
+/// when a thread last got a CPU, not when it left it: one that answered a request may read
+/// the next before it sleeps.
+const AWAKE_MAX: Nanos = Nanos(1_000_000_000);
+
+/// At most how long ago the oldest request was made that a daemon has read, of those that
+/// stand. `None` if that is unknown: a client that a signal has woken in between, which is
+/// killable from then on, has been off the CPU for less long than it has waited.
+fn asked(requests: &[&Request], clients: &[Client], last: Sight<'_>) -> Option<Nanos> {
+    let mut oldest = None;
+    for client in clients.iter().filter(|it| it.stood && it.is_sent) {
+        let mut asking = requests.iter().map(|it| &last.look.tasks[it.task]);
+        let task = asking.find(|task| task.name.key == client.task.key)?;
+        if task.state != TaskState::Interruptible || client.wait == Nanos(0) {
+            return None;
+        }
+        oldest = oldest.max(Some(client.wait));
+    }
+    oldest
+}
+
+/// Which of the other threads have been asleep since before the requests.
+fn others_slept(thread: &Seen, all: &[Seen], asked: Option<Nanos>) -> OthersSlept {
+    let others = || all.iter().filter(|other| other.index != thread.index);
+    let is_idle = |other: &Seen| other.looks == [Activity::Idle; 2];
+    if !others().all(|other| is_idle(other) || other.slept_since(asked, AWAKE_MAX)) {
+        OthersSlept::Unknown
+    } else if others().all(|other| other.slept_since(asked, Nanos(0))) {
+        OthersSlept::All
+    } else {
+        OthersSlept::ButIdle
+    }
+}
+
+/// What is known of one thread by what it and all others do in both looks.
+fn evidence(thread: &Seen, all: &[Seen]) -> ServesEvidence {
+    let [then, now] = thread.looks;
     if now == Activity::Idle {
         return ServesEvidence::Idle;
     }
-    let others = all.iter().filter(|(other, _)| *other != index);
-    match others.map(|(_, looks)| looks[0].max(looks[1])).max() {
+    let others = all.iter().filter(|other| other.index != thread.index);
+    match others.map(|other| other.looks[0].max(other.looks[1])).max() {
         None => ServesEvidence::OnlyThread,
         // It has read what it has after the first look, or nothing.
         _ if then == Activity::Idle => ServesEvidence::OneOfSeveral,
@@ -278,6 +338,9 @@ mod tests {
     const TABLE: u64 = 0xffff_8884_0000_0000;
     const OTHER_TABLE: u64 = 0xffff_8884_0001_0000;
 
+    const SECOND: u64 = 1_000_000_000;
+    const NOW: u64 = 1_000 * SECOND;
+
     /// Where a task sleeps, in which state.
     const CLIENT: (u64, u32) = (0xffff_ffff_8101_0050, ASLEEP);
     const IDLE: (u64, u32) = (0xffff_ffff_8102_0050, ASLEEP);
@@ -302,7 +365,22 @@ mod tests {
             };
             image.sleep(n, &[0], sleeper);
         }
-        image.look(tasks.len() as u64 + 1)
+        let mut look = image.look(tasks.len() as u64 + 1);
+        for (index, task) in look.tasks.iter_mut().enumerate() {
+            task.record.taken_at_ns = NOW;
+            let seconds = match all_of(tasks, index) {
+                CLIENT => 10,
+                DISK => 9,
+                // Since it was mounted.
+                _ => 60,
+            };
+            task.record.last_arrival_ns = NOW - seconds * SECOND;
+        }
+        look
+    }
+
+    fn all_of(tasks: &[Is], index: usize) -> (u64, u32) {
+        index.checked_sub(1).map_or(CLIENT, |index| tasks[index].0)
     }
 
     fn seen(clients: &[usize], is_sent: bool) -> SeenFuse {
@@ -338,7 +416,10 @@ mod tests {
         let mut stacks = Stacks::default();
         let mut merger = Merger {
             functions: &mut functions,
-            clocks: Clocks::default(),
+            clocks: Clocks {
+                scheduler_offset_ns: Some(0),
+                hz: None,
+            },
             stacks: &mut stacks,
         };
         let sight = |(look, fuse)| Sight { look, fuse };
@@ -403,7 +484,7 @@ mod tests {
         let [busy, parked] = [Is(DISK, TABLE, 0), Is(FUTEX, TABLE, 0)];
         let found = stand(&[busy, parked]);
         let expected = [
-            (2, OthersParked, Some(Likely)),
+            (2, OthersParked, Some(Certain)),
             (3, OneOfSeveral, Some(Possible)),
         ];
         assert_eq!(found, expected);
@@ -416,6 +497,41 @@ mod tests {
         let ran = Is(DISK, TABLE, 1);
         let found = served(&[busy, parked], &[ran, parked], true);
         assert_eq!(found[0], (2, OthersParked, Some(Possible)));
+    }
+
+    /// As `stand`, where task `n` got its CPU so many seconds ago; the client 10 s ago.
+    fn stand_since(tasks: &[Is], n: usize, seconds: u64) -> Option<Confidence> {
+        let mut sight = look(tasks);
+        sight.tasks[n - 1].record.last_arrival_ns = NOW - seconds * SECOND;
+        let fuse = seen(&[0], true);
+        let daemons = conclude(Some((&sight, &fuse)), (&sight, &fuse));
+        daemons[0].threads[0].serves
+    }
+
+    #[test]
+    fn who_ran_since_the_request_may_have_it() {
+        let [busy, parked, idle] = [Is(DISK, TABLE, 0), Is(FUTEX, TABLE, 0), Is(IDLE, TABLE, 0)];
+        // It sleeps as it serves, and will answer.
+        assert_eq!(stand_since(&[busy, parked], 3, 9), Some(Possible));
+        assert_eq!(stand_since(&[busy, parked], 3, 60), Some(Certain));
+        // It answered a request before, and read this one before it slept.
+        let closely = stand_since(&[busy, parked], 3, 10);
+        assert_eq!(closely, Some(Possible));
+        // It may have read this one, and put the answer off.
+        assert_eq!(stand_since(&[busy, idle], 3, 9), Some(Likely));
+        assert_eq!(stand_since(&[busy, idle], 3, 10), Some(Certain));
+        // The busy one slept before there was a request.
+        assert_eq!(stand_since(&[busy, idle], 2, 20), Some(Possible));
+        assert_eq!(stand_since(&[busy], 2, 20), Some(Certain), "only thread");
+    }
+
+    #[test]
+    fn how_old_the_request_of_an_interrupted_client_is_is_unknown() {
+        let mut sight = look(&[Is(DISK, TABLE, 0), Is(FUTEX, TABLE, 0)]);
+        let fuse = seen(&[0], true);
+        sight.tasks[0].state = TaskState::Killable;
+        let daemons = conclude(Some((&sight, &fuse)), (&sight, &fuse));
+        assert_eq!(daemons[0].threads[0].serves, Some(Possible));
     }
 
     #[test]
