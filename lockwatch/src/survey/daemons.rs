@@ -86,9 +86,18 @@ fn daemon(
         .iter()
         .filter(|request| request.connection == connection)
         .collect();
+    let earlier: Option<Earlier<'_>> = first.map(|first| {
+        let then = first.fuse.requests.iter();
+        then.filter(|request| request.connection == connection)
+            .map(|request| {
+                let task = &first.look.tasks[request.task];
+                ((request.address, task.name.key), task)
+            })
+            .collect()
+    });
     let mut clients: Vec<Client> = requests
         .iter()
-        .filter_map(|request| client(request, first, last, merger))
+        .filter_map(|request| client(request, earlier.as_ref(), last, merger))
         .collect();
     if clients.is_empty() {
         return None;
@@ -110,22 +119,18 @@ fn daemon(
     })
 }
 
+/// The tasks that waited in the first look, by the address of their request.
+type Earlier<'a> = FxHashMap<(u64, TaskKey), &'a TaskLook>;
+
 /// A task that waits; `None` for one that did not wait for this request before.
 fn client(
     request: &Request,
-    first: Option<Sight<'_>>,
+    earlier: Option<&Earlier<'_>>,
     last: Sight<'_>,
     merger: &mut Merger<'_, '_>,
 ) -> Option<Client> {
     let task = &last.look.tasks[request.task];
-    let before = first.map(|first| {
-        first.fuse.requests.iter().find_map(|then| {
-            let earlier = &first.look.tasks[then.task];
-            let is_same = (then.address, then.connection, earlier.name.key)
-                == (request.address, request.connection, task.name.key);
-            is_same.then_some(earlier)
-        })
-    });
+    let before = earlier.map(|earlier| earlier.get(&(request.address, task.name.key)));
     let stood = match before {
         None => false,
         Some(None) => return None,
@@ -164,11 +169,11 @@ fn threads(
             record.files != 0 && tables.contains(&record.files) && record.tgid != own_tgid
         })
         .collect();
-    let waits = |task: &usize| requests.iter().any(|request| request.task == *task);
+    let waiting: FxHashSet<usize> = requests.iter().map(|request| request.task).collect();
     let mut others: Vec<usize> = have_it
         .iter()
         .copied()
-        .filter(|task| !waits(task))
+        .filter(|task| !waiting.contains(task))
         .collect();
     // Nobody else can answer: the daemon waits for itself.
     if others.is_empty() {
@@ -195,6 +200,7 @@ fn threads(
             (index, [then, now])
         })
         .collect();
+    let busiest = Busiest::of(&seen);
     let standing = |client: &&Client| client.stood;
     let is_sent = clients.iter().filter(standing).any(|client| client.is_sent);
     let client_stood = clients.iter().any(|client| client.stood);
@@ -202,7 +208,7 @@ fn threads(
         .iter()
         .map(|&(index, looks)| {
             let task = &last.look.tasks[index];
-            let evidence = evidence(index, looks, &seen);
+            let evidence = evidence(looks, busiest.of_others(index));
             let stood = earlier
                 .get(&task.name.key)
                 .is_some_and(|earlier| task.stood_still_since(earlier));
@@ -228,17 +234,48 @@ fn threads(
     threads
 }
 
-/// What is known of one thread by what it and all others do in both looks.
-fn evidence(
-    index: usize,
-    [then, now]: [Activity; 2],
-    all: &[(usize, [Activity; 2])],
-) -> ServesEvidence {
+/// The thread that does most in one of the looks, and what the second of them does.
+struct Busiest {
+    index: Option<usize>,
+    most: Option<Activity>,
+    second: Option<Activity>,
+}
+
+impl Busiest {
+    fn of(threads: &[(usize, [Activity; 2])]) -> Self {
+        let mut busiest = Self {
+            index: None,
+            most: None,
+            second: None,
+        };
+        for &(index, looks) in threads {
+            let does = looks.into_iter().max();
+            if does > busiest.most {
+                (busiest.second, busiest.most) = (busiest.most, does);
+                busiest.index = Some(index);
+            } else {
+                busiest.second = busiest.second.max(does);
+            }
+        }
+        busiest
+    }
+
+    /// The most that a thread other than this one does; `None` if there is no other.
+    fn of_others(&self, index: usize) -> Option<Activity> {
+        if self.index == Some(index) {
+            self.second
+        } else {
+            self.most
+        }
+    }
+}
+
+/// What is known of one thread by what it does in both looks, and the busiest of the others.
+fn evidence([then, now]: [Activity; 2], others: Option<Activity>) -> ServesEvidence {
     if now == Activity::Idle {
         return ServesEvidence::Idle;
     }
-    let others = all.iter().filter(|(other, _)| *other != index);
-    match others.map(|(_, looks)| looks[0].max(looks[1])).max() {
+    match others {
         None => ServesEvidence::OnlyThread,
         // It has read what it has after the first look, or nothing.
         _ if then == Activity::Idle => ServesEvidence::OneOfSeveral,

@@ -1,5 +1,7 @@
 //! Who has a lock: every reason to name a task, from one look.
 
+use rustc_hash::{FxHashMap, FxHashSet};
+
 use crate::{
     kernel::{
         arch::{PAGE_SIZE, is_kernel_address, is_user_address},
@@ -19,7 +21,7 @@ use crate::{
         link,
         look::{Look, TaskLook},
         names::Identity,
-        queue::Queue,
+        queue::{Entry, Queue},
         recursion,
         stack::frame_words,
         writers,
@@ -89,12 +91,17 @@ pub(super) fn suspects(
 
 /// What was seen being taken. Whoever exits releases first: an unknown task is none.
 fn add_traced(look: &Look, suspects: &mut Vec<Suspect>, holds: &[TracedHold]) {
+    if holds.is_empty() {
+        return;
+    }
+    let tasks = look.by_key();
+    // Where each of them is among the suspects.
+    let mut places: FxHashMap<usize, usize> = FxHashMap::default();
+    for (place, suspect) in suspects.iter().enumerate() {
+        places.entry(suspect.task).or_insert(place);
+    }
     for hold in holds {
-        let Some(task) = look
-            .tasks
-            .iter()
-            .position(|task| task.name.key == hold.task)
-        else {
+        let Some(&task) = tasks.get(&hold.task) else {
             continue;
         };
         let kind = if hold.is_sure {
@@ -104,7 +111,8 @@ fn add_traced(look: &Look, suspects: &mut Vec<Suspect>, holds: &[TracedHold]) {
         };
         let traced = reason(kind, None, None);
         let since_ns = hold.is_sure.then_some(hold.since_ns);
-        let Some(known) = suspects.iter_mut().find(|suspect| suspect.task == task) else {
+        let Some(&place) = places.get(&task) else {
+            places.insert(task, suspects.len());
             suspects.push(Suspect {
                 task,
                 mode: hold.mode,
@@ -114,6 +122,7 @@ fn add_traced(look: &Look, suspects: &mut Vec<Suspect>, holds: &[TracedHold]) {
             });
             continue;
         };
+        let known = &mut suspects[place];
         match (known.since_ns, since_ns) {
             (Some(earlier_ns), Some(since_ns)) => {
                 known.since_ns = Some(earlier_ns.min(since_ns));
@@ -156,13 +165,18 @@ fn readers(
     lock: &Identity,
 ) -> Result<Vec<Suspect>, MemoryError> {
     let look = scene.look;
+    let granted: FxHashSet<usize> = queue.granted.iter().map(|entry| entry.task).collect();
+    let mut queued: FxHashMap<usize, &Entry> = FxHashMap::default();
+    for entry in &queue.entries {
+        queued.entry(entry.task).or_insert(entry);
+    }
     let mut suspects = Vec::new();
     for (index, task) in look.tasks.iter().enumerate() {
         if task.record.tgid == scene.own_tgid {
             continue;
         }
         let mut evidence = Vec::new();
-        if queue.granted.iter().any(|entry| entry.task == index) {
+        if granted.contains(&index) {
             evidence.push(reason(EvidenceKind::Granted, None, None));
         }
         if scene.layout.readers_clear_owner
@@ -175,7 +189,8 @@ fn readers(
                 Some(format!("owner {:#x}", queue.word.owner)),
             ));
         }
-        evidence.extend(on_stack(scene, queue, lock, index)?);
+        let waits_here = queued.get(&index).copied();
+        evidence.extend(on_stack(scene, queue, lock, index, waits_here)?);
         // A pointer on the stack of a task that is known to hold the lock adds nothing.
         if evidence
             .iter()
@@ -204,17 +219,17 @@ pub(super) fn reason(kind: EvidenceKind, frame: Option<&str>, value: Option<Stri
     }
 }
 
-/// What the stack of a task says about holding the lock for read.
+/// What the stack of a task says about holding the lock for read. What waits for this very
+/// lock (`waits_here`) asks for it in some of its frames: those say nothing.
 fn on_stack(
     scene: &mut Scene<'_, '_>,
     queue: &Queue,
     lock: &Identity,
     index: usize,
+    waits_here: Option<&Entry>,
 ) -> Result<Vec<Evidence>, MemoryError> {
     let look = scene.look;
     let task = &look.tasks[index];
-    // What waits for this very lock asks for it in some of its frames: those say nothing.
-    let waits_here = queue.entries.iter().find(|entry| entry.task == index);
     if lock.class == LockClass::SuperWriters {
         return if waits_here.is_some() {
             Ok(Vec::new())

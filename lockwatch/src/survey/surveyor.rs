@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustc_hash::FxHashMap;
+
 use crate::{
     daemon::Daemon,
     figures::Count,
@@ -20,7 +22,7 @@ use crate::{
         memory::{KernelMemory, MemoryError},
         symbols::{Symbols, SymbolsError},
     },
-    lock::{LockClass, LockKind, Stacks},
+    lock::{LockAddr, LockClass, LockKind, Stacks},
     probes::{LoadError, survey::SurveyProbes},
     survey::{
         Survey, SurveyOptions, cgroup,
@@ -30,7 +32,7 @@ use crate::{
         fuse::{self, Asker, FuseState, SeenFuse},
         holders::{self, Scene, Suspect},
         holds::{self, HoldSource, TracedHold},
-        look::{Look, TaskLook},
+        look::Look,
         merge::{Merger, Seen},
         names::{self, Identity},
         queue::{self, Queue, Row},
@@ -352,11 +354,12 @@ impl Kernel {
         memory: &mut dyn KernelMemory,
     ) -> Result<(), MemoryError> {
         let mut functions = Functions::new(&self.symbols);
+        let tasks = look.by_key();
         for holder in survey.locks.iter_mut().flat_map(|lock| &mut lock.holders) {
-            let is_it = |task: &&TaskLook| task.name.key == holder.task.key;
-            let Some(task) = look.tasks.iter().find(is_it) else {
+            let Some(&index) = tasks.get(&holder.task.key) else {
                 continue;
             };
+            let task = &look.tasks[index];
             if let Some(layout) = &self.layout.cgroup {
                 holder.cgroup = cgroup::path(task, layout, memory)?;
             }
@@ -421,48 +424,38 @@ impl Kernel {
             clocks,
             stacks: &mut stacks,
         };
+        let earlier = first.map(Sight::by_lock);
         let mut locks = Vec::new();
         // Locks that one look could not read, and that the other alone tells of.
         let mut half_seen = false;
         for now in &last.queues {
             let seen = now.seen(&last.look);
-            let before = match first {
-                Some(first) => match first
-                    .queues
-                    .iter()
-                    .find(|then| then.queue.lock == now.queue.lock)
-                {
-                    Some(then) => Some(then.seen(&first.look)),
-                    // It may have been there, unread: what this look alone says.
-                    None if first.unsettled > 0 => None,
-                    // Not there before: too young to stand.
-                    None => continue,
-                },
-                None => None,
+            let then = earlier.as_ref().and_then(|it| it.get(&now.queue.lock));
+            let before = match (first, then) {
+                (Some(first), Some(then)) => Some(then.seen(&first.look)),
+                // It may have been there, unread: what this look alone says.
+                (Some(first), None) if first.unsettled > 0 => None,
+                // Not there before: too young to stand.
+                (Some(_), None) => continue,
+                (None, _) => None,
             };
             let lock = merger.lock(before.as_ref(), &seen, now.identity.clone());
-            if let (Some(lock), Some(first)) = (&lock, first) {
-                let contradicted = first
-                    .queues
-                    .iter()
-                    .any(|then| then.queue.lock == lock.address && then.contradiction.is_some());
-                // Once is a race between the tracer and the look.
-                if let (true, Some(contradiction)) = (contradicted, &now.contradiction) {
-                    degraded.push(format!(
-                        "{}: {contradiction}; its word is followed",
-                        lock.name
-                    ));
-                }
+            // Once is a race between the tracer and the look.
+            let contradicted = then.is_some_and(|then| then.contradiction.is_some());
+            if let (Some(lock), true, Some(contradiction)) =
+                (&lock, contradicted, &now.contradiction)
+            {
+                degraded.push(format!(
+                    "{}: {contradiction}; its word is followed",
+                    lock.name
+                ));
             }
             half_seen |= before.is_none() && lock.is_some();
             locks.extend(lock);
         }
         if let Some(first) = first.filter(|_| last.unsettled > 0) {
-            let is_gone = |then: &&SeenQueue| {
-                last.queues
-                    .iter()
-                    .all(|now| now.queue.lock != then.queue.lock)
-            };
+            let now = last.by_lock();
+            let is_gone = |then: &&SeenQueue| !now.contains_key(&then.queue.lock);
             for then in first.queues.iter().filter(is_gone) {
                 let seen = then.seen(&first.look);
                 let lock = merger.lock(None, &seen, then.identity.clone());
@@ -525,6 +518,15 @@ struct Sight {
 }
 
 impl Sight {
+    /// The queues by their locks.
+    fn by_lock(&self) -> FxHashMap<LockAddr, &SeenQueue> {
+        let mut by_lock = FxHashMap::default();
+        for seen in &self.queues {
+            by_lock.entry(seen.queue.lock).or_insert(seen);
+        }
+        by_lock
+    }
+
     fn fuse_sight(&self) -> daemons::Sight<'_> {
         daemons::Sight {
             look: &self.look,
