@@ -1,7 +1,7 @@
 //! From a survey to a report: chains, detectors, and the domain's types as the
 //! contract's.
 
-use std::cmp::Reverse;
+use std::{cmp::Reverse, collections::BTreeMap};
 
 use super::{
     BlockDevice, CONTRACT, Chain, Client, Coverage, Daemon, DaemonThread, Evidence, Finding,
@@ -28,8 +28,18 @@ impl Report {
     ) -> Self {
         let chains = chain::chains(&survey.locks, &survey.daemons);
         let findings = detectors.check(&Scene::new(survey, &chains, threshold));
+        let mut in_chains: BTreeMap<LockAddr, Vec<usize>> = BTreeMap::new();
+        for (index, chain) in chains.iter().enumerate() {
+            for address in chain.locks() {
+                in_chains.entry(address).or_default().push(index);
+            }
+        }
         let mut locks: Vec<&lock::Lock> = survey.locks.iter().collect();
-        locks.sort_by_cached_key(|lock| rank(lock, &chains));
+        locks.sort_by_cached_key(|lock| {
+            let of_it = in_chains.get(&lock.address).into_iter().flatten();
+            let of_it: Vec<&GraphChain> = of_it.map(|&index| &chains[index]).collect();
+            rank(lock, &of_it)
+        });
         let mut daemons: Vec<&daemon::Daemon> = survey.daemons.iter().collect();
         daemons.sort_by_key(|daemon| (Reverse(daemon.clients.len()), daemon.connection));
         let mut report = Self {
@@ -48,7 +58,10 @@ impl Report {
             stacks: survey.stacks.iter().map(<[String]>::to_vec).collect(),
             locks: locks
                 .iter()
-                .map(|lock| Lock::new(lock, &survey.stacks))
+                .map(|lock| {
+                    let in_chains = in_chains.get(&lock.address).cloned();
+                    Lock::new(lock, &survey.stacks, in_chains.unwrap_or_default())
+                })
                 .collect(),
             daemons: daemons
                 .into_iter()
@@ -62,12 +75,13 @@ impl Report {
             threshold,
         };
         // These follow from everything else.
+        let awaited = ways_out::Awaited::new(&survey.daemons);
         let outlooks: Vec<_> = report
             .locks
             .iter()
             .zip(locks)
             .map(|(at, lock)| {
-                let ways_out = ways_out::of(&report, &survey.daemons, at);
+                let ways_out = ways_out::of(&report, &awaited, at);
                 (Next::of(&report, at, lock), ways_out)
             })
             .collect();
@@ -81,7 +95,7 @@ impl Report {
 
 /// Sorts locks: those of the chain that blocks most tasks first, from its root outwards;
 /// a lock in no chain counts by its own queue.
-fn rank(lock: &lock::Lock, chains: &[GraphChain]) -> impl Ord + use<> {
+fn rank(lock: &lock::Lock, chains: &[&GraphChain]) -> impl Ord + use<> {
     let direct = lock.waiters.iter().filter(|waiter| !waiter.granted).count();
     let (blocked, distance) = chains
         .iter()
@@ -109,7 +123,7 @@ fn stack_index(id: StackId, stacks: &Stacks) -> Option<u32> {
 }
 
 impl Lock {
-    fn new(lock: &lock::Lock, stacks: &Stacks) -> Self {
+    fn new(lock: &lock::Lock, stacks: &Stacks, in_chains: Vec<usize>) -> Self {
         let count_text = lock.count_text();
         // Named one by one, so that a new field of the domain is not forgotten here.
         let lock::Lock {
@@ -149,6 +163,7 @@ impl Lock {
             ways_out: Vec::new(),
             by_priority: *by_priority,
             at: *address,
+            in_chains,
         }
     }
 }

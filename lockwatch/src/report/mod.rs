@@ -17,6 +17,8 @@ pub mod ways_out;
 
 #[cfg(test)]
 pub(crate) mod example;
+#[cfg(test)]
+mod scale;
 
 use std::collections::BTreeMap;
 
@@ -153,6 +155,9 @@ pub struct Lock {
     /// `address` as the graph knows it.
     #[serde(skip)]
     pub at: LockAddr,
+    /// The chains that it is in: indexes into those of the report, in order.
+    #[serde(skip)]
+    pub(crate) in_chains: Vec<usize>,
 }
 
 /// What a lock belongs to: exactly one of these keys.
@@ -473,12 +478,9 @@ impl Report {
     /// What the detectors say of a lock, and of circles that its waiters wait for.
     pub fn findings_on(&self, lock: &Lock) -> Vec<&Finding> {
         let leads_to = |finding: &Finding| {
-            self.chains.iter().any(|chain| {
-                chain.cycle
-                    && chain.graph.route(lock.at).is_some()
-                    && !finding.path.is_empty()
-                    && chain.path == finding.path
-            })
+            let mut chains = self.chains_of(lock);
+            !finding.path.is_empty()
+                && chains.any(|chain| chain.cycle && chain.path == finding.path)
         };
         let findings = self.findings.iter();
         findings
@@ -491,6 +493,12 @@ impl Report {
         self.locks
             .iter()
             .filter(|lock| lock.is_stalled(self.threshold))
+    }
+
+    /// The chains that this lock is in, the one with most blocked tasks first.
+    pub fn chains_of(&self, lock: &Lock) -> impl Iterator<Item = &Chain> {
+        let indexes = lock.in_chains.iter();
+        indexes.filter_map(|&index| self.chains.get(index))
     }
 
     /// The lock that this task is queued on.

@@ -4,7 +4,7 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{Chain, Lock, Report, Waiter};
+use super::{Lock, Report, Waiter};
 use crate::{
     figures::Count,
     graph::{
@@ -108,8 +108,7 @@ fn sentence(report: &Report, lock: &Lock) -> Option<String> {
 
 /// What has to happen for the lock to be released, as far as that is known.
 fn release(report: &Report, lock: &Lock) -> &'static str {
-    let leads_into_a_circle = |chain: &Chain| chain.cycle && chain.graph.route(lock.at).is_some();
-    if report.chains.iter().any(leads_into_a_circle) {
+    if report.chains_of(lock).any(|chain| chain.cycle) {
         return "when the deadlock is broken";
     }
     let many = lock.reader_count.is_some_and(|count| count > 1);
@@ -122,7 +121,7 @@ fn release(report: &Report, lock: &Lock) -> &'static str {
         };
     };
     // The holder must itself be the root: otherwise more than that has to happen.
-    let is_root = report.chains.iter().any(|chain| {
+    let is_root = report.chains_of(lock).any(|chain| {
         !chain.cycle
             && matches!(chain.graph.route(lock.at).as_deref(), Some([Step::Task(task)]) if task.key.tid == holder.tid)
     });

@@ -13,30 +13,27 @@ pub use lost_wakeup::LostWakeup;
 pub use slow_file_system::SlowFileSystem;
 pub use umount_waits::UmountWaits;
 
+use rustc_hash::FxHashSet;
+
 use super::{Scene, is_stalled};
 use crate::{
     lock::{Confidence, Holder, Lock, StackId},
-    task::StuckClass,
+    task::{StuckClass, TaskKey},
 };
 
 /// The stalled locks with their holders that carry weight and wait for no lock themselves,
 /// directly or through a daemon: what those are stuck in explains the stall.
 fn held<'a>(scene: &'a Scene<'a>) -> impl Iterator<Item = (&'a Lock, &'a Holder)> {
     let threshold = scene.threshold;
-    let stalled = scene
+    let chains = scene.chains.iter().filter(|chain| !chain.cycle);
+    let roots: FxHashSet<TaskKey> = chains.map(|chain| chain.root.key).collect();
+    let holders = scene
         .locks
         .iter()
-        .filter(move |lock| is_stalled(lock, threshold));
-    stalled.flat_map(|lock| {
-        let known = lock
-            .holders
-            .iter()
-            .filter(|holder| holder.confidence >= Confidence::Likely);
-        let is_root = |holder: &&Holder| {
-            let mut roots = scene.chains.iter().filter(|chain| !chain.cycle);
-            roots.any(|chain| chain.root.key == holder.task.key)
-        };
-        known.filter(is_root).map(move |holder| (lock, holder))
+        .filter(move |lock| is_stalled(lock, threshold))
+        .flat_map(|lock| lock.holders.iter().map(move |holder| (lock, holder)));
+    holders.filter(move |(_, holder)| {
+        holder.confidence >= Confidence::Likely && roots.contains(&holder.task.key)
     })
 }
 
