@@ -112,7 +112,7 @@ pub struct Ready {
     /// Tasks that look like holders or waiters and are neither.
     pub decoys: Vec<Decoy>,
     /// The lock's owner field does not name a holder (any more): true holders
-    /// may stay unknown, and a deadlock with them, but nobody may be named in their place.
+    /// may stay unknown, but nobody may be named in their place.
     #[serde(default)]
     pub owner_hidden: bool,
     /// The lock that the holder of this one waits for, if it waits for one, or the daemon

@@ -68,9 +68,9 @@ fn raise_file_limit() {
     }
 }
 
-/// Keeps this process in memory from here on, in pages of its own making: what it needs must
-/// not have to be read from a disk that hangs. Best effort; without the right to do it we go
-/// on.
+/// Keeps this process in memory from here on, and out of huge pages: what it needs must not
+/// have to be read from a disk that hangs, nor wait for khugepaged. Best effort; without the
+/// right to do it we go on.
 fn lock_memory() {
     use rustix::mm::{MlockAllFlags, mlockall};
     priority::keep_out_of_huge_pages();

@@ -97,6 +97,15 @@ const MMAP: &[HoldFrame] = &[
     holds("madvise_pageout", Callees::All),
 ];
 
+/// `mmap_lock` of the address space whose memory area the function keeps in its own frame,
+/// where the address space itself may be shown nowhere. A BPF iterator over areas keeps
+/// the lock from one area to the next, also while its program sleeps
+/// (`task_vma_seq_get_next`, kernel/bpf/task_iter.c, 5.12 and later).
+const MMAP_OF_AREA: &[HoldFrame] = &[holds(
+    "task_vma_seq_show",
+    Callees::Only(&["bpf_iter_run_prog"]),
+)];
+
 /// Find a super block by its device and lock it.
 const USTAT_LOCKERS: Callees = Callees::AllBut(&["user_get_super", "get_super", "super_lock"]);
 
@@ -175,6 +184,14 @@ pub const fn of_class(class: &LockClass) -> &'static [HoldFrame] {
         | LockClass::KernelData
         | LockClass::Unknown => &[],
     }
+}
+
+/// The functions that hold the `mmap_lock` of an area that they keep in their frame.
+pub const fn of_areas() -> &'static [HoldFrame] {
+    if cfg!(feature = "mutation-no-hand-frames") {
+        return &[];
+    }
+    MMAP_OF_AREA
 }
 
 /// Sleeps in which no task holds a lock for read that its stack may still point to:

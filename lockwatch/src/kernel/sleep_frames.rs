@@ -64,6 +64,12 @@ pub const ASK_FOR_OTHERS: &[&str] = &[
     "lock_mm_and_find_vma",
 ];
 
+/// Whether a function, by its stem, is there only because somebody traces: fentry's
+/// trampolines have such symbols of their own.
+pub fn is_trampoline(stem: &str) -> bool {
+    stem == "ftrace_trampoline" || stem.starts_with("bpf_trampoline_")
+}
+
 /// How a stem is matched.
 enum Match {
     /// The whole stem.

@@ -120,10 +120,16 @@ fn release(report: &Report, lock: &Lock) -> &'static str {
             "when it is released"
         };
     };
-    // The holder must itself be the root: otherwise more than that has to happen.
+    // The holder must itself be the root, or the daemon that it waits for: otherwise more
+    // than that has to happen.
     let is_root = report.chains_of(lock).any(|chain| {
-        !chain.cycle
-            && matches!(chain.graph.route(lock.at).as_deref(), Some([Step::Task(task)]) if task.key.tid == holder.tid)
+        let route = chain.graph.route(lock.at);
+        let (Some([Step::Task(task)]) | Some([Step::Task(task), Step::Daemon(_)])) =
+            route.as_deref()
+        else {
+            return false;
+        };
+        !chain.cycle && task.key.tid == holder.tid
     });
     match holder.stuck.class {
         StuckClass::BlockIo if is_root => "when that I/O completes",

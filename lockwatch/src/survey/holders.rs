@@ -20,6 +20,7 @@ use crate::{
     },
     lock::{Evidence, EvidenceKind, LockClass, LockMode, LockState},
     survey::{
+        areas,
         asking::Asking,
         confidence::{Strength, strength},
         functions::Functions,
@@ -275,6 +276,9 @@ fn on_stack(
         } else {
             reason(EvidenceKind::ObjectWord, Some(found.known.function), None)
         }]);
+    }
+    if let Some(found) = areas::area_frame(scene, task, &stems, askers, lock)? {
+        return Ok(vec![found]);
     }
     if let Some(found) = learned_frame(scene, task, &stems, askers, lock, &hits)? {
         return Ok(vec![found]);

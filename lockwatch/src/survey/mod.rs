@@ -1,6 +1,7 @@
 //! The survey: the state of the host at one instant, read without attaching
 //! anything, so that it also explains a host that hung before it was started.
 
+mod areas;
 mod asking;
 mod cgroup;
 mod clock;

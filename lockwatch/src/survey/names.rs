@@ -10,7 +10,7 @@ use crate::{
         layout::Layout,
         locks::{FREEZE_LEVELS, VmaLockLayout, is_frozen, is_pi_futex, locks_a_pipe},
         memory::{KernelMemory, MemoryError, half_word, word},
-        sleep_frames::{ASK_FOR_OTHERS, is_lock_function},
+        sleep_frames::{ASK_FOR_OTHERS, is_lock_function, is_trampoline},
         symbols::Symbols,
     },
     lock::{LockAddr, LockClass, LockKind, LockObject},
@@ -38,9 +38,12 @@ pub(super) struct Identity {
 }
 
 /// Whether a function on a stack, by its stem, is not one of the lock's own, nor one that
-/// asks for it on behalf of others.
+/// asks for it on behalf of others, nor a tracer's.
 pub(super) fn is_caller(stem: &str) -> bool {
-    !stem.is_empty() && !is_lock_function(stem) && !ASK_FOR_OTHERS.contains(&stem)
+    !stem.is_empty()
+        && !is_lock_function(stem)
+        && !ASK_FOR_OTHERS.contains(&stem)
+        && !is_trampoline(stem)
 }
 
 /// Names the lock of a queue; `caller` is the function its first waiter asks from.

@@ -12,6 +12,7 @@ use crate::{
     kernel::memory::MemoryError,
     lock::{Evidence, EvidenceKind, LockClass, LockKind, LockMode},
     survey::{
+        areas,
         asking::Asking,
         holders::{Hits, Scene, askers, frame_end, hold_frame, learned_frame, reason},
         holds::TracedHold,
@@ -61,6 +62,9 @@ pub(super) fn held_before(
             )?;
         let evidence = reason(EvidenceKind::HoldFrame, Some(found.known.function), None);
         return Ok(is_linked.then_some(evidence));
+    }
+    if let Some(found) = areas::area_frame(scene, task, &stems, outside + 1, lock)? {
+        return Ok(Some(found));
     }
     // Many functions drop mmap_lock and take it again for their callers, who then seem to
     // hold it: `__get_user_pages_locked`, `fixup_user_fault`, `madvise_willneed` (mm/).

@@ -82,8 +82,6 @@ pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
     stage.admit(writer, WRITER_COMM, &mmap::MAP)?;
 
     stage.ends_by_kill = true;
-    // A reader that leaves clears it, and the fault had the lock once before.
-    stage.owner_hidden = true;
     let released_ns = crate::clock::monotonic_ns();
     stage.server.release(mmap::HOLDER);
     stage.admit((task, released_ns), mmap::HOLDER_COMM, &FAULT)?;

@@ -82,6 +82,11 @@ fn root(report: &Report, lock: &Lock, chain: &Chain, route: &[Step]) -> Text {
     } else {
         text.append(steps(report, route));
         match chain.stuck.class {
+            StuckClass::Unknown if matches!(route.last(), Some(Step::Daemon(_))) => {
+                let place = chain.stuck.frame.as_deref();
+                let place = place.map_or_else(String::new, |frame| format!(" (in {frame})"));
+                text.push(Tone::Plain, format!(", which has not answered{place}"));
+            }
             StuckClass::Unknown => {
                 text.push(Tone::Plain, " ← ");
                 text.push(Tone::Doubt, "unknown");

@@ -21,8 +21,6 @@ impl Verdict {
             .collect();
         match (&truth.cycle, &found[..]) {
             (None, []) => {}
-            // Without a holder there is no ring to be seen.
-            (Some(_), []) if truth.owner_hidden => {}
             (None, _) => self.complain(format!(
                 "a deadlock is found where there is none: {}",
                 found[0].sentence
