@@ -76,10 +76,6 @@ How to read it:
   next       who gets the lock when it is released
   ways out   what you could do, and what that risks; lockwatch does none of it
 
-Detectors: deadlock, inconsistent-lock, long-wait, convoy, long-hold, off-cpu-holder,
-writer-starvation; explanations: fault-under-mmap-lock, slow-file-system, umount-waits,
-fork-of-huge-process, lost-wakeup.
-
 Exit status: 0 no wait of the threshold or longer, 1 stall found, 2 error.")]
     Diagnose(DiagnoseArgs),
     /// Report stalls as they stand and as they end
@@ -223,13 +219,12 @@ pub struct WatchArgs {
 /// Which detectors are asked.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Detect {
-    /// Ask only these detectors (deadlock, convoy, long-hold, …); may be repeated
+    /// Ask only these detectors; may be repeated
     #[arg(
         long,
         value_name = "DETECTOR",
         value_delimiter = ',',
-        value_parser = detector_names(),
-        hide_possible_values = true
+        value_parser = detector_names()
     )]
     pub detect: Vec<String>,
     /// Ask all detectors but these; may be repeated

@@ -1,5 +1,7 @@
 //! What every scenario stands on: the mount, the tasks, and how they are cleared.
 
+mod decoys;
+
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
@@ -8,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use lockwatch_tests::truth::{Crowd, Cycle, Decoy, DecoyKind, Holder, Mode, Stuck, Waiter};
+use lockwatch_tests::truth::{Crowd, Cycle, Decoy, Holder, Mode, Stuck, Waiter};
 use nix::{
     errno::Errno,
     mount::{MntFlags, umount2},
@@ -172,49 +174,6 @@ impl Stage {
         Ok(started)
     }
 
-    /// Notes a decoy once `condition` holds for it.
-    pub(crate) fn decoy(
-        &mut self,
-        task: Task,
-        comm: &str,
-        what: DecoyKind,
-        condition: impl Fn(&Look) -> bool,
-    ) -> Result<()> {
-        task.settle(comm, STEP, condition)?;
-        self.note_decoy(task, comm, what, false);
-        Ok(())
-    }
-
-    /// Starts a thread that does `before` and then sleeps in a futex until the end, and
-    /// notes it as a decoy once it does.
-    pub(crate) fn resting_decoy(
-        &mut self,
-        comm: &str,
-        what: DecoyKind,
-        before: impl FnOnce() + Send + 'static,
-    ) -> Result<()> {
-        let rest = self.rest.clone();
-        let (task, _) = self.start(comm, move || {
-            before();
-            rest.wait();
-        })?;
-        self.decoy(task, comm, what, Look::waits_for_futex)
-    }
-
-    /// Starts a thread whose work ends in a request that is late, and notes it as a decoy
-    /// once it waits for the answer.
-    pub(crate) fn fuse_decoy(
-        &mut self,
-        comm: &str,
-        what: DecoyKind,
-        label: &str,
-        work: impl FnOnce() + Send + 'static,
-    ) -> Result<()> {
-        let (task, _) = self.start(comm, work)?;
-        self.server.wait_parked(label, STEP)?;
-        self.decoy(task, comm, what, Look::waits_for_fuse)
-    }
-
     /// Starts a thread whose work ends in a request that is late: the holder.
     pub(crate) fn fuse_holder(
         &mut self,
@@ -236,23 +195,6 @@ impl Stage {
             frame: look.top().to_owned(),
             granted: false,
         })
-    }
-
-    /// Notes a decoy once it has exited.
-    pub(crate) fn gone_decoy(&mut self, task: Task, comm: &str, what: DecoyKind) -> Result<()> {
-        task.gone(comm, STEP)?;
-        self.note_decoy(task, comm, what, true);
-        Ok(())
-    }
-
-    fn note_decoy(&mut self, task: Task, comm: &str, what: DecoyKind, exited: bool) {
-        self.decoys.push(Decoy {
-            tid: task.tid,
-            tgid: task.tgid,
-            comm: comm.to_owned(),
-            what,
-            exited,
-        });
     }
 
     /// Place in the queue of the next waiter.

@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use super::{
     Outcome, lock_memory,
     output::{Output, write_report, write_to},
-    priority::{go_first, keep_out_of_huge_pages},
+    priority::go_first,
 };
 use crate::{
     cli::DiagnoseArgs,
@@ -36,7 +36,6 @@ const GRACE: Duration = Duration::from_millis(500);
 pub fn run(args: &DiagnoseArgs) -> anyhow::Result<Outcome> {
     let output = args.output.as_deref().map(Output::create).transpose()?;
     go_first();
-    keep_out_of_huge_pages();
     lock_memory();
     let survey = survey_in_time(args.deadline)?;
     let threshold = Nanos::from_duration(args.threshold);

@@ -68,10 +68,12 @@ fn raise_file_limit() {
     }
 }
 
-/// Keeps this process in memory from here on: what it needs must not have to be read
-/// from a disk that hangs. Best effort; without the right to do it we go on.
+/// Keeps this process in memory from here on, and out of huge pages: what it needs must not
+/// have to be read from a disk that hangs, nor wait for khugepaged. Best effort; without the
+/// right to do it we go on.
 fn lock_memory() {
     use rustix::mm::{MlockAllFlags, mlockall};
+    priority::keep_out_of_huge_pages();
     // Within a limit, locking what comes later would make it fail to come.
     if !capabilities::may_lock_memory() {
         tracing::info!("without CAP_IPC_LOCK this process is not locked into memory");

@@ -11,8 +11,7 @@ use super::{
 use crate::{
     cli::RecordArgs,
     figures::{Count, Span},
-    graph::Forecasts,
-    graph::Input,
+    graph::{Forecasts, Input},
     recording::Header,
     stream::{Lost, PolledWaits},
     task::Nanos,

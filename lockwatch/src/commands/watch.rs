@@ -23,9 +23,7 @@ use tokio::{
 
 pub(super) use self::output::{Summary, by_kind, printable, unsurveyed};
 use self::{filter::Filter, output::Output, session::Session, sources::Sources};
-use super::{
-    Outcome, allow_closed_pipe, lock_memory, priority::keep_out_of_huge_pages, recorder::Recorder,
-};
+use super::{Outcome, allow_closed_pipe, lock_memory, recorder::Recorder};
 use crate::{
     cli::{RecordArgs, WatchArgs},
     figures::Span,
@@ -77,7 +75,6 @@ async fn watch(args: &WatchArgs) -> anyhow::Result<Outcome> {
         ));
     }
 
-    keep_out_of_huge_pages();
     lock_memory();
     let filter = Filter::from(args);
     let mut session = Session::new(threshold, filter, Some(output), None, sources);

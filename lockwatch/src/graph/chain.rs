@@ -61,6 +61,22 @@ impl Chain {
         self.route_from(Node::Lock(lock))
     }
 
+    /// The same chain for another root, which keeps the same nodes.
+    fn with_root(&self, root: Keeper<'_>) -> Self {
+        let mut chain = self.clone();
+        for holder in chain.holders.values_mut() {
+            if holder.key == self.root.key {
+                holder.clone_from(root.task);
+            }
+        }
+        if let Some(Step::Task(last) | Step::Daemon(last)) = chain.path.last_mut() {
+            last.clone_from(root.task);
+        }
+        chain.root = root.task.clone();
+        chain.stuck = root.stuck.clone();
+        chain
+    }
+
     fn route_from(&self, node: Node) -> Option<Vec<Step>> {
         let mut route = Vec::new();
         let mut at = node;
@@ -86,13 +102,8 @@ impl Chain {
 /// no chain. The order of `locks` and `daemons` makes no difference.
 pub fn chains(locks: &[Lock], daemons: &[Daemon]) -> Vec<Chain> {
     let edges = Edges::new(locks, daemons);
-    let mut chains: Vec<Chain> = edges
-        .held
-        .keys()
-        .filter(|&task| !edges.waits.contains_key(task))
-        .filter_map(|&root| edges.chain(root))
-        .chain(edges.cycles())
-        .collect();
+    let mut chains: Vec<Chain> = edges.roots();
+    chains.extend(edges.cycles());
     chains.sort_by(|a, b| {
         b.blocked_tasks
             .cmp(&a.blocked_tasks)
@@ -248,6 +259,22 @@ impl<'a> Edges<'a> {
             waits,
             farthest: farthest.map(|(_, _, index)| index),
         }
+    }
+
+    /// The chains of all roots. What waits behind those that keep the same nodes, as the
+    /// readers of a lock do, is the same: it is found once.
+    fn roots(&self) -> Vec<Chain> {
+        let mut known: BTreeMap<Vec<usize>, Option<Chain>> = BTreeMap::new();
+        let mut chains = Vec::new();
+        for (root, held) in &self.held {
+            let Some((_, keeper)) = held.first().filter(|_| !self.waits.contains_key(root)) else {
+                continue;
+            };
+            let nodes = held.iter().map(|&(index, _)| index).collect();
+            let like = known.entry(nodes).or_insert_with(|| self.chain(*root));
+            chains.extend(like.as_ref().map(|chain| chain.with_root(*keeper)));
+        }
+        chains
     }
 
     /// The chain of a root; none if nobody waits for a lock behind it: that a daemon has

@@ -164,17 +164,18 @@ impl Stall {
         let seen_ns = facts.survey.taken_at_ns;
         self.forecast = Forecast::of(facts.lock(), seen_ns);
         let mut is_new = false;
+        let spans = self.holders.iter().enumerate();
+        let mut known: FxHashMap<TaskKey, usize> = spans
+            .map(|(index, span)| (span.holder.task.key, index))
+            .collect();
         for holder in &facts.lock().holders {
-            let key = holder.task.key;
-            let known = self
-                .holders
-                .iter_mut()
-                .find(|span| span.holder.task.key == key);
-            if let Some(span) = known {
+            if let Some(&index) = known.get(&holder.task.key) {
+                let span = &mut self.holders[index];
                 span.holder = holder.clone();
                 span.last_seen_ns = seen_ns;
             } else {
                 is_new = true;
+                known.insert(holder.task.key, self.holders.len());
                 self.holders.push(HolderSpan {
                     holder: holder.clone(),
                     first_seen_ns: seen_ns,

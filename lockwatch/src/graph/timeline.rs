@@ -63,6 +63,8 @@ struct Open {
     name: Option<String>,
     kind: &'static str,
     track: Track,
+    /// Where in `track` the last hold of a task is, for write or not.
+    last_holds: BTreeMap<(TaskKey, bool), usize>,
 }
 
 impl Timeline {
@@ -166,7 +168,7 @@ impl Timeline {
         for found in &survey.locks {
             if let Some(lock) = self.locks.get_mut(&found.address) {
                 lock.name = Some(found.name.clone());
-                self.slices += hold(&mut lock.track, found, survey);
+                self.slices += lock.hold(found, survey);
             }
         }
     }
@@ -192,6 +194,7 @@ impl Timeline {
                 name: lock.name.clone(),
                 kind: lock.kind,
                 track,
+                last_holds: BTreeMap::new(),
             };
             close(&mut tracks, address, lock);
         }
@@ -239,46 +242,46 @@ fn waited(wait: Wait, to_ns: u64, is_exact: bool) -> Slice {
     }
 }
 
-/// Adds what a survey says of a lock's holders; how many are new.
-fn hold(track: &mut Track, lock: &Lock, survey: &Survey) -> usize {
-    let mut known: BTreeMap<(TaskKey, bool), usize> = BTreeMap::new();
-    for (index, slice) in track.holds.iter().enumerate() {
-        known.insert((slice.task.key, slice.mode == LockMode::Write), index);
-    }
-    let before = track.holds.len();
-    for holder in &lock.holders {
-        if holder.confidence < Confidence::Likely {
-            continue;
+impl Open {
+    /// Adds what a survey says of the lock's holders; how many holds are new.
+    fn hold(&mut self, lock: &Lock, survey: &Survey) -> usize {
+        let holds = &mut self.track.holds;
+        let before = holds.len();
+        for holder in &lock.holders {
+            if holder.confidence < Confidence::Likely {
+                continue;
+            }
+            // Found in two looks it held the lock in between, too.
+            let looks = if holder.stood {
+                survey.paused
+            } else {
+                Nanos(0)
+            };
+            let held = holder.held.unwrap_or_default().max(looks);
+            let from_ns = survey.taken_at_ns.saturating_sub(held.0);
+            let key = (holder.task.key, holder.mode == LockMode::Write);
+            // Of one and the same hold only if it began before it was last seen.
+            let last = self.last_holds.get(&key);
+            if let Some(slice) = last.and_then(|&index| holds.get_mut(index))
+                && from_ns <= slice.to_ns
+            {
+                slice.from_ns = slice.from_ns.min(from_ns);
+                slice.to_ns = slice.to_ns.max(survey.taken_at_ns);
+                slice.confidence = slice.confidence.max(Some(holder.confidence));
+            } else {
+                self.last_holds.insert(key, holds.len());
+                holds.push(Slice {
+                    task: holder.task.clone(),
+                    mode: holder.mode,
+                    from_ns,
+                    to_ns: survey.taken_at_ns,
+                    confidence: Some(holder.confidence),
+                    is_exact: false,
+                });
+            }
         }
-        // Found in two looks it held the lock in between, too.
-        let looks = if holder.stood {
-            survey.paused
-        } else {
-            Nanos(0)
-        };
-        let held = holder.held.unwrap_or_default().max(looks);
-        let from_ns = survey.taken_at_ns.saturating_sub(held.0);
-        let key = (holder.task.key, holder.mode == LockMode::Write);
-        let last = known.get(&key).map(|&index| &mut track.holds[index]);
-        // Of one and the same hold only if it began before it was last seen.
-        if let Some(slice) = last
-            && from_ns <= slice.to_ns
-        {
-            slice.from_ns = slice.from_ns.min(from_ns);
-            slice.to_ns = slice.to_ns.max(survey.taken_at_ns);
-            slice.confidence = slice.confidence.max(Some(holder.confidence));
-        } else {
-            track.holds.push(Slice {
-                task: holder.task.clone(),
-                mode: holder.mode,
-                from_ns,
-                to_ns: survey.taken_at_ns,
-                confidence: Some(holder.confidence),
-                is_exact: false,
-            });
-        }
+        holds.len() - before
     }
-    track.holds.len() - before
 }
 
 impl Timeline {

@@ -1,5 +1,7 @@
 //! The report as a graph for graphviz: locks are boxes, tasks ellipses, servers in user
-//! space hexagons; arrows say *waits for* and *held by*, a deadlock is red.
+//! space hexagons; arrows say *waits for*, *held by* and *served by*, a deadlock is red.
+
+mod daemons;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -41,7 +43,7 @@ pub fn write_report(out: &mut dyn Write, report: &Report) -> io::Result<()> {
         write_holders(out, lock, &circle)?;
         write_waiters(out, lock, &tasks, &circle)?;
     }
-    write_daemons(out, report)?;
+    daemons::write(out, report, &tasks, &circle)?;
     writeln!(out, "}}")
 }
 
@@ -54,6 +56,8 @@ struct Circle {
     tasks: BTreeSet<Tid>,
     waits: BTreeSet<(Tid, String)>,
     holds: BTreeSet<(String, Tid)>,
+    /// Clients with the threads that have their requests.
+    served: BTreeSet<(Tid, Tid)>,
 }
 
 impl Circle {
@@ -62,22 +66,27 @@ impl Circle {
         for chain in report.chains.iter().filter(|chain| chain.cycle) {
             for step in &chain.path {
                 match step {
-                    Step::Task(tid) => {
+                    Step::Task(tid) | Step::Daemon(tid) => {
                         circle.tasks.insert(*tid);
                     }
                     Step::Lock(id) => {
                         circle.locks.insert(id.clone());
                     }
-                    Step::Daemon(_) => {}
                 }
             }
             for pair in chain.path.windows(2) {
                 match pair {
-                    [Step::Task(tid), Step::Lock(id)] => {
+                    [Step::Task(tid) | Step::Daemon(tid), Step::Lock(id)] => {
                         circle.waits.insert((*tid, id.clone()));
                     }
                     [Step::Lock(id), Step::Task(tid)] => {
                         circle.holds.insert((id.clone(), *tid));
+                    }
+                    [
+                        Step::Task(client) | Step::Daemon(client),
+                        Step::Daemon(thread),
+                    ] => {
+                        circle.served.insert((*client, *thread));
                     }
                     _ => {}
                 }
@@ -87,8 +96,8 @@ impl Circle {
     }
 }
 
-/// The tasks that are nodes of their own: holders, and waiters that are on a path. All
-/// other waiters are drawn together with those like them.
+/// The tasks that are nodes of their own: holders, threads that serve, and waiters that are
+/// on a path. All other waiters are drawn together with those like them.
 struct Tasks {
     labels: BTreeMap<Tid, Vec<String>>,
 }
@@ -99,6 +108,11 @@ impl Tasks {
         for holder in report.locks.iter().flat_map(|lock| &lock.holders) {
             let stuck = text::stuck_words(holder.stuck.class).to_owned();
             labels.insert(holder.tid, vec![named(&holder.comm, holder.tid), stuck]);
+        }
+        for (thread, _) in report.daemons.iter().flat_map(daemons::serving) {
+            let stuck = text::stuck_words(thread.stuck.class).to_owned();
+            let name = named(&thread.comm, thread.tid);
+            labels.entry(thread.tid).or_insert(vec![name, stuck]);
         }
         for chain in &report.chains {
             labels
@@ -141,12 +155,8 @@ fn write_holders(out: &mut dyn Write, lock: &Lock, circle: &Circle) -> io::Resul
             held_is_lower_bound,
             ..
         } = holder;
-        let sure = match confidence {
-            Confidence::Certain => ("certain", "solid"),
-            Confidence::Likely => ("likely", "dashed"),
-            Confidence::Possible => ("possible", "dotted"),
-        };
-        let mut label = format!("held by, {}, {}", mode(holder.mode), sure.0);
+        let (word, style) = sure(*confidence);
+        let mut label = format!("held by, {}, {word}", mode(holder.mode));
         if let Some(held) = held_ns {
             let least = if *held_is_lower_bound == Some(true) {
                 "at least "
@@ -160,7 +170,7 @@ fn write_holders(out: &mut dyn Write, lock: &Lock, circle: &Circle) -> io::Resul
         } else {
             ""
         };
-        let (label, style) = (quoted(&[label]), sure.1);
+        let label = quoted(&[label]);
         writeln!(
             out,
             "  {id} -> \"task {tid}\" [label={label}, style={style}{red}];"
@@ -228,30 +238,21 @@ fn write_waiters(
     Ok(())
 }
 
-/// Servers in user space, and who waits for them.
-fn write_daemons(out: &mut dyn Write, report: &Report) -> io::Result<()> {
-    let mut drawn = BTreeSet::new();
-    for pair in report.chains.iter().flat_map(|chain| chain.path.windows(2)) {
-        if let [Step::Task(task), Step::Daemon(daemon)] = pair
-            && drawn.insert((*task, *daemon))
-        {
-            writeln!(
-                out,
-                "  \"daemon {daemon}\" [shape=hexagon, label=\"server [{daemon}]\"];"
-            )?;
-            let edge = "[label=\"waits for its answer\"]";
-            writeln!(out, "  \"task {task}\" -> \"daemon {daemon}\" {edge};")?;
-        }
-    }
-    Ok(())
-}
-
 fn waits(waiter: &Waiter, oldest: Nanos, is_group: bool) -> String {
     if waiter.granted {
         return "was granted".to_owned();
     }
     let since = if is_group { "since up to" } else { "since" };
     format!("waits for, {}, {since} {}", mode(waiter.mode), Span(oldest))
+}
+
+/// How sure a name is, in a word and as the style of an arrow.
+fn sure(confidence: Confidence) -> (&'static str, &'static str) {
+    match confidence {
+        Confidence::Certain => ("certain", "solid"),
+        Confidence::Likely => ("likely", "dashed"),
+        Confidence::Possible => ("possible", "dotted"),
+    }
 }
 
 fn mode(mode: LockMode) -> &'static str {
@@ -317,16 +318,23 @@ mod tests {
     }
 
     #[test]
-    fn a_server_in_user_space_is_a_hexagon() {
-        let mut report = report(&example::write_held_directory());
-        let root = report.chains[0].root.tid;
-        report.chains[0].path.push(Step::Daemon(Tid(777)));
-        let text = written(&report);
-        assert!(text.contains("\"daemon 777\" [shape=hexagon"), "{text}");
-        assert!(
-            text.contains(&format!("\"task {root}\" -> \"daemon 777\"")),
-            "{text}"
-        );
+    fn a_deadlock_through_a_daemon_is_red() {
+        let text = written(&report(&example::daemon_in_its_own_directory()));
+        insta::assert_snapshot!(text);
+        // The client, the daemon, its thread, the lock, and the four arrows between them.
+        assert_eq!(text.matches("color=red, fontcolor").count(), 8, "{text}");
+    }
+
+    #[test]
+    fn nobody_is_drawn_as_serving_who_is_not_known_to() {
+        let mut survey = example::idle_daemon();
+        let clients = &mut survey.daemons[0].clients;
+        for tid in [5_001, 5_002] {
+            let mut other = clients[0].clone();
+            other.task = example::task(tid, tid, "find");
+            clients.push(other);
+        }
+        insta::assert_snapshot!(written(&report(&survey)));
     }
 
     #[test]

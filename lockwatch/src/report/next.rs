@@ -4,7 +4,7 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{Chain, Lock, Report, Waiter};
+use super::{Lock, Report, Waiter};
 use crate::{
     figures::Count,
     graph::{
@@ -114,8 +114,7 @@ fn sentence(report: &Report, lock: &Lock, together: usize) -> Option<String> {
 
 /// What has to happen for the lock to be released, as far as that is known.
 fn release(report: &Report, lock: &Lock) -> &'static str {
-    let leads_into_a_circle = |chain: &Chain| chain.cycle && chain.graph.route(lock.at).is_some();
-    if report.chains.iter().any(leads_into_a_circle) {
+    if report.chains_of(lock).any(|chain| chain.cycle) {
         return "when the circle opens";
     }
     let many = lock.reader_count.is_some_and(|count| count > 1);
@@ -129,7 +128,7 @@ fn release(report: &Report, lock: &Lock) -> &'static str {
     };
     // The holder must itself be the root, or the daemon that it waits for: otherwise more
     // than that has to happen.
-    let is_root = report.chains.iter().any(|chain| {
+    let is_root = report.chains_of(lock).any(|chain| {
         let route = chain.graph.route(lock.at);
         let (Some([Step::Task(task)]) | Some([Step::Task(task), Step::Daemon(_)])) =
             route.as_deref()

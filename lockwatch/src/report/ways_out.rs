@@ -1,5 +1,8 @@
 //! Ways out of a stall, each with its risk. lockwatch never takes one.
 
+use std::collections::BTreeSet;
+
+use rustc_hash::FxHashMap;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -38,38 +41,55 @@ pub enum Way {
     KillWaiters,
 }
 
+/// Which daemons tasks wait for.
+pub(super) struct Awaited<'a> {
+    daemons: &'a [Daemon],
+    /// For each client the indexes of its daemons.
+    by: FxHashMap<Tid, Vec<usize>>,
+}
+
+impl<'a> Awaited<'a> {
+    pub(super) fn new(daemons: &'a [Daemon]) -> Self {
+        let mut by: FxHashMap<Tid, Vec<usize>> = FxHashMap::default();
+        for (index, daemon) in daemons.iter().enumerate() {
+            for client in &daemon.clients {
+                by.entry(client.task.key.tid).or_default().push(index);
+            }
+        }
+        Self { daemons, by }
+    }
+}
+
 /// The ways out of the stall of this lock, the most effective first.
-pub(super) fn of(report: &Report, daemons: &[Daemon], lock: &Lock) -> Vec<WayOut> {
-    let aborts = connections(report, daemons, lock).into_iter().map(abort);
+pub(super) fn of(report: &Report, awaited: &Awaited<'_>, lock: &Lock) -> Vec<WayOut> {
+    let aborts = connections(report, awaited, lock).into_iter().map(abort);
     let thaw = thaw(lock).into_iter();
     aborts.chain(thaw).chain(kill(lock)).collect()
 }
 
 /// The connections whose clients this lock's waiters wait for in the end.
-fn connections<'a>(report: &Report, daemons: &'a [Daemon], lock: &Lock) -> Vec<&'a Daemon> {
-    let mut found: Vec<&Daemon> = Vec::new();
-    for chain in &report.chains {
+fn connections<'a>(report: &Report, awaited: &Awaited<'a>, lock: &Lock) -> Vec<&'a Daemon> {
+    let mut found: Vec<usize> = Vec::new();
+    let mut known: BTreeSet<usize> = BTreeSet::new();
+    for chain in report.chains_of(lock) {
         let Some(route) = chain.graph.route(lock.at) else {
             continue;
         };
         // In a circle every connection on it opens it.
         let around = chain.path.iter().filter(|_| chain.cycle);
-        let tids = route.iter().map(Step::from);
-        let tids: Vec<Tid> = tids
-            .chain(around.cloned())
-            .filter_map(|it| it.tid())
+        let steps = route.iter().map(Step::from).chain(around.cloned());
+        let clients = steps.filter_map(|step| step.tid());
+        let on_the_way: BTreeSet<usize> = clients
+            .filter_map(|tid| awaited.by.get(&tid))
+            .flatten()
+            .copied()
             .collect();
-        for daemon in daemons {
-            let is_on_the_way = daemon
-                .clients
-                .iter()
-                .any(|client| tids.contains(&client.task.key.tid));
-            if is_on_the_way && found.iter().all(|it| it.connection != daemon.connection) {
-                found.push(daemon);
-            }
-        }
+        found.extend(on_the_way.into_iter().filter(|&index| known.insert(index)));
     }
     found
+        .into_iter()
+        .map(|index| &awaited.daemons[index])
+        .collect()
 }
 
 fn abort(daemon: &Daemon) -> WayOut {

@@ -1,14 +1,22 @@
 //! Who has a lock: every reason to name a task, from one look.
 
+mod fault;
+mod hits;
+
+use rustc_hash::{FxHashMap, FxHashSet};
+
+pub(super) use self::{
+    fault::fault,
+    hits::{Hits, frame_end, hold_frame},
+};
 use crate::{
     kernel::{
-        arch::{PAGE_SIZE, is_kernel_address, is_user_address},
-        fault::{FAULT_FRAMES, FaultFlags, FaultHold},
-        hold_frames::{self, HoldFrame},
+        fault::FAULT_FRAMES,
+        hold_frames,
         layout::Layout,
         learned::{Lesson, lesson},
         locks::{OwnerIs, RT_RWSEM_ASKS, RWSEM_SLOW_PATHS},
-        memory::{KernelMemory, MemoryError, word},
+        memory::{KernelMemory, MemoryError},
     },
     lock::{Evidence, EvidenceKind, LockClass, LockMode, LockState},
     survey::{
@@ -20,10 +28,8 @@ use crate::{
         link,
         look::{Look, TaskLook},
         names::Identity,
-        queue::Queue,
-        recursion,
-        stack::frame_words,
-        writers,
+        queue::{Entry, Queue},
+        recursion, writers,
     },
 };
 
@@ -90,12 +96,17 @@ pub(super) fn suspects(
 
 /// What was seen being taken. Whoever exits releases first: an unknown task is none.
 fn add_traced(look: &Look, suspects: &mut Vec<Suspect>, holds: &[TracedHold]) {
+    if holds.is_empty() {
+        return;
+    }
+    let tasks = look.by_key();
+    // Where each of them is among the suspects.
+    let mut places: FxHashMap<usize, usize> = FxHashMap::default();
+    for (place, suspect) in suspects.iter().enumerate() {
+        places.entry(suspect.task).or_insert(place);
+    }
     for hold in holds {
-        let Some(task) = look
-            .tasks
-            .iter()
-            .position(|task| task.name.key == hold.task)
-        else {
+        let Some(&task) = tasks.get(&hold.task) else {
             continue;
         };
         let kind = if hold.is_sure {
@@ -105,7 +116,8 @@ fn add_traced(look: &Look, suspects: &mut Vec<Suspect>, holds: &[TracedHold]) {
         };
         let traced = reason(kind, None, None);
         let since_ns = hold.is_sure.then_some(hold.since_ns);
-        let Some(known) = suspects.iter_mut().find(|suspect| suspect.task == task) else {
+        let Some(&place) = places.get(&task) else {
+            places.insert(task, suspects.len());
             suspects.push(Suspect {
                 task,
                 mode: hold.mode,
@@ -115,6 +127,7 @@ fn add_traced(look: &Look, suspects: &mut Vec<Suspect>, holds: &[TracedHold]) {
             });
             continue;
         };
+        let known = &mut suspects[place];
         match (known.since_ns, since_ns) {
             (Some(earlier_ns), Some(since_ns)) => {
                 known.since_ns = Some(earlier_ns.min(since_ns));
@@ -157,13 +170,18 @@ fn readers(
     lock: &Identity,
 ) -> Result<Vec<Suspect>, MemoryError> {
     let look = scene.look;
+    let granted: FxHashSet<usize> = queue.granted.iter().map(|entry| entry.task).collect();
+    let mut queued: FxHashMap<usize, &Entry> = FxHashMap::default();
+    for entry in &queue.entries {
+        queued.entry(entry.task).or_insert(entry);
+    }
     let mut suspects = Vec::new();
     for (index, task) in look.tasks.iter().enumerate() {
         if task.record.tgid == scene.own_tgid {
             continue;
         }
         let mut evidence = Vec::new();
-        if queue.granted.iter().any(|entry| entry.task == index) {
+        if granted.contains(&index) {
             evidence.push(reason(EvidenceKind::Granted, None, None));
         }
         if scene.layout.readers_clear_owner
@@ -176,7 +194,8 @@ fn readers(
                 Some(format!("owner {:#x}", queue.word.owner)),
             ));
         }
-        evidence.extend(on_stack(scene, queue, lock, index)?);
+        let waits_here = queued.get(&index).copied();
+        evidence.extend(on_stack(scene, queue, lock, index, waits_here)?);
         // A pointer on the stack of a task that is known to hold the lock adds nothing.
         if evidence
             .iter()
@@ -205,17 +224,17 @@ pub(super) fn reason(kind: EvidenceKind, frame: Option<&str>, value: Option<Stri
     }
 }
 
-/// What the stack of a task says about holding the lock for read.
+/// What the stack of a task says about holding the lock for read. What waits for this very
+/// lock (`waits_here`) asks for it in some of its frames: those say nothing.
 fn on_stack(
     scene: &mut Scene<'_, '_>,
     queue: &Queue,
     lock: &Identity,
     index: usize,
+    waits_here: Option<&Entry>,
 ) -> Result<Vec<Evidence>, MemoryError> {
     let look = scene.look;
     let task = &look.tasks[index];
-    // What waits for this very lock asks for it in some of its frames: those say nothing.
-    let waits_here = queue.entries.iter().find(|entry| entry.task == index);
     if lock.class == LockClass::SuperWriters {
         return if waits_here.is_some() {
             Ok(Vec::new())
@@ -346,186 +365,6 @@ pub(super) fn askers(functions: &mut Functions<'_>, look: &Look, task: &TaskLook
     let is_rwsem = |stem: &&str| RWSEM_SLOW_PATHS.contains(stem) || RT_RWSEM_ASKS.contains(stem);
     let asks = asking.functions(functions).any(|(stem, _)| is_rwsem(&stem));
     asking.own_frames + usize::from(asks)
-}
-
-/// The words of a stack that point at the lock or at the object that contains it.
-pub(super) struct Hits {
-    /// Word indexes of the lock's address.
-    lock: Vec<usize>,
-    /// Word indexes of the object's address.
-    object: Vec<usize>,
-}
-
-impl Hits {
-    pub(super) fn find(words: &[u64], lock: u64, object: Option<u64>) -> Self {
-        let mut hits = Self {
-            lock: Vec::new(),
-            object: Vec::new(),
-        };
-        for (at, &word) in words.iter().enumerate() {
-            if word == lock {
-                hits.lock.push(at);
-            } else if Some(word) == object {
-                hits.object.push(at);
-            }
-        }
-        hits
-    }
-
-    /// Those from this word on.
-    pub(super) fn outside(mut self, from: usize) -> Self {
-        self.lock.retain(|&at| at >= from);
-        self.object.retain(|&at| at >= from);
-        self
-    }
-
-    fn is_empty(&self) -> bool {
-        self.lock.is_empty() && self.object.is_empty()
-    }
-
-    fn any_before(&self, end: usize) -> bool {
-        self.lock.iter().chain(&self.object).any(|&at| at < end)
-    }
-
-    fn as_evidence(&self, functions: &mut Functions<'_>, task: &TaskLook) -> Vec<Evidence> {
-        let kinds = [
-            (EvidenceKind::LockWord, &self.lock),
-            (EvidenceKind::ObjectWord, &self.object),
-        ];
-        kinds
-            .into_iter()
-            .filter_map(|(kind, at)| {
-                let first = *at.first()?;
-                let frame = task.frames.iter().rev().find(|frame| frame.at < first);
-                let function = frame.map(|frame| functions.stem(frame.return_address));
-                Some(reason(kind, function.filter(|stem| !stem.is_empty()), None))
-            })
-            .collect()
-    }
-}
-
-/// A known function on the stack, and where its frame ends.
-pub(super) struct Found {
-    pub(super) known: &'static HoldFrame,
-    /// Words from the stack pointer to the end of its frame: what it keeps for the
-    /// release lies there, for what it calls saves its registers.
-    pub(super) end: usize,
-}
-
-/// A function on the stack that holds this class of lock, with the lock or its
-/// object in its own frame or deeper.
-pub(super) fn hold_frame(
-    task: &TaskLook,
-    stems: &[&str],
-    from: usize,
-    lock: &Identity,
-    own_mm: bool,
-    hits: &Hits,
-) -> Option<Found> {
-    let table = hold_frames::of_class(&lock.class);
-    (from..stems.len()).find_map(|index| {
-        let known = table.iter().find(|known| known.function == stems[index])?;
-        // Stacked file systems: what the inner one points at is not the outer one's.
-        if stems[..index].contains(&stems[index]) {
-            return None;
-        }
-        let callee = index.checked_sub(1).map_or("", |callee| stems[callee]);
-        let end = frame_end(task, index);
-        let linked = (own_mm && known.own_mm) || hits.any_before(end);
-        (known.holds_in(callee) && linked).then_some(Found { known, end })
-    })
-}
-
-/// Words from the stack pointer to the end of a frame.
-pub(super) fn frame_end(task: &TaskLook, index: usize) -> usize {
-    // The outermost frame has no known end; what it calls has.
-    task.frames
-        .get(index + 1)
-        .map_or(task.frames[index].at, |outer| outer.at)
-}
-
-/// The verdict of a page fault on this address space or VMA, if the task is in one.
-/// `Some(empty)` means: it is in one, and holds nothing.
-pub(super) fn fault(
-    scene: &mut Scene<'_, '_>,
-    lock: &Identity,
-    task: &TaskLook,
-    stems: &[&str],
-) -> Result<Option<Vec<Evidence>>, MemoryError> {
-    let Some(object) = lock.object_address else {
-        return Ok(None);
-    };
-    let is_vma = lock.class == LockClass::VmaLock;
-    for index in 0..stems.len() {
-        if !scene.layout.fault.frames.contains(&stems[index]) {
-            continue;
-        }
-        let Some(flags) = fault_flags(scene, object, task, index)? else {
-            continue;
-        };
-        let found = |kind| vec![reason(kind, Some(stems[index]), Some(flags.describe()))];
-        let inner = &stems[..=index];
-        let hold = if is_vma {
-            flags.vma_hold(inner)
-        } else {
-            flags.hold(inner)
-        };
-        return Ok(Some(match hold {
-            FaultHold::Holds => found(EvidenceKind::FaultFlags),
-            FaultHold::Unknown => found(EvidenceKind::ObjectWord),
-            FaultHold::HoldsNot => Vec::new(),
-        }));
-    }
-    Ok(None)
-}
-
-/// The flags of the `vm_fault` in this frame, if there is one for this mm or VMA. Content
-/// alone is not enough, stale ones lie about: it must be in the right frame, name a
-/// VMA of the mm, and an address inside of it.
-fn fault_flags(
-    scene: &mut Scene<'_, '_>,
-    object: u64,
-    task: &TaskLook,
-    frame: usize,
-) -> Result<Option<FaultFlags>, MemoryError> {
-    let layout = scene.layout.fault;
-    let all = scene.look.words(task);
-    let (from, words) = frame_words(&task.frames, frame, all);
-    // Up to 4.9 the VMA is in a register that what the frame calls saves.
-    let beside: Vec<u64> = match layout.fault_vma {
-        Some(_) => Vec::new(),
-        None => scene.look.pointers(&all[..from + words.len()]),
-    };
-    for start in 0..words
-        .len()
-        .saturating_sub(layout.fault_size.div_ceil(8) - 1)
-    {
-        let field = |offset: usize| words[start + offset / 8] >> (8 * (offset % 8));
-        let (address, pgoff) = (field(layout.fault_address), field(layout.fault_pgoff));
-        let flags = FaultFlags::decode(field(layout.fault_flags) as u32, layout.rules);
-        let (true, Some(flags)) = (is_user_address(address), flags) else {
-            continue;
-        };
-        let named = layout.fault_vma.map(field);
-        for &vma in named.as_slice().iter().chain(&beside) {
-            if !is_kernel_address(vma) {
-                continue;
-            }
-            let Some(bytes) = scene.memory.read(vma, layout.vma_size)? else {
-                continue;
-            };
-            let member = |offset: usize| word(&bytes, offset);
-            let start = member(layout.vma_start);
-            let inside = (start..member(layout.vma_end)).contains(&address);
-            let is_its_page =
-                || member(layout.vma_pgoff).wrapping_add((address - start) / PAGE_SIZE) == pgoff;
-            let is_it = inside && (named.is_some() || is_its_page());
-            if is_it && (vma == object || member(layout.vma_mm) == object) {
-                return Ok(Some(flags));
-            }
-        }
-    }
-    Ok(None)
 }
 
 #[cfg(test)]

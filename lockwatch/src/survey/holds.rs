@@ -2,6 +2,8 @@
 
 use std::{fmt, io};
 
+use rustc_hash::FxHashMap;
+
 use crate::{
     lock::{LockAddr, LockMode, LockState},
     survey::{
@@ -46,17 +48,23 @@ pub(super) struct Testimony {
 
 /// Compares the tracer with the lock's own word. Where they disagree, the word is followed.
 pub(super) fn testimony(look: &Look, queue: &Queue, holds: &[TracedHold]) -> Testimony {
-    // What waits for it has it only if it has had it before.
-    let can_have_it = |hold: &TracedHold| {
-        let is_its = |entry: &&Entry| look.tasks[entry.task].name.key == hold.task;
-        let entry = queue.entries.iter().find(is_its);
-        entry.is_none_or(|entry| was_traced(look, entry, hold))
-    };
     let mut heard: Vec<TracedHold> = holds
         .iter()
-        .filter(|hold| hold.lock == queue.lock && can_have_it(hold))
+        .filter(|hold| hold.lock == queue.lock)
         .copied()
         .collect();
+    if !heard.is_empty() {
+        let mut queued: FxHashMap<TaskKey, &Entry> = FxHashMap::default();
+        for entry in &queue.entries {
+            let task = look.tasks[entry.task].name.key;
+            queued.entry(task).or_insert(entry);
+        }
+        // What waits for it has it only if it has had it before.
+        heard.retain(|hold| {
+            let entry = queued.get(&hold.task);
+            entry.is_none_or(|entry| was_traced(look, entry, hold))
+        });
+    }
     let owner = look
         .task_at(queue.word.owner_task)
         .map(|index| &look.tasks[index].name);

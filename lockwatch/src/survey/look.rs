@@ -141,6 +141,12 @@ impl Look {
         found
     }
 
+    /// Indexes into [`Self::tasks`], by task.
+    pub(super) fn by_key(&self) -> FxHashMap<TaskKey, usize> {
+        let tasks = self.tasks.iter().enumerate();
+        tasks.map(|(index, task)| (task.name.key, index)).collect()
+    }
+
     /// The task whose `task_struct` lies at this address.
     pub(super) fn task_at(&self, address: u64) -> Option<usize> {
         self.by_address.get(&address).copied()

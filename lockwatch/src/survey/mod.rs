@@ -41,7 +41,7 @@ use crate::{
     task::Nanos,
 };
 
-/// What a survey found: every rwsem that tasks are queued on.
+/// What a survey found: every lock that tasks are queued on, and every daemon they wait for.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Survey {
     /// When the second look was taken.

@@ -1,5 +1,7 @@
 //! Takes surveys of the running kernel.
 
+mod kernel;
+
 use std::{
     fs,
     sync::Arc,
@@ -7,9 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub(super) use self::kernel::Kernel;
+use self::kernel::Sight;
 use crate::{
-    daemon::Daemon,
-    figures::Count,
     kernel::{
         block::{in_flight_file, is_counted_file},
         btf::{Btf, BtfError},
@@ -17,25 +19,18 @@ use crate::{
         fuse::MODULE,
         layout::Layout,
         locks::RWSEM_SLOW_PATHS,
-        memory::{KernelMemory, MemoryError},
+        memory::MemoryError,
         symbols::{Symbols, SymbolsError},
     },
-    lock::{LockClass, LockKind, Stacks},
     probes::{LoadError, survey::SurveyProbes},
     survey::{
-        Survey, SurveyOptions, cgroup,
-        clock::{Clocks, tick_rate},
-        daemons, device,
+        Survey, SurveyOptions,
         functions::Functions,
-        fuse::{self, Asker, FuseState, SeenFuse},
-        holders::{self, Scene, Suspect},
-        holds::{self, HoldSource, TracedHold},
-        look::{Look, TaskLook},
-        merge::{Merger, Seen},
-        names::{self, Identity},
-        queue::{self, Queue, Row},
+        fuse::{self, Asker, FuseState},
+        holds::HoldSource,
+        look::Look,
     },
-    task::{BlockDevice, Nanos, StuckClass},
+    task::Nanos,
 };
 
 /// Why no survey can be taken on this host, with the remedy.
@@ -87,15 +82,6 @@ pub struct Surveyor {
     pub(super) probes: SurveyProbes,
     pub(super) holds: Option<Box<dyn HoldSource>>,
     fuse: FuseState,
-}
-
-/// What is known of a kernel before any of its tasks is looked at. The kernel may be the
-/// running one, or one whose memory somebody has kept.
-#[derive(Debug)]
-pub(super) struct Kernel {
-    pub(super) layout: Layout,
-    pub(super) symbols: Arc<Symbols>,
-    pub(super) rows: Vec<Row>,
 }
 
 /// Looks beyond the second, where a queue could not be read.
@@ -260,317 +246,6 @@ impl Surveyor {
     }
 }
 
-impl Kernel {
-    /// # Errors
-    /// When it has no function that queues tasks on rwsems.
-    pub(super) fn new(layout: Layout, symbols: Symbols) -> Result<Self, OpenError> {
-        let rows: Vec<Row> = layout
-            .locks
-            .queued
-            .iter()
-            .map(|layout| Row {
-                layout: *layout,
-                slow_paths: symbols.ranges_of(layout.slow_paths),
-            })
-            .collect();
-        let blind = |row: &Row| row.layout.kind == LockKind::Rwsem && row.slow_paths.is_empty();
-        if rows.iter().any(blind) {
-            return Err(OpenError::SlowPaths);
-        }
-        Ok(Self {
-            layout,
-            symbols: Arc::new(symbols),
-            rows,
-        })
-    }
-
-    /// Every lock that tasks of a look wait for, with who could hold it; and how many
-    /// queues could not be read. `holds` were traced; no task of `own_tgid` is a suspect.
-    ///
-    /// # Errors
-    /// When the memory cannot be read at all.
-    fn queues(
-        &self,
-        look: &Look,
-        holds: &[TracedHold],
-        own_tgid: u32,
-        memory: &mut dyn KernelMemory,
-    ) -> Result<(Vec<SeenQueue>, u32), MemoryError> {
-        let mut functions = Functions::new(&self.symbols);
-        let mut found = queue::find(look, &self.rows, memory)?;
-        let pi = queue::find_pi(look, &self.layout.locks, &mut functions, memory)?;
-        found.queues.extend(pi.queues);
-        found.unsettled += pi.unsettled;
-        queue::find_drained(
-            look,
-            &self.rows,
-            &self.layout,
-            &mut functions,
-            memory,
-            &mut found.queues,
-        )?;
-        let mut queues = Vec::with_capacity(found.queues.len());
-        for mut queue in found.queues {
-            let caller = queue.entries.first().and_then(|entry| {
-                let stems = functions.stems(&look.tasks[entry.task]);
-                stems.into_iter().find(|stem| names::is_caller(stem))
-            });
-            let identity =
-                names::identify(&queue, caller, look, &self.layout, &self.symbols, memory)?;
-            // Some kernels make it of an rwsem.
-            if identity.class == LockClass::VmaLock {
-                queue.kind = LockKind::VmaLock;
-            }
-            let mut scene = Scene {
-                look,
-                layout: &self.layout,
-                functions: &mut functions,
-                memory,
-                own_tgid,
-            };
-            let testimony = holds::testimony(look, &queue, holds);
-            let suspects = holders::suspects(&mut scene, &queue, &identity, &testimony.heard)?;
-            queues.push(SeenQueue {
-                queue,
-                identity,
-                suspects,
-                contradiction: testimony.contradiction,
-            });
-        }
-        Ok((queues, found.unsettled))
-    }
-
-    /// Says of the holders what is asked of few tasks only: which control group they are
-    /// in, and which block device they wait for.
-    ///
-    /// # Errors
-    /// When the memory cannot be read at all.
-    fn describe_holders(
-        &self,
-        survey: &mut Survey,
-        look: &Look,
-        memory: &mut dyn KernelMemory,
-    ) -> Result<(), MemoryError> {
-        let mut functions = Functions::new(&self.symbols);
-        for holder in survey.locks.iter_mut().flat_map(|lock| &mut lock.holders) {
-            let is_it = |task: &&TaskLook| task.name.key == holder.task.key;
-            let Some(task) = look.tasks.iter().find(is_it) else {
-                continue;
-            };
-            if let Some(layout) = &self.layout.cgroup {
-                holder.cgroup = cgroup::path(task, layout, memory)?;
-            }
-            if holder.stuck.class == StuckClass::BlockIo {
-                let name = device::of_task(&mut functions, look, task, &self.layout, memory)?;
-                holder.stuck.device = name.map(|name| BlockDevice {
-                    name,
-                    in_flight: None,
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// What looks at the memory of a kernel say that somebody has kept. Its tasks' times
-    /// are those of its scheduler.
-    ///
-    /// # Errors
-    /// When the memory cannot be read at all.
-    #[cfg(test)]
-    pub(super) fn survey_of(
-        &self,
-        looks: Vec<Look>,
-        memory: &mut dyn KernelMemory,
-    ) -> Result<Survey, MemoryError> {
-        let began = Instant::now();
-        let mut sights = Vec::new();
-        for look in looks {
-            let (queues, unsettled) = self.queues(&look, &[], 0, memory)?;
-            sights.push(Sight {
-                scheduler_offset_ns: Some(0),
-                look,
-                queues,
-                fuse: SeenFuse::default(),
-                unsettled,
-                holds_error: None,
-                took: Duration::ZERO,
-            });
-        }
-        let mut survey = self.conclude(&sights, began, Vec::new());
-        if let Some(last) = sights.last() {
-            self.describe_holders(&mut survey, &last.look, memory)?;
-        }
-        Ok(survey)
-    }
-
-    fn conclude(&self, looks: &[Sight], began: Instant, mut degraded: Vec<String>) -> Survey {
-        degraded.extend(self.layout.locks.degraded.iter().cloned());
-        let (first, last) = match looks {
-            [only] => (None, only),
-            [first, .., last] => (Some(first), last),
-            [] => unreachable!("a survey has at least one look"),
-        };
-        let mut stacks = Stacks::default();
-        let mut functions = Functions::new(&self.symbols);
-        let clocks = clocks(looks);
-        if clocks.hz.is_none() {
-            degraded.push("the kernel's tick rate could not be told: waits are counted from the last time off CPU".to_owned());
-        }
-        let mut merger = Merger {
-            functions: &mut functions,
-            clocks,
-            stacks: &mut stacks,
-        };
-        let mut locks = Vec::new();
-        // Locks that one look could not read, and that the other alone tells of.
-        let mut half_seen = false;
-        for now in &last.queues {
-            let seen = now.seen(&last.look);
-            let before = match first {
-                Some(first) => match first
-                    .queues
-                    .iter()
-                    .find(|then| then.queue.lock == now.queue.lock)
-                {
-                    Some(then) => Some(then.seen(&first.look)),
-                    // It may have been there, unread: what this look alone says.
-                    None if first.unsettled > 0 => None,
-                    // Not there before: too young to stand.
-                    None => continue,
-                },
-                None => None,
-            };
-            let lock = merger.lock(before.as_ref(), &seen, now.identity.clone());
-            if let (Some(lock), Some(first)) = (&lock, first) {
-                let contradicted = first
-                    .queues
-                    .iter()
-                    .any(|then| then.queue.lock == lock.address && then.contradiction.is_some());
-                // Once is a race between the tracer and the look.
-                if let (true, Some(contradiction)) = (contradicted, &now.contradiction) {
-                    degraded.push(format!(
-                        "{}: {contradiction}; its word is followed",
-                        lock.name
-                    ));
-                }
-            }
-            half_seen |= before.is_none() && lock.is_some();
-            locks.extend(lock);
-        }
-        if let Some(first) = first.filter(|_| last.unsettled > 0) {
-            let is_gone = |then: &&SeenQueue| {
-                last.queues
-                    .iter()
-                    .all(|now| now.queue.lock != then.queue.lock)
-            };
-            for then in first.queues.iter().filter(is_gone) {
-                let seen = then.seen(&first.look);
-                let lock = merger.lock(None, &seen, then.identity.clone());
-                half_seen |= lock.is_some();
-                locks.extend(lock);
-            }
-        }
-        if let Some(error) = looks.iter().find_map(|sight| sight.holds_error.as_ref()) {
-            degraded.push(format!(
-                "the traced holds could not be read ({error}): holders come from the survey alone"
-            ));
-        }
-        let own_tgid = std::process::id();
-        let daemons = daemons::daemons(
-            first.map(Sight::fuse_sight),
-            last.fuse_sight(),
-            own_tgid,
-            &mut merger,
-        );
-        degraded.extend(unknown_daemons(first, last, &daemons));
-        if last.unsettled > 0 {
-            degraded.push(format!(
-                "{}: tasks come and go there, and whether others are stuck behind them is not known; ask again",
-                Count(last.unsettled.into()).nouns(
-                    "queue changed faster than it could be read",
-                    "queues changed faster than they could be read"
-                )
-            ));
-        }
-        Survey {
-            taken_at: jiff::Timestamp::now(),
-            taken_at_ns: last.look.at_ns,
-            duration: Nanos::from_duration(began.elapsed()),
-            paused: Nanos(0),
-            looks: if half_seen {
-                1
-            } else {
-                u32::try_from(looks.len()).unwrap_or(u32::MAX)
-            },
-            task_count: u32::try_from(last.look.tasks.len()).unwrap_or(u32::MAX),
-            degraded,
-            locks,
-            daemons,
-            stacks,
-        }
-    }
-}
-
-/// What one look found.
-struct Sight {
-    /// As in [`Clocks`], by this look alone.
-    scheduler_offset_ns: Option<i64>,
-    look: Look,
-    queues: Vec<SeenQueue>,
-    fuse: SeenFuse,
-    unsettled: u32,
-    /// Why the tracer could not tell its holds.
-    holds_error: Option<String>,
-    took: Duration,
-}
-
-impl Sight {
-    fn fuse_sight(&self) -> daemons::Sight<'_> {
-        daemons::Sight {
-            look: &self.look,
-            fuse: &self.fuse,
-        }
-    }
-}
-
-/// Why the daemons that tasks wait for are not all known, if they are not.
-fn unknown_daemons(first: Option<&Sight>, last: &Sight, daemons: &[Daemon]) -> Vec<String> {
-    let mut lines = Vec::new();
-    let unresolved = daemons::unresolved(first.map(Sight::fuse_sight), last.fuse_sight());
-    if unresolved > 0 {
-        let reason = last.fuse.missing.as_deref();
-        lines.push(format!(
-            "{} for a FUSE daemon, which could not be told: {}",
-            Count(unresolved.into()).nouns("task waits", "tasks wait"),
-            reason.unwrap_or("their requests were not found")
-        ));
-    } else if let (false, Some(reason)) = (daemons.is_empty(), &last.fuse.missing) {
-        lines.push(format!(
-            "who serves {} is not known: {reason}",
-            Count(daemons.len() as u64).nouns("FUSE file system", "FUSE file systems")
-        ));
-    }
-    lines
-}
-
-struct SeenQueue {
-    queue: Queue,
-    identity: Identity,
-    suspects: Vec<Suspect>,
-    /// Where the tracer and the lock's word disagree.
-    contradiction: Option<String>,
-}
-
-impl SeenQueue {
-    fn seen<'a>(&'a self, look: &'a Look) -> Seen<'a> {
-        Seen {
-            look,
-            queue: &self.queue,
-            suspects: &self.suspects,
-        }
-    }
-}
-
 /// Requests that a disk's driver has not completed; `None` where that cannot be read.
 fn in_flight(disk: &str) -> Option<u64> {
     let is_counted = fs::read_to_string(is_counted_file(disk)).ok()?;
@@ -602,19 +277,4 @@ fn scheduler_offset(look: &Look, woke_ns: u64) -> Option<i64> {
         .find(|task| task.name.key.tid.0 == own_tid)?;
     let arrival = own.record.last_arrival_ns;
     (arrival != 0).then(|| woke_ns as i64 - arrival as i64)
-}
-
-fn clocks(looks: &[Sight]) -> Clocks {
-    // A late wake-up makes the offset too large, never too small: the least is best.
-    let scheduler_offset_ns = looks
-        .iter()
-        .filter_map(|sight| sight.scheduler_offset_ns)
-        .min();
-    let hz = looks
-        .last()
-        .and_then(|sight| tick_rate(sight.look.jiffies, sight.look.at_ns));
-    Clocks {
-        scheduler_offset_ns,
-        hz,
-    }
 }

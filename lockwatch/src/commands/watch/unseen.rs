@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use rustc_hash::{FxHashMap, FxHashSet};
+
 use crate::{
     lock::{LockAddr, LockKind},
     stream::{Scan, Stream, UnseenEnds, Wait},
@@ -26,7 +28,7 @@ impl Seeds {
     pub(super) fn enter(&mut self, stream: &mut Stream, waits: &[Wait]) -> bool {
         let known = self.0.len();
         for wait in waits {
-            let key = (wait.task.key, wait.lock);
+            let key = place(wait);
             if !self.0.contains_key(&key) && stream.seed(wait) {
                 let seed = Seed {
                     wait: wait.clone(),
@@ -43,9 +45,10 @@ impl Seeds {
     #[must_use]
     pub(super) fn check(&mut self, stream: &mut Stream, waits: &[Wait]) -> Vec<Wait> {
         let mut refuted = Vec::new();
+        let standing: FxHashSet<(TaskKey, LockAddr)> = waits.iter().map(place).collect();
         let ends_are_seen = stream.unseen_ends() == UnseenEnds::None;
         self.0.retain(|key, seed| {
-            let stands = waits.iter().any(|wait| (wait.task.key, wait.lock) == *key);
+            let stands = standing.contains(key);
             let was_over = ends_are_seen && !seed.is_confirmed;
             if !stands && stream.take_out(&seed.wait) && was_over {
                 refuted.push(seed.wait.clone());
@@ -65,13 +68,21 @@ impl Seeds {
     }
 }
 
+/// A task has one wait on a lock at a time.
+fn place(wait: &Wait) -> (TaskKey, LockAddr) {
+    (wait.task.key, wait.lock)
+}
+
 /// Where programs see waits begin and none sees them end: takes out of theirs those that
 /// this survey does not see, and dates by theirs those that it does.
 pub(super) fn settle(stream: &mut Stream, survey: &mut Scan) {
+    let mut seen: FxHashMap<(TaskKey, LockAddr), usize> = FxHashMap::default();
+    for (index, wait) in survey.waits.iter().enumerate() {
+        seen.entry(place(wait)).or_insert(index);
+    }
     for begun in stream.scan().waits {
-        let is_same = |seen: &&mut Wait| seen.task.key == begun.task.key && seen.lock == begun.lock;
-        match survey.waits.iter_mut().find(is_same) {
-            Some(seen) => seen.since_ns = begun.since_ns,
+        match seen.get(&place(&begun)) {
+            Some(&index) => survey.waits[index].since_ns = begun.since_ns,
             None if begun.since_ns < survey.at_ns => {
                 stream.take_out(&begun);
             }

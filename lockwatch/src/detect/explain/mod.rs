@@ -13,6 +13,8 @@ pub use lost_wakeup::LostWakeup;
 pub use slow_file_system::SlowFileSystem;
 pub use umount_waits::UmountWaits;
 
+use rustc_hash::FxHashSet;
+
 use super::{Scene, is_stalled};
 use crate::{
     daemon::Daemon,
@@ -24,34 +26,21 @@ use crate::{
 /// directly or through a daemon: what those are stuck in explains the stall.
 fn held<'a>(scene: &'a Scene<'a>) -> impl Iterator<Item = (&'a Lock, &'a Holder)> {
     let threshold = scene.threshold;
-    let stalled = scene
+    let chains = scene.chains.iter().filter(|chain| !chain.cycle);
+    let roots: FxHashSet<TaskKey> = chains.map(|chain| chain.root.key).collect();
+    // A daemon that is a root stands for those that wait for it.
+    let is_root = |daemon: &&Daemon| daemon.serving().any(|it| roots.contains(&it.task.key));
+    let clients = scene.daemons.iter().filter(is_root);
+    let clients = clients.flat_map(|daemon| daemon.clients.iter().map(|it| it.task.key));
+    let ends: FxHashSet<TaskKey> = roots.iter().copied().chain(clients).collect();
+    let holders = scene
         .locks
         .iter()
-        .filter(move |lock| is_stalled(lock, threshold));
-    stalled.flat_map(move |lock| {
-        let known = lock
-            .holders
-            .iter()
-            .filter(|holder| holder.confidence >= Confidence::Likely);
-        let is_end = |holder: &&Holder| {
-            is_root(scene, holder.task.key)
-                || scene
-                    .daemons
-                    .iter()
-                    .filter(|daemon| {
-                        let mut clients = daemon.clients.iter();
-                        clients.any(|client| client.task.key == holder.task.key)
-                    })
-                    .flat_map(Daemon::serving)
-                    .any(|thread| is_root(scene, thread.task.key))
-        };
-        known.filter(is_end).map(move |holder| (lock, holder))
+        .filter(move |lock| is_stalled(lock, threshold))
+        .flat_map(|lock| lock.holders.iter().map(move |holder| (lock, holder)));
+    holders.filter(move |(_, holder)| {
+        holder.confidence >= Confidence::Likely && ends.contains(&holder.task.key)
     })
-}
-
-fn is_root(scene: &Scene<'_>, task: TaskKey) -> bool {
-    let mut roots = scene.chains.iter().filter(|chain| !chain.cycle);
-    roots.any(|chain| chain.root.key == task)
 }
 
 /// The first of these functions that is on the stack, innermost first.

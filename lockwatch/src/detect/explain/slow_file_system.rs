@@ -1,9 +1,11 @@
 //! A file or directory whose holder waits for the storage below it.
 
+use rustc_hash::FxHashMap;
+
 use super::{frame_of, held, slow_storage};
 use crate::{
     detect::{Detector, Finding, Scene, Severity},
-    lock::{LockClass, LockObject},
+    lock::{LockAddr, LockClass, LockObject},
 };
 
 /// Functions that ask for the lock of a directory (fs/namei.c, fs/readdir.c): a waiter
@@ -31,6 +33,8 @@ impl Detector for SlowFileSystem {
     }
 
     fn check(&self, scene: &Scene<'_>) -> Vec<Finding> {
+        // A lock may have very many holders, and very many waiters.
+        let mut directories: FxHashMap<LockAddr, bool> = FxHashMap::default();
         held(scene)
             .filter(|(lock, _)| lock.class == LockClass::InodeRwsem)
             .filter_map(|(lock, holder)| {
@@ -38,9 +42,10 @@ impl Detector for SlowFileSystem {
                 let Some(LockObject::Inode { fstype, sb, .. }) = &lock.object else {
                     return None;
                 };
-                let mut waiters = lock.waiters.iter();
-                let is_directory =
-                    waiters.any(|waiter| frame_of(scene, waiter.stack, DIRECTORY).is_some());
+                let is_directory = *directories.entry(lock.address).or_insert_with(|| {
+                    let mut waiters = lock.waiters.iter();
+                    waiters.any(|waiter| frame_of(scene, waiter.stack, DIRECTORY).is_some())
+                });
                 let (what, who) = if is_directory {
                     (
                         "directory",

@@ -94,6 +94,28 @@ fn every_reader_that_waits_for_nothing_is_a_root() {
 }
 
 #[test]
+fn roots_that_keep_the_same_locks_have_chains_of_their_own() {
+    // 1 and 2 hold a and b, 3 holds b alone; 4 waits for a and holds c, 5 waits for b, 6 for c.
+    let locks = [
+        lock(0xa00, &[1, 2], &[4]),
+        lock(0xb00, &[1, 2, 3], &[5]),
+        lock(0xc00, &[4], &[6]),
+    ];
+    let mut chains = of(&locks);
+    chains.sort_by_key(|chain| chain.root.key);
+    let paths: Vec<_> = chains.iter().map(|chain| path(&chain.path)).collect();
+    assert_eq!(paths[0], ["Lc00", "4", "La00", "1"]);
+    assert_eq!(paths[1], ["Lc00", "4", "La00", "2"]);
+    assert_eq!(paths[2], ["Lb00", "3"]);
+    let second = &chains[1];
+    assert_eq!((second.root.key.tid.0, second.blocked_tasks), (2, 3));
+    assert_eq!(path(&second.route(LockAddr(0xb00)).unwrap()), ["2"]);
+    let far = second.route(LockAddr(0xc00)).unwrap();
+    assert_eq!(path(&far), ["4", "La00", "2"]);
+    assert_eq!(chains[2].route(LockAddr(0xa00)), None);
+}
+
+#[test]
 fn a_circle_is_told_once_and_nothing_else_of_it() {
     // 1 → a → 2 → b → 1, and 3 waits for a.
     let chains = of(&[lock(0xa00, &[2], &[1, 3]), lock(0xb00, &[1], &[2])]);

@@ -15,8 +15,7 @@ const SHOWN: usize = 3;
 
 pub(super) fn lines(report: &Report, lock: &Lock) -> Vec<Text> {
     let roots: Vec<(&Chain, Vec<Step>)> = report
-        .chains
-        .iter()
+        .chains_of(lock)
         .filter_map(|chain| Some((chain, chain.graph.route(lock.at)?)))
         .collect();
     if roots.is_empty() {

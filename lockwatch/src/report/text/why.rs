@@ -4,20 +4,31 @@
 use super::{Text, Tone};
 use crate::{
     detect::{Detector as _, LostWakeup, Severity},
+    figures::Count,
     graph::next::GRANTED_AT_ONCE,
     lock::{LockKind, LockMode, LockState},
-    report::{Lock, Report, next::Queue},
+    report::{Finding, Lock, Report, next::Queue},
 };
 
+/// Explanations that are shown for one lock: there may be one for each of its holders.
+const EXPLANATIONS: usize = 3;
+
 pub(super) fn lines(report: &Report, lock: &Lock) -> Vec<Text> {
-    let explanations = report
+    let explanations: Vec<&Finding> = report
         .findings
         .iter()
         .filter(|finding| finding.severity == Severity::Info && finding.locks.contains(&lock.id))
         // The root says that.
         .filter(|finding| finding.detector != LostWakeup.name())
-        .map(|finding| Text::plain(&finding.sentence));
-    why(lock).into_iter().chain(explanations).collect()
+        .collect();
+    let mut lines: Vec<Text> = why(lock).into_iter().collect();
+    let shown = explanations.iter().take(EXPLANATIONS);
+    lines.extend(shown.map(|finding| Text::plain(&finding.sentence)));
+    if explanations.len() > EXPLANATIONS {
+        let more = Count::of(explanations.len() - EXPLANATIONS);
+        lines.push(Text::plain(format!("… and {more} more like these")));
+    }
+    lines
 }
 
 fn why(lock: &Lock) -> Option<Text> {

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{Entry, Queue, Queues};
 use crate::{
@@ -206,10 +206,11 @@ impl Read<'_> {
                 (waiter, self.layout.waiter_size)
             })
             .collect();
+        let known: FxHashSet<(u64, u64)> = order.iter().copied().collect();
         for (&index, bytes) in tasks.iter().zip(memory.read_batch(&reads)?) {
             let record = &self.look.tasks[index].record;
             let still = bytes.is_some_and(|bytes| self.is_waiter(&bytes, record.task));
-            if still && !order.contains(&(record.pi_blocked_on, record.task)) {
+            if still && !known.contains(&(record.pi_blocked_on, record.task)) {
                 return Ok(Outcome::Changed);
             }
         }
