@@ -17,23 +17,33 @@ use rustc_hash::FxHashSet;
 
 use super::{Scene, is_stalled};
 use crate::{
+    daemon::DaemonThread,
     lock::{Confidence, Holder, Lock, StackId},
     task::{StuckClass, TaskKey},
 };
 
 /// The stalled locks with their holders that carry weight and wait for no lock themselves,
-/// directly or through a daemon: what those are stuck in explains the stall.
+/// directly or through a daemon: what those are stuck in explains the stall. A daemon at the
+/// root of a chain waits for no lock, so who waits for its answer is one of them.
 fn held<'a>(scene: &'a Scene<'a>) -> impl Iterator<Item = (&'a Lock, &'a Holder)> {
     let threshold = scene.threshold;
     let chains = scene.chains.iter().filter(|chain| !chain.cycle);
     let roots: FxHashSet<TaskKey> = chains.map(|chain| chain.root.key).collect();
+    let is_root = |thread: &DaemonThread| roots.contains(&thread.task.key);
+    let daemons = scene.daemons.iter();
+    let clients: FxHashSet<TaskKey> = daemons
+        .filter(|daemon| daemon.serving().any(is_root))
+        .flat_map(|daemon| daemon.clients.iter().map(|client| client.task.key))
+        .collect();
     let holders = scene
         .locks
         .iter()
         .filter(move |lock| is_stalled(lock, threshold))
         .flat_map(|lock| lock.holders.iter().map(move |holder| (lock, holder)));
     holders.filter(move |(_, holder)| {
-        holder.confidence >= Confidence::Likely && roots.contains(&holder.task.key)
+        let key = &holder.task.key;
+        let ends_here = roots.contains(key) || clients.contains(key);
+        holder.confidence >= Confidence::Likely && ends_here
     })
 }
 
