@@ -246,6 +246,15 @@ fn assert_length(ended: &event::Ended, seen: &[Event], truth: &Ready, end_ns: u6
     let named: BTreeSet<Tid> = ended.holders.iter().map(|holder| holder.tid).collect();
     let holders: BTreeSet<Tid> = truth.holders.iter().map(|holder| holder.tid).collect();
     assert_eq!(named, holders, "{ended:#?}");
+    // Where ends are seen as they happen, the first of the queue to get the lock was, too.
+    match ended.forecasts {
+        Some(checked) => assert!(checked.right > 0 && checked.wrong == 0, "{ended:#?}"),
+        None => assert_eq!(
+            known,
+            Known::BySurvey,
+            "no forecast was checked: {ended:#?}"
+        ),
+    }
 }
 
 /// A stall that begins after `watch`.

@@ -3,16 +3,18 @@
 //! It is said only of what stood through both looks: every task on the circle waited for
 //! the same thing in both, without running in between, and every holder was found on the
 //! same evidence. Each of these waits needs *all* holders of its lock to let go, and a
-//! daemon's client is counted only where one thread alone can have its request; so a
-//! circle of them cannot open by itself. A fatal signal or an aborted connection can open it.
+//! daemon's client is counted only where it is certain that one thread alone can have its
+//! request; so a circle of them cannot open by itself. A fatal signal or an aborted connection
+//! can open it. A wait for a PI futex may have a time limit, which is not read: a circle
+//! through one is none that is told.
 
 use super::{Detector, Finding, Scene, Severity};
 use crate::{
     daemon::{Client, Daemon, DaemonThread},
     figures::{Count, Span},
     graph::chain::{Chain, Step},
-    lock::{Holder, Lock, LockMode, Waiter},
-    task::{Nanos, TaskName, Tid},
+    lock::{Confidence, Holder, Lock, LockKind, LockMode, Waiter},
+    task::{Nanos, TaskName, TaskState, Tid},
 };
 
 /// Members of a circle that its sentence names.
@@ -54,14 +56,16 @@ fn finding(detector: &'static str, scene: &Scene<'_>, chain: &Chain) -> Option<F
         .windows(2)
         .map(|pair| link(scene, &pair[0], &pair[1]))
         .collect::<Option<_>>()?;
-    let stood = links.iter().all(|link| match link {
+    let stays = links.iter().all(|link| match link {
         // A survey of two looks has only waits that stood.
-        Link::Waits(..) => true,
+        Link::Waits(_, lock, waiter) => !may_time_out(lock, waiter),
         Link::Holds(_, holder) => holder.stood,
-        Link::Served(_, client, thread) => client.stood && thread.stood,
+        Link::Served(_, client, thread) => {
+            client.stood && thread.stood && thread.serves == Some(Confidence::Certain)
+        }
     });
     let longest = links.iter().map(Link::wait).max()?;
-    if !stood || longest < scene.threshold {
+    if !stays || longest < scene.threshold {
         return None;
     }
     let members: Vec<Tid> = chain.path[1..].iter().filter_map(member).collect();
@@ -86,6 +90,12 @@ fn finding(detector: &'static str, scene: &Scene<'_>, chain: &Chain) -> Option<F
         path: chain.path.clone(),
         evidence: links.iter().map(Link::words).collect(),
     })
+}
+
+/// Waits for rt_mutexes that a signal ends are those for PI futexes (kernel/futex/pi.c), and
+/// those may have a time limit.
+fn may_time_out(lock: &Lock, waiter: &Waiter) -> bool {
+    lock.kind == LockKind::RtMutex && waiter.state == TaskState::Interruptible
 }
 
 /// `a[1], b[2] and c[3] wait for each other`

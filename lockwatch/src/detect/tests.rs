@@ -2,9 +2,10 @@ use super::*;
 use crate::{
     daemon::ServesEvidence,
     graph::chain::chains,
-    lock::{Confidence, LockClass, LockMode},
+    lock::{Confidence, LockClass, LockKind, LockMode},
     report::example::{self, SEC},
     survey::Survey,
+    task::TaskState,
 };
 
 fn findings(survey: &Survey, threshold: u64) -> Vec<Finding> {
@@ -121,7 +122,7 @@ fn a_daemon_that_is_known_and_waits_for_no_lock_is_a_slow_file_system() {
 #[test]
 fn what_has_not_stood_is_no_deadlock() {
     type Change = fn(&mut Survey);
-    let changes: [(&str, Change); 6] = [
+    let changes: [(&str, Change); 8] = [
         ("one look", |survey| survey.looks = 1),
         ("a holder that let go", |survey| {
             survey.locks[0].holders[0].stood = false;
@@ -134,6 +135,13 @@ fn what_has_not_stood_is_no_deadlock() {
         }),
         ("a daemon with others that could serve", |survey| {
             survey.daemons[0].threads[0].serves = Some(Confidence::Possible);
+        }),
+        ("a daemon with another that put the answer off", |survey| {
+            survey.daemons[0].threads[0].serves = Some(Confidence::Likely);
+        }),
+        ("a wait that may have a time limit", |survey| {
+            survey.locks[0].kind = LockKind::RtMutex;
+            survey.locks[0].waiters[0].state = TaskState::Interruptible;
         }),
         ("a daemon that was granted the lock", |survey| {
             survey.locks[0].waiters[0].granted = true;

@@ -29,7 +29,7 @@ impl Next {
     /// None where it is not known: the lock's words contradict each other, or nobody waits.
     pub(super) fn of(report: &Report, at: &Lock, lock: &lock::Lock) -> Option<Self> {
         let tids: Vec<Tid> = next::first(lock).into_iter().map(|key| key.tid).collect();
-        let sentence = sentence(report, at)?;
+        let sentence = sentence(report, at, tids.len())?;
         (!tids.is_empty()).then_some(Self { tids, sentence })
     }
 }
@@ -64,7 +64,7 @@ impl<'a> Queue<'a> {
 }
 
 /// What follows when it is released.
-fn next_of_another(report: &Report, lock: &Lock) -> Option<String> {
+fn next_of_another(report: &Report, lock: &Lock, together: usize) -> Option<String> {
     let first = lock.blocked().next()?;
     let when = match lock.state {
         LockState::Inconsistent => return None,
@@ -78,12 +78,18 @@ fn next_of_another(report: &Report, lock: &Lock) -> Option<String> {
     } else {
         ""
     };
-    Some(format!("{when}: #{}{order}", first.position))
+    let last = lock.blocked().nth(together.saturating_sub(1));
+    let first = match last.filter(|last| last.position > first.position) {
+        Some(last) => format!("#{} to #{} together", first.position, last.position),
+        None => format!("#{}", first.position),
+    };
+    Some(format!("{when}: {first}{order}"))
 }
 
-fn sentence(report: &Report, lock: &Lock) -> Option<String> {
+/// `together`: so many get it first.
+fn sentence(report: &Report, lock: &Lock, together: usize) -> Option<String> {
     if lock.kind != LockKind::Rwsem || lock.by_priority {
-        return next_of_another(report, lock);
+        return next_of_another(report, lock, together);
     }
     let queue = Queue::of(lock)?;
     let when = match lock.state {
@@ -109,7 +115,7 @@ fn sentence(report: &Report, lock: &Lock) -> Option<String> {
 /// What has to happen for the lock to be released, as far as that is known.
 fn release(report: &Report, lock: &Lock) -> &'static str {
     if report.chains_of(lock).any(|chain| chain.cycle) {
-        return "when the deadlock is broken";
+        return "when the circle opens";
     }
     let many = lock.reader_count.is_some_and(|count| count > 1);
     let mut known = lock.known_holders();
@@ -176,4 +182,37 @@ fn readers(queue: &Queue<'_>) -> String {
         words.push_str(", also those behind queued writers");
     }
     words
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        lock::{LockKind, LockMode},
+        report::{
+            Next,
+            example::{self, SEC},
+        },
+        survey::Survey,
+    };
+
+    #[test]
+    fn readers_of_a_percpu_rwsem_are_let_in_together() {
+        let mut survey = example::write_held_directory();
+        let lock = &mut survey.locks[0];
+        lock.kind = LockKind::PercpuRwsem;
+        let modes = [LockMode::Read, LockMode::Read, LockMode::Write];
+        for (waiter, mode) in lock.waiters.iter_mut().zip(modes) {
+            waiter.mode = mode;
+        }
+        assert!(lock.waiters.len() >= modes.len());
+        let next = |survey: &Survey| -> Next {
+            example::report(survey, SEC).locks[0].next.clone().unwrap()
+        };
+        let both = next(&survey);
+        assert_eq!(both.tids.len(), 2);
+        assert!(both.sentence.ends_with(": #1 to #2 together"), "{both:?}");
+        survey.locks[0].waiters[1].mode = LockMode::Write;
+        let one = next(&survey);
+        assert!(one.sentence.ends_with(": #1"), "{one:?}");
+    }
 }

@@ -87,6 +87,23 @@ pub struct Service {
     pub is_parked: bool,
     /// The request of such a client has been read; otherwise it is anybody's to read.
     pub is_sent: bool,
+    /// The thread may have run since the oldest of these requests was made.
+    pub ran: bool,
+    /// Which of the other threads cannot have read that request, because they have been asleep
+    /// since before.
+    pub others_slept: OthersSlept,
+}
+
+/// Threads that have been asleep since before a request was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum OthersSlept {
+    /// Not even all of those that are parked.
+    Unknown,
+    /// Those that are parked. One that waits for the next request ran: it may have read this
+    /// one, and answer later.
+    ButIdle,
+    /// All of them.
+    All,
 }
 
 /// How sure it is that the clients of a daemon wait for one of its threads; `None` for one
@@ -96,22 +113,32 @@ pub struct Service {
 /// |---|---|---|---|---|
 /// | idle | none | none | none | none |
 /// | only thread | possible | certain | certain | certain |
-/// | others idle | possible | likely | certain | possible |
-/// | others parked | possible | possible | likely | possible |
+/// | others idle, all asleep since before the request | possible | likely | certain | possible |
+/// | others idle | possible | likely | likely | possible |
+/// | others parked, all asleep since before the request | possible | possible | certain | possible |
+/// | others parked, those asleep since before the request | possible | possible | likely | possible |
+/// | others parked | possible | possible | possible | possible |
 /// | one of several | possible | possible | possible | possible |
 ///
 /// Nobody but the only thread can read or answer, whatever it does meanwhile. Where others
-/// are idle, they will read what nobody has read. A parked thread beside idle ones is
-/// possible only: it may be the one that started them, and the request lost.
+/// are idle, they will read what nobody has read. If all others have been asleep since before
+/// the request, nobody else can have read it; otherwise a parked one may be at work on it (an
+/// answer that comes by a socket, a timer), and an idle one may have put it off. A thread that
+/// has been asleep since before has read none itself, and a parked thread beside idle ones
+/// may be the one that started them: both are possible only.
 pub const fn serves(evidence: ServesEvidence, seen: Service) -> Option<Confidence> {
     use ServesEvidence::{Idle, OneOfSeveral, OnlyThread, OthersIdle, OthersParked};
+    let all_slept = matches!(seen.others_slept, OthersSlept::All);
+    let parked_slept = !matches!(seen.others_slept, OthersSlept::Unknown);
     Some(match (evidence, seen.in_both_looks) {
         (Idle, _) => return None,
         (OnlyThread, true) => Confidence::Certain,
-        (OthersIdle, true) if seen.is_parked => Confidence::Possible,
-        (OthersIdle, true) if seen.is_sent && seen.stood => Confidence::Certain,
-        (OthersIdle, true) if seen.is_sent => Confidence::Likely,
-        (OthersParked, true) if seen.is_sent && seen.stood => Confidence::Likely,
+        (OthersIdle | OthersParked, true) if seen.is_parked || !seen.is_sent || !seen.ran => {
+            Confidence::Possible
+        }
+        (OthersIdle | OthersParked, true) if seen.stood && all_slept => Confidence::Certain,
+        (OthersIdle, true) => Confidence::Likely,
+        (OthersParked, true) if seen.stood && parked_slept => Confidence::Likely,
         (OnlyThread | OthersIdle | OthersParked | OneOfSeveral, _) => Confidence::Possible,
     })
 }
@@ -180,7 +207,24 @@ mod tests {
             stood: true,
             is_parked: false,
             is_sent: true,
+            ran: true,
+            others_slept: OthersSlept::All,
         };
+        let put_off = Service {
+            others_slept: OthersSlept::ButIdle,
+            ..all
+        };
+        assert_eq!(serves(OthersIdle, put_off), Some(Confidence::Likely));
+        assert_eq!(serves(OthersParked, put_off), Some(Confidence::Likely));
+        let unknown = Service {
+            others_slept: OthersSlept::Unknown,
+            ..all
+        };
+        assert_eq!(serves(OthersIdle, unknown), Some(Confidence::Likely));
+        assert_eq!(serves(OthersParked, unknown), Some(Confidence::Possible));
+        let slept = Service { ran: false, ..all };
+        assert_eq!(serves(OthersIdle, slept), Some(Confidence::Possible));
+        assert_eq!(serves(OnlyThread, slept), Some(Confidence::Certain));
         let parked = Service {
             is_parked: true,
             ..all
@@ -190,7 +234,7 @@ mod tests {
         assert_eq!(serves(Idle, all), None);
         assert_eq!(serves(OnlyThread, all), Some(Confidence::Certain));
         assert_eq!(serves(OthersIdle, all), Some(Confidence::Certain));
-        assert_eq!(serves(OthersParked, all), Some(Confidence::Likely));
+        assert_eq!(serves(OthersParked, all), Some(Confidence::Certain));
         assert_eq!(serves(OneOfSeveral, all), Some(Confidence::Possible));
         let queued = Service {
             is_sent: false,

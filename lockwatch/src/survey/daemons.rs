@@ -8,7 +8,7 @@ use crate::{
     daemon::{Client, ConnectionAddr, Daemon, DaemonThread, ServesEvidence},
     kernel::{fuse::NEXT_REQUEST_WAITS, parked_frames::is_parked},
     survey::{
-        confidence::{Service, serves},
+        confidence::{OthersSlept, Service, serves},
         functions::Functions,
         fuse::{Request, SeenFuse},
         look::{Look, TaskLook},
@@ -186,7 +186,7 @@ fn threads(
         }
         None => FxHashMap::default(),
     };
-    let seen: Vec<(usize, [Activity; 2])> = others
+    let seen: Vec<Seen> = others
         .into_iter()
         .map(|index| {
             let task = &last.look.tasks[index];
@@ -197,26 +197,32 @@ fn threads(
                 (Some(_), None) => Activity::Busy,
                 (None, _) => now,
             };
-            (index, [then, now])
+            Seen {
+                index,
+                looks: [then, now],
+                asleep_for: merger.off_cpu(task).filter(|_| task.state.is_asleep()),
+            }
         })
         .collect();
-    let busiest = Busiest::of(&seen);
+    let asked = asked(requests, clients, last);
     let standing = |client: &&Client| client.stood;
     let is_sent = clients.iter().filter(standing).any(|client| client.is_sent);
     let client_stood = clients.iter().any(|client| client.stood);
     let mut threads: Vec<DaemonThread> = seen
         .iter()
-        .map(|&(index, looks)| {
-            let task = &last.look.tasks[index];
-            let evidence = evidence(looks, busiest.of_others(index));
+        .map(|thread| {
+            let task = &last.look.tasks[thread.index];
+            let evidence = evidence(thread, &seen);
             let stood = earlier
                 .get(&task.name.key)
                 .is_some_and(|earlier| task.stood_still_since(earlier));
             let service = Service {
                 in_both_looks: client_stood && earlier.contains_key(&task.name.key),
                 stood,
-                is_parked: looks.contains(&Activity::Parked),
+                is_parked: thread.looks.contains(&Activity::Parked),
                 is_sent,
+                ran: !thread.slept_since(asked, AWAKE_MAX),
+                others_slept: others_slept(thread, &seen, asked),
             };
             let off_cpu = merger.off_cpu(task);
             DaemonThread {
@@ -234,48 +240,71 @@ fn threads(
     threads
 }
 
-/// The thread that does most in one of the looks, and what the second of them does.
-struct Busiest {
-    index: Option<usize>,
-    most: Option<Activity>,
-    second: Option<Activity>,
+/// A thread that has the device.
+#[derive(Clone, Copy)]
+struct Seen {
+    /// Index into [`Look::tasks`].
+    index: usize,
+    /// What it did in each look.
+    looks: [Activity; 2],
+    /// Since it last got a CPU, if it is asleep.
+    asleep_for: Option<Nanos>,
 }
 
-impl Busiest {
-    fn of(threads: &[(usize, [Activity; 2])]) -> Self {
-        let mut busiest = Self {
-            index: None,
-            most: None,
-            second: None,
-        };
-        for &(index, looks) in threads {
-            let does = looks.into_iter().max();
-            if does > busiest.most {
-                (busiest.second, busiest.most) = (busiest.most, does);
-                busiest.index = Some(index);
-            } else {
-                busiest.second = busiest.second.max(does);
-            }
-        }
-        busiest
-    }
-
-    /// The most that a thread other than this one does; `None` if there is no other.
-    fn of_others(&self, index: usize) -> Option<Activity> {
-        if self.index == Some(index) {
-            self.second
-        } else {
-            self.most
+impl Seen {
+    /// It has been asleep since before a request that was made at most so long ago, where it
+    /// ran at most `awake` on end before it fell asleep: then it cannot have read it.
+    fn slept_since(&self, asked: Option<Nanos>, awake: Nanos) -> bool {
+        match (self.asleep_for, asked) {
+            (Some(asleep), Some(asked)) => asleep.0 >= asked.0.saturating_add(awake.0),
+            _ => false,
         }
     }
 }
 
-/// What is known of one thread by what it does in both looks, and the busiest of the others.
-fn evidence([then, now]: [Activity; 2], others: Option<Activity>) -> ServesEvidence {
+/// Threads of daemons seldom run longer than this without falling asleep. What is known is
+/// when a thread last got a CPU, not when it left it: one that answered a request may read
+/// the next before it sleeps.
+const AWAKE_MAX: Nanos = Nanos(1_000_000_000);
+
+/// At most how long ago the oldest request was made that a daemon has read, of those that
+/// stand. `None` if that is unknown: a client that a signal has woken in between, which is
+/// killable from then on, has been off the CPU for less long than it has waited.
+fn asked(requests: &[&Request], clients: &[Client], last: Sight<'_>) -> Option<Nanos> {
+    let tasks = requests.iter().map(|it| &last.look.tasks[it.task]);
+    let asking: FxHashMap<TaskKey, &TaskLook> = tasks.map(|task| (task.name.key, task)).collect();
+    let mut oldest = None;
+    for client in clients.iter().filter(|it| it.stood && it.is_sent) {
+        let task = asking.get(&client.task.key)?;
+        if task.state != TaskState::Interruptible || client.wait == Nanos(0) {
+            return None;
+        }
+        oldest = oldest.max(Some(client.wait));
+    }
+    oldest
+}
+
+/// Which of the other threads have been asleep since before the requests.
+fn others_slept(thread: &Seen, all: &[Seen], asked: Option<Nanos>) -> OthersSlept {
+    let others = || all.iter().filter(|other| other.index != thread.index);
+    let is_idle = |other: &Seen| other.looks == [Activity::Idle; 2];
+    if !others().all(|other| is_idle(other) || other.slept_since(asked, AWAKE_MAX)) {
+        OthersSlept::Unknown
+    } else if others().all(|other| other.slept_since(asked, Nanos(0))) {
+        OthersSlept::All
+    } else {
+        OthersSlept::ButIdle
+    }
+}
+
+/// What is known of one thread by what it and all others do in both looks.
+fn evidence(thread: &Seen, all: &[Seen]) -> ServesEvidence {
+    let [then, now] = thread.looks;
     if now == Activity::Idle {
         return ServesEvidence::Idle;
     }
-    match others {
+    let others = all.iter().filter(|other| other.index != thread.index);
+    match others.map(|other| other.looks[0].max(other.looks[1])).max() {
         None => ServesEvidence::OnlyThread,
         // It has read what it has after the first look, or nothing.
         _ if then == Activity::Idle => ServesEvidence::OneOfSeveral,

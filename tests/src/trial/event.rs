@@ -64,6 +64,17 @@ pub struct Ended {
     pub blocked_tasks: usize,
     /// Who was found holding the lock.
     pub holders: Vec<Task>,
+    /// Forecasts of who is next that were checked.
+    pub forecasts: Option<Forecasts>,
+}
+
+/// How many forecasts of who is next came true.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Forecasts {
+    /// Those that did.
+    pub right: u64,
+    /// Those that did not.
+    pub wrong: u64,
 }
 
 impl Event {

@@ -2,7 +2,7 @@
 
 use super::{Text, Tone, daemons, holders::device_words, named};
 use crate::{
-    detect::{Detector as _, LostWakeup},
+    detect::{Deadlock, Detector as _, LostWakeup},
     figures::Count,
     graph::chain::Step,
     lock::{LockAddr, LockState},
@@ -78,7 +78,7 @@ fn root(report: &Report, lock: &Lock, chain: &Chain, route: &[Step]) -> Text {
         text.push(Tone::Alarm, "cycle");
         text.push(Tone::Plain, ": ");
         text.append(steps(report, &chain.graph.path));
-        text.push(Tone::Plain, ": each waits for the next");
+        text.push(Tone::Plain, each(report, chain));
     } else {
         text.append(steps(report, route));
         match chain.stuck.class {
@@ -117,6 +117,18 @@ fn root(report: &Report, lock: &Lock, chain: &Chain, route: &[Step]) -> Text {
         text.push(Tone::Plain, format!(" · {tasks} blocked in all"));
     }
     text
+}
+
+/// A circle that is no deadlock rests on something that is not certain: a thread that is likely
+/// to have a request, a wait that may have a time limit, a wait that has just begun.
+fn each(report: &Report, chain: &Chain) -> &'static str {
+    let name = Deadlock.name();
+    let mut findings = report.findings.iter();
+    if findings.any(|it| it.detector == name && it.tasks.contains(&chain.root.tid)) {
+        ": each waits for the next"
+    } else {
+        ": each seems to wait for the next"
+    }
 }
 
 fn is_wakeup_lost(report: &Report, chain: &Chain) -> bool {

@@ -2,6 +2,7 @@ use insta::assert_snapshot;
 
 use super::*;
 use crate::{
+    lock::Confidence,
     report::example::{self, MS, SEC},
     survey::Survey,
 };
@@ -83,6 +84,16 @@ fn cycle() {
 #[test]
 fn idle_daemon() {
     assert_snapshot!(at_both_widths(&example::idle_daemon()));
+}
+
+#[test]
+fn a_circle_that_is_no_deadlock_only_seems_to_be_one() {
+    let mut survey = example::daemon_in_its_own_directory();
+    let sure = text(&survey, 200, false);
+    assert!(sure.contains("DEADLOCK") && sure.contains(": each waits for the next"));
+    survey.daemons[0].threads[0].serves = Some(Confidence::Likely);
+    let likely = text(&survey, 200, false);
+    assert!(!likely.contains("DEADLOCK") && likely.contains(": each seems to wait for the next"));
 }
 
 #[test]

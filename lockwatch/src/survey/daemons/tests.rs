@@ -14,6 +14,9 @@ const REQUEST: u64 = 0xffff_8883_0000_0000;
 const TABLE: u64 = 0xffff_8884_0000_0000;
 const OTHER_TABLE: u64 = 0xffff_8884_0001_0000;
 
+const SECOND: u64 = 1_000_000_000;
+const NOW: u64 = 1_000 * SECOND;
+
 /// Where a task sleeps, in which state.
 const CLIENT: (u64, u32) = (0xffff_ffff_8101_0050, ASLEEP);
 const IDLE: (u64, u32) = (0xffff_ffff_8102_0050, ASLEEP);
@@ -38,7 +41,22 @@ fn look(tasks: &[Is]) -> Look {
         };
         image.sleep(n, &[0], sleeper);
     }
-    image.look(tasks.len() as u64 + 1)
+    let mut look = image.look(tasks.len() as u64 + 1);
+    for (index, task) in look.tasks.iter_mut().enumerate() {
+        task.record.taken_at_ns = NOW;
+        let seconds = match all_of(tasks, index) {
+            CLIENT => 10,
+            DISK => 9,
+            // Since it was mounted.
+            _ => 60,
+        };
+        task.record.last_arrival_ns = NOW - seconds * SECOND;
+    }
+    look
+}
+
+fn all_of(tasks: &[Is], index: usize) -> (u64, u32) {
+    index.checked_sub(1).map_or(CLIENT, |index| tasks[index].0)
 }
 
 fn seen(clients: &[usize], is_sent: bool) -> SeenFuse {
@@ -74,7 +92,10 @@ fn conclude(first: Option<(&Look, &SeenFuse)>, last: (&Look, &SeenFuse)) -> Vec<
     let mut stacks = Stacks::default();
     let mut merger = Merger {
         functions: &mut functions,
-        clocks: Clocks::default(),
+        clocks: Clocks {
+            scheduler_offset_ns: Some(0),
+            hz: None,
+        },
         stacks: &mut stacks,
     };
     let sight = |(look, fuse)| Sight { look, fuse };
@@ -139,7 +160,7 @@ fn parked_threads_leave_a_doubt() {
     let [busy, parked] = [Is(DISK, TABLE, 0), Is(FUTEX, TABLE, 0)];
     let found = stand(&[busy, parked]);
     let expected = [
-        (2, OthersParked, Some(Likely)),
+        (2, OthersParked, Some(Certain)),
         (3, OneOfSeveral, Some(Possible)),
     ];
     assert_eq!(found, expected);
@@ -152,6 +173,41 @@ fn parked_threads_leave_a_doubt() {
     let ran = Is(DISK, TABLE, 1);
     let found = served(&[busy, parked], &[ran, parked], true);
     assert_eq!(found[0], (2, OthersParked, Some(Possible)));
+}
+
+/// As `stand`, where task `n` got its CPU so many seconds ago; the client 10 s ago.
+fn stand_since(tasks: &[Is], n: usize, seconds: u64) -> Option<Confidence> {
+    let mut sight = look(tasks);
+    sight.tasks[n - 1].record.last_arrival_ns = NOW - seconds * SECOND;
+    let fuse = seen(&[0], true);
+    let daemons = conclude(Some((&sight, &fuse)), (&sight, &fuse));
+    daemons[0].threads[0].serves
+}
+
+#[test]
+fn who_ran_since_the_request_may_have_it() {
+    let [busy, parked, idle] = [Is(DISK, TABLE, 0), Is(FUTEX, TABLE, 0), Is(IDLE, TABLE, 0)];
+    // It sleeps as it serves, and will answer.
+    assert_eq!(stand_since(&[busy, parked], 3, 9), Some(Possible));
+    assert_eq!(stand_since(&[busy, parked], 3, 60), Some(Certain));
+    // It answered a request before, and read this one before it slept.
+    let closely = stand_since(&[busy, parked], 3, 10);
+    assert_eq!(closely, Some(Possible));
+    // It may have read this one, and put the answer off.
+    assert_eq!(stand_since(&[busy, idle], 3, 9), Some(Likely));
+    assert_eq!(stand_since(&[busy, idle], 3, 10), Some(Certain));
+    // The busy one slept before there was a request.
+    assert_eq!(stand_since(&[busy, idle], 2, 20), Some(Possible));
+    assert_eq!(stand_since(&[busy], 2, 20), Some(Certain), "only thread");
+}
+
+#[test]
+fn how_old_the_request_of_an_interrupted_client_is_is_unknown() {
+    let mut sight = look(&[Is(DISK, TABLE, 0), Is(FUTEX, TABLE, 0)]);
+    let fuse = seen(&[0], true);
+    sight.tasks[0].state = TaskState::Killable;
+    let daemons = conclude(Some((&sight, &fuse)), (&sight, &fuse));
+    assert_eq!(daemons[0].threads[0].serves, Some(Possible));
 }
 
 #[test]
