@@ -1,5 +1,6 @@
 use super::*;
 use crate::{
+    daemon::ServesEvidence,
     graph::chain::chains,
     lock::{Confidence, LockClass, LockKind, LockMode},
     report::example::{self, SEC},
@@ -105,6 +106,15 @@ fn a_daemon_in_its_own_directory_is_a_deadlock() {
 fn an_idle_daemon_is_a_slow_file_system_and_no_deadlock() {
     let survey = example::idle_daemon();
     assert_eq!(said_by("deadlock", &survey), [""; 0]);
+    assert_eq!(said_by("slow-file-system", &survey).len(), 1);
+}
+
+#[test]
+fn a_daemon_that_is_known_and_waits_for_no_lock_is_a_slow_file_system() {
+    let mut survey = example::idle_daemon();
+    let thread = &mut survey.daemons[0].threads[0];
+    thread.evidence = ServesEvidence::OnlyThread;
+    thread.serves = Some(Confidence::Certain);
     assert_eq!(said_by("slow-file-system", &survey).len(), 1);
 }
 
