@@ -23,7 +23,8 @@ pub struct WayOut {
     pub sentence: String,
     /// What it may cost, in words, without a full stop.
     pub risk: String,
-    /// Thread ids of the tasks that it is done to. Empty if it is done to none.
+    /// Thread ids of the tasks that it is done to. Empty if it is done to none, or to the
+    /// clients of a daemon.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(default)]
     pub tids: Vec<Tid>,
@@ -104,7 +105,8 @@ fn abort(daemon: &Daemon) -> WayOut {
             daemon.name
         ),
         risk: "the mount is dead from then on, and what was not written back is lost".to_owned(),
-        tids: daemon.clients.iter().map(|it| it.task.key.tid).collect(),
+        // They are the clients of the report's daemon: thousands, for each lock again.
+        tids: Vec::new(),
     }
 }
 
