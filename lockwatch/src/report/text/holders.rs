@@ -127,7 +127,7 @@ fn doing(report: &Report, holder: &Holder) -> Text {
         (StuckClass::Runnable, None) => {
             text.push(Tone::Plain, stuck_words(StuckClass::Runnable));
             // Which may have used up its share.
-            if let Some(cgroup) = &holder.cgroup {
+            if let Some(cgroup) = holder.cgroup.as_deref().filter(|&path| path != "/") {
                 text.push(Tone::Plain, format!(" (control group {cgroup})"));
             }
         }
