@@ -119,7 +119,7 @@ pub struct Ready {
     /// that it waits for does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<Held>,
-    /// The block device that the holder waits for, with one request in flight.
+    /// The block device that the holder waits for, with a request in flight at least.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
     /// The deadlock, if it is one.
