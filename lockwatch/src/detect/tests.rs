@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     graph::chain::chains,
-    lock::{Confidence, LockClass, LockKind, LockMode},
+    lock::{Confidence, LockClass, LockKind, LockMode, LockObject},
     report::example::{self, SEC},
     survey::Survey,
     task::TaskState,
@@ -93,7 +93,8 @@ fn a_daemon_in_its_own_directory_is_a_deadlock() {
     assert_eq!(said.severity, Severity::Critical);
     assert_eq!(
         said.sentence,
-        "sharefs[900] and mkdir[811] wait for each other, 4 tasks blocked for 8.3s"
+        "sharefs[900] and mkdir[811] wait for each other, 4 tasks blocked for 8.3s, with those \
+         that wait for the daemon"
     );
     assert_eq!(said.evidence.len(), 3);
     assert_eq!(said.tasks, [Tid(900), Tid(811)]);
@@ -106,6 +107,18 @@ fn an_idle_daemon_is_a_slow_file_system_and_no_deadlock() {
     let survey = example::idle_daemon();
     assert_eq!(said_by("deadlock", &survey), [""; 0]);
     assert_eq!(said_by("slow-file-system", &survey).len(), 1);
+}
+
+#[test]
+fn a_file_system_whose_instance_is_named_as_its_type_is_named_once() {
+    let mut survey = example::idle_daemon();
+    let said = |survey: &Survey| said_by("slow-file-system", survey).remove(0);
+    assert!(said(&survey).contains("below it is (fuse, 0:52): "));
+    let Some(LockObject::Inode { sb, .. }) = &mut survey.locks[0].object else {
+        panic!("it is a directory");
+    };
+    *sb = "fuse".to_owned();
+    assert!(said(&survey).contains("below it is (fuse): "));
 }
 
 /// Each of these is what a passing moment could look like.
