@@ -122,7 +122,8 @@ Examples:
   lockwatch report stall.lwr --format folded | inferno-flamegraph > waits.svg
   lockwatch report stall.lwr --format perfetto -o stall.pftrace     for ui.perfetto.dev
 
-Exit status: 0 no stall in it, 1 stall found, 2 error.")]
+Exit status: 0 no stall in it, 1 stall found, 2 error, or nothing found in a recording that
+is cut off or damaged: the stall may be in what could not be read.")]
     Report(ReportArgs),
     /// Say what this kernel and these privileges allow
     ///
@@ -308,7 +309,7 @@ pub struct ReportArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub survey: Option<u64>,
     /// Report the last survey taken by this time (2026-03-01T03:12:09Z)
-    #[arg(long, value_name = "TIME", conflicts_with = "survey")]
+    #[arg(long, value_name = "TIME", conflicts_with = "survey", value_parser = timestamp)]
     pub at: Option<jiff::Timestamp>,
     /// Which detectors are asked.
     #[command(flatten)]
@@ -449,6 +450,12 @@ fn duration(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
+/// A moment, with its offset from UTC.
+fn timestamp(text: &str) -> Result<jiff::Timestamp, &'static str> {
+    text.parse()
+        .map_err(|_| "expected a time such as 2026-03-01T03:12:09Z")
+}
+
 fn mechanism(text: &str) -> Result<Mechanism, String> {
     let mut all = Mechanism::ALL.into_iter();
     all.find(|mechanism| mechanism.name() == text)
@@ -468,6 +475,15 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_time_is_asked_for_by_example() {
+        assert!(timestamp("2026-03-01T03:12:09Z").is_ok());
+        let parsed = Cli::try_parse_from(["lockwatch", "report", "x", "--at", "3s"]);
+        let error = parsed.unwrap_err().to_string();
+        let expected = "expected a time such as 2026-03-01T03:12:09Z";
+        assert!(error.contains(expected), "{error}");
     }
 
     #[test]

@@ -103,3 +103,58 @@ fn a_recording_does_not_replace_a_file() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("--force replaces a file"), "{stderr}");
 }
+
+/// A part of a recording of the stall lab may have no stall in it, and yet the stall may be
+/// in what is missing.
+#[test]
+fn nothing_found_in_a_recording_that_is_cut_off_is_no_all_clear() {
+    use std::{fs, io::Read as _, io::Write as _};
+
+    let whole = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/recordings/mmap-read-held.lwr"
+    );
+    assert_eq!(lockwatch(&["report", whole]).status.code(), Some(1));
+    let mut text = String::new();
+    let file = fs::File::open(whole).expect("the recording is in the tree");
+    flate2::read::GzDecoder::new(file)
+        .read_to_string(&mut text)
+        .expect("it is gzip");
+    let header = text.lines().next().expect("it has a header").to_owned() + "\n";
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("part.lwr");
+    let reported = |text: &str, format: &str| {
+        let file = fs::File::create(&path).expect("a file");
+        let mut packed = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
+        packed.write_all(text.as_bytes()).expect("room");
+        packed.finish().expect("room");
+        let path = path.to_str().expect("a plain name");
+        let output = lockwatch(&["report", path, "--format", format]);
+        (output.status.code(), output.stdout)
+    };
+    let (code, out) = reported(&header, "text");
+    let out = String::from_utf8(out).expect("UTF-8");
+    assert_eq!(code, Some(2), "{out}");
+    assert!(out.contains("at least 0 stalls of "), "{out}");
+    assert!(out.contains(" in what could be read"), "{out}");
+    assert_eq!(reported(&header, "perfetto").0, Some(2));
+    let with_end = header + "{\"end\":{\"at_ns\":0,\"records\":0}}\n";
+    let (code, out) = reported(&with_end, "text");
+    let out = String::from_utf8(out).expect("UTF-8");
+    assert_eq!(code, Some(0), "{out}");
+    assert!(out.contains("\n0 stalls of "), "{out}");
+}
+
+#[test]
+fn a_recording_needs_a_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = Command::new(env!("CARGO_BIN_EXE_lockwatch"))
+        .args(["record", "--once", "-o", "-"])
+        .current_dir(folder.path())
+        .output()
+        .expect("the binary under test runs");
+    assert_eq!(output.status.code(), Some(2));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("a recording needs a file"), "{stderr}");
+    assert!(!folder.path().join("-").exists());
+}

@@ -13,7 +13,7 @@ use anyhow::Context as _;
 
 use super::{
     Outcome, lock_memory,
-    output::{Output, write_report, write_to},
+    output::{Output, refuse_terminal, write_report, write_to},
     priority::go_first,
 };
 use crate::{
@@ -34,6 +34,7 @@ const GRACE: Duration = Duration::from_millis(500);
 /// taken, the kernel does not answer before the deadline, or the report cannot be
 /// written.
 pub fn run(args: &DiagnoseArgs) -> anyhow::Result<Outcome> {
+    refuse_terminal(args.format, args.output.as_deref())?;
     let output = args.output.as_deref().map(Output::create).transpose()?;
     go_first();
     lock_memory();

@@ -25,6 +25,8 @@ pub enum Outcome {
     Stall,
     /// Something that lockwatch wants is missing: exit code 1.
     Gaps,
+    /// Nothing was found in a recording that could be read in part only: exit code 2.
+    Unread,
     /// Nothing of lockwatch works on this host: exit code 2.
     Unusable,
 }
@@ -34,7 +36,7 @@ impl From<Outcome> for ExitCode {
         match outcome {
             Outcome::Clear => Self::SUCCESS,
             Outcome::Stall | Outcome::Gaps => Self::from(1),
-            Outcome::Unusable => Self::from(2),
+            Outcome::Unread | Outcome::Unusable => Self::from(2),
         }
     }
 }

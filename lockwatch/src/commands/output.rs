@@ -2,12 +2,12 @@
 
 use std::{
     fs::{File, OpenOptions, Permissions},
-    io::{self, BufWriter, Write},
+    io::{self, BufWriter, IsTerminal as _, Write},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use rustix::fs::{Access, OFlags, fcntl_getfl, fcntl_setfl};
 use tempfile::{NamedTempFile, TempPath};
 
@@ -113,6 +113,19 @@ pub(super) fn write_to(
     let mut stdout = BufWriter::new(io::stdout().lock());
     let written = write(&mut stdout, look.for_stdout()).and_then(|()| stdout.flush());
     allow_closed_pipe(written).context("write to standard output")
+}
+
+/// Refuses to write what is no text to a terminal.
+///
+/// # Errors
+/// When that is where the report would go.
+pub(super) fn refuse_terminal(format: ReportFormat, output: Option<&Path>) -> anyhow::Result<()> {
+    let is_text = format != ReportFormat::Perfetto;
+    ensure!(
+        is_text || output.is_some() || !io::stdout().is_terminal(),
+        "a Perfetto trace is nothing for a terminal: use -o FILE"
+    );
+    Ok(())
 }
 
 /// Writes a report in one of its formats.

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 
 use crate::{
     graph::Input,
@@ -49,8 +49,13 @@ pub(super) struct Recorder {
 /// Creates the file of a recording, for its owner only.
 ///
 /// # Errors
-/// When it exists and is not to be replaced, or cannot be created.
+/// When it exists and is not to be replaced, or cannot be created; for `-`, which elsewhere
+/// means standard output.
 pub(super) fn create(path: &Path, force: bool) -> anyhow::Result<File> {
+    ensure!(
+        path != Path::new("-"),
+        "a recording needs a file, not standard output: name one (./- for a file of that name)"
+    );
     let mut options = OpenOptions::new();
     options.write(true).mode(0o600);
     if force {
@@ -58,13 +63,13 @@ pub(super) fn create(path: &Path, force: bool) -> anyhow::Result<File> {
     } else {
         options.create_new(true);
     }
-    options.open(path).with_context(|| {
+    options.open(path).map_err(|error| {
         let path = path.display();
-        if force {
-            format!("create {path}")
-        } else {
-            format!("create {path} (--force replaces a file)")
-        }
+        let what = match error.kind() {
+            io::ErrorKind::AlreadyExists => format!("create {path} (--force replaces a file)"),
+            _ => format!("create {path}"),
+        };
+        anyhow::Error::new(error).context(what)
     })
 }
 
@@ -199,4 +204,31 @@ fn weight(input: &Input) -> usize {
 
 fn length(file: &File) -> io::Result<u64> {
     Ok(file.metadata()?.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(path: &Path) -> String {
+        format!("{:#}", create(path, false).unwrap_err())
+    }
+
+    #[test]
+    fn only_a_file_that_exists_can_be_replaced_by_force() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stall.lwr");
+        create(&path, false).unwrap();
+        let there = refusal(&path);
+        assert!(there.contains("--force replaces a file"), "{there}");
+        create(&path, true).unwrap();
+        let missing = refusal(&folder.path().join("none/stall.lwr"));
+        assert!(!missing.contains("--force"), "{missing}");
+    }
+
+    #[test]
+    fn standard_output_is_no_file_for_a_recording() {
+        let refused = refusal(Path::new("-"));
+        assert!(refused.starts_with("a recording needs a file"), "{refused}");
+    }
 }

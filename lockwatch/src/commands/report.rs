@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 
 use super::{
     Outcome,
-    output::{Output, write_report, write_to},
+    output::{Output, refuse_terminal, write_report, write_to},
     watch::{by_kind, printable, unsurveyed},
 };
 use crate::{
@@ -33,6 +33,7 @@ const SHOWN: usize = 10;
 /// When the file is no recording, has not what is asked for, or the report cannot be
 /// written.
 pub fn run(args: &ReportArgs) -> anyhow::Result<Outcome> {
+    refuse_terminal(args.format, args.output.as_deref())?;
     let file = args.file.display();
     let reader = Reader::open(&args.file).with_context(|| format!("{file}"))?;
     let choice = match (args.survey, args.at) {
@@ -68,10 +69,11 @@ pub fn run(args: &ReportArgs) -> anyhow::Result<Outcome> {
     }
     let asked = report.filter(|_| choice != Chosen::Worst && !is_trace);
     let found = asked.map_or_else(|| replayed.has_stall(), |report| report.has_stall());
-    Ok(if found {
-        Outcome::Stall
-    } else {
-        Outcome::Clear
+    Ok(match (found, &replayed.damage) {
+        (true, _) => Outcome::Stall,
+        (false, None) => Outcome::Clear,
+        // The stall may be in what could not be read.
+        (false, Some(_)) => Outcome::Unread,
     })
 }
 
@@ -138,9 +140,13 @@ fn write_summary(out: &mut dyn Write, replayed: &Replayed, standing: u64) -> io:
         printable(&header.lockwatch),
     )?;
     let stalls = Count(standing + replayed.ended_count).nouns("stall", "stalls");
+    let (least, part, end) = match replayed.damage {
+        None => ("", "", "at the end"),
+        Some(_) => ("at least ", " in what could be read", "at the end of that"),
+    };
     writeln!(
         out,
-        "{stalls} of {} and longer, {} at the end; {}, {}, lost: {}",
+        "{least}{stalls} of {} and longer{part}, {} {end}; {}, {}, lost: {}",
         Span(header.threshold_ns),
         match standing {
             0 => "none stands".to_owned(),

@@ -8,13 +8,15 @@
 //! can open it. A wait for a PI futex may have a time limit, which is not read: a circle
 //! through one is none that is told.
 
+use rustc_hash::FxHashSet;
+
 use super::{Detector, Finding, Scene, Severity};
 use crate::{
     daemon::{Client, Daemon, DaemonThread},
     figures::{Count, Span},
     graph::chain::{Chain, Step},
-    lock::{Confidence, Holder, Lock, LockKind, LockMode, Waiter},
-    task::{Nanos, TaskName, TaskState, Tid},
+    lock::{Confidence, Holder, Lock, LockAddr, LockKind, LockMode, Waiter},
+    task::{Nanos, TaskKey, TaskName, TaskState, Tid},
 };
 
 /// Members of a circle that its sentence names.
@@ -70,11 +72,17 @@ fn finding(detector: &'static str, scene: &Scene<'_>, chain: &Chain) -> Option<F
     }
     let members: Vec<Tid> = chain.path[1..].iter().filter_map(member).collect();
     let blocked = Count::from(chain.blocked_tasks).nouns("task", "tasks");
+    // More than its locks count: clients of a daemon that wait for no lock.
+    let with_clients = if chain.blocked_tasks as usize > queued_behind(scene, chain) {
+        ", with those that wait for the daemon"
+    } else {
+        ""
+    };
     Some(Finding {
         detector,
         severity: Severity::Critical,
         sentence: format!(
-            "{}, {blocked} blocked for {}",
+            "{}, {blocked} blocked for {}{with_clients}",
             circle(&chain.path[1..]),
             Span(longest)
         ),
@@ -90,6 +98,18 @@ fn finding(detector: &'static str, scene: &Scene<'_>, chain: &Chain) -> Option<F
         path: chain.path.clone(),
         evidence: links.iter().map(Link::words).collect(),
     })
+}
+
+/// Distinct tasks that are queued on the locks behind the circle.
+fn queued_behind(scene: &Scene<'_>, chain: &Chain) -> usize {
+    let behind: FxHashSet<LockAddr> = chain.locks().collect();
+    let locks = scene.locks.iter();
+    let waiters = locks
+        .filter(|lock| behind.contains(&lock.address))
+        .flat_map(|lock| &lock.waiters)
+        .filter(|waiter| !waiter.granted);
+    let queued: FxHashSet<TaskKey> = waiters.map(|waiter| waiter.task.key).collect();
+    queued.len()
 }
 
 /// Waits for rt_mutexes that a signal ends are those for PI futexes (kernel/futex/pi.c), and

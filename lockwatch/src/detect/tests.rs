@@ -2,7 +2,7 @@ use super::*;
 use crate::{
     daemon::ServesEvidence,
     graph::chain::chains,
-    lock::{Confidence, LockClass, LockKind, LockMode},
+    lock::{Confidence, LockClass, LockKind, LockMode, LockObject},
     report::example::{self, SEC},
     survey::Survey,
     task::TaskState,
@@ -94,7 +94,8 @@ fn a_daemon_in_its_own_directory_is_a_deadlock() {
     assert_eq!(said.severity, Severity::Critical);
     assert_eq!(
         said.sentence,
-        "sharefs[900] and mkdir[811] wait for each other, 4 tasks blocked for 8.3s"
+        "sharefs[900] and mkdir[811] wait for each other, 4 tasks blocked for 8.3s, with those \
+         that wait for the daemon"
     );
     assert_eq!(said.evidence.len(), 3);
     assert_eq!(said.tasks, [Tid(900), Tid(811)]);
@@ -116,6 +117,18 @@ fn a_daemon_that_is_known_and_waits_for_no_lock_is_a_slow_file_system() {
     thread.evidence = ServesEvidence::OnlyThread;
     thread.serves = Some(Confidence::Certain);
     assert_eq!(said_by("slow-file-system", &survey).len(), 1);
+}
+
+#[test]
+fn a_file_system_whose_instance_is_named_as_its_type_is_named_once() {
+    let mut survey = example::idle_daemon();
+    let said = |survey: &Survey| said_by("slow-file-system", survey).remove(0);
+    assert!(said(&survey).contains("below it is (fuse, 0:52): "));
+    let Some(LockObject::Inode { sb, .. }) = &mut survey.locks[0].object else {
+        panic!("it is a directory");
+    };
+    *sb = "fuse".to_owned();
+    assert!(said(&survey).contains("below it is (fuse): "));
 }
 
 /// Each of these is what a passing moment could look like.

@@ -28,7 +28,7 @@ pub enum OpenError {
     #[error("not a lockwatch recording: {0}")]
     Foreign(String),
     /// It ends before it says what it is.
-    #[error("the recording is cut off before its first record: {0}")]
+    #[error("it holds no record: {0}")]
     Empty(String),
     /// Another lockwatch is needed.
     #[error(

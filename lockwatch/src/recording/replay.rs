@@ -25,6 +25,8 @@ const EXPLAINED_MAX: usize = 10;
 const SURVEYS_MAX: usize = 512 << 20;
 /// More tasks than these cannot wait at a time: see `scans`.
 const WAITS_MAX: usize = 1 << 20;
+/// No run, and no wait that one sees, is longer: ten years.
+const LENGTH_MAX: Nanos = Nanos(10 * 365 * 24 * 3_600 * 1_000_000_000);
 /// Inputs between two counts of the waits.
 const COUNT_AFTER: usize = 1 << 17;
 
@@ -119,6 +121,13 @@ impl Replayed {
         let mut taken = 0;
         while let Some(record) = reader.next() {
             taken += 1;
+            if let Some(why) = replayed.absurd(&record) {
+                replayed.damage = Some(Damage {
+                    records: taken - 1,
+                    why: format!("record {taken} is damaged ({why})"),
+                });
+                break;
+            }
             match record {
                 Record::Input(input) => {
                     uncounted += 1;
@@ -162,13 +171,27 @@ impl Replayed {
         self.graph.waits().count() + blocked.iter().map(|s| s.blocked.len()).sum::<usize>()
     }
 
+    /// What is wrong with the times of a record that no run can have written.
+    fn absurd(&self, record: &Record) -> Option<&'static str> {
+        let at_ns = match record {
+            Record::Input(input) => time_of(input),
+            Record::End(end) => end.at_ns,
+            Record::Lost(_) | Record::Missing(_) => return None,
+        };
+        if Nanos::between(self.header.began_ns, at_ns) > LENGTH_MAX {
+            return Some("it is from years after the first");
+        }
+        let Record::Input(Input::Survey(survey)) = record else {
+            return None;
+        };
+        let mut waiters = survey.locks.iter().flat_map(|lock| &lock.waiters);
+        waiters
+            .any(|waiter| waiter.wait > LENGTH_MAX)
+            .then_some("a task waits in it for years")
+    }
+
     fn take(&mut self, input: Input) {
-        self.last_ns = self.last_ns.max(match &input {
-            Input::Event(Event::WaitBegin(wait)) | Input::Refuted(wait) => wait.since_ns,
-            Input::Event(Event::WaitEnd { at_ns, .. }) | Input::Clock(at_ns) => *at_ns,
-            Input::Scan(scan) => scan.at_ns,
-            Input::Survey(survey) => survey.taken_at_ns,
-        });
+        self.last_ns = self.last_ns.max(time_of(&input));
         match &input {
             Input::Event(_) => self.events += 1,
             Input::Survey(_) => self.surveys += 1,
@@ -250,6 +273,16 @@ impl Replayed {
     /// How long the recording is.
     pub fn length(&self) -> Nanos {
         Nanos::between(self.header.began_ns, self.last_ns)
+    }
+}
+
+/// `CLOCK_MONOTONIC` ns of what an input tells.
+fn time_of(input: &Input) -> u64 {
+    match input {
+        Input::Event(Event::WaitBegin(wait)) | Input::Refuted(wait) => wait.since_ns,
+        Input::Event(Event::WaitEnd { at_ns, .. }) | Input::Clock(at_ns) => *at_ns,
+        Input::Scan(scan) => scan.at_ns,
+        Input::Survey(survey) => survey.taken_at_ns,
     }
 }
 

@@ -368,9 +368,10 @@ fn a_file_that_is_none_says_so() {
         refused(&packed("hello\n")),
         "not a lockwatch recording: its first line names no recording"
     );
+    assert_eq!(refused(b""), "it holds no record: the file is empty");
     assert_eq!(
-        refused(b""),
-        "the recording is cut off before its first record: the file is empty"
+        refused(&packed("{\"recording\"")),
+        "it holds no record: the recording is cut off"
     );
     let newer = text(&written(&[])).replace("recording/1", "recording/2");
     assert_eq!(
@@ -448,6 +449,29 @@ fn a_report_says_that_it_is_of_a_recording_and_what_that_lacks() {
     assert!(degraded.contains("4 records could be read"), "{degraded}");
     assert!(degraded.contains("2 records are missing"), "{degraded}");
     assert_eq!(replayed.standing().len(), 1);
+}
+
+#[test]
+fn times_that_no_run_can_have_seen_are_damage() {
+    let replayed = |record: Record| {
+        let file = written(&[record]);
+        let reader = Reader::new(file.as_slice()).unwrap();
+        let replayed = Replayed::from_reader(reader, Chosen::Worst);
+        (replayed.length(), replayed.damage.map(|damage| damage.why))
+    };
+    let (length, why) = replayed(Record::Input(Input::Clock(u64::MAX)));
+    assert_eq!(length, Nanos(0));
+    assert_eq!(
+        why.as_deref(),
+        Some("record 1 is damaged (it is from years after the first)")
+    );
+    let mut survey = example::incident();
+    survey.locks[0].waiters[7].wait = Nanos(u64::MAX);
+    let (_, why) = replayed(Record::Input(Input::Survey(Arc::new(survey))));
+    assert_eq!(
+        why.as_deref(),
+        Some("record 1 is damaged (a task waits in it for years)")
+    );
 }
 
 #[test]

@@ -54,13 +54,17 @@ impl Detector for SlowFileSystem {
                 } else {
                     ("file or directory", "changes it")
                 };
+                let system = if fstype == sb {
+                    fstype.clone()
+                } else {
+                    format!("{fstype}, {sb}")
+                };
                 Some(Finding {
                     detector: self.name(),
                     severity: Severity::Info,
                     sentence: format!(
-                        "not the lock is slow but the file system below it ({fstype}, {sb}): {} \
-                         waits for {storage} with the {what} locked, and whoever {who} waits \
-                         with it",
+                        "the lock is not slow, the file system below it is ({system}): {} waits \
+                         for {storage} with the {what} locked, and whoever {who} waits with it",
                         holder.task
                     ),
                     locks: vec![lock.address],

@@ -30,16 +30,18 @@ fn state(report: &Report, daemon: &Daemon) -> String {
         );
     }
     let idle = |thread: &DaemonThread| thread.evidence == ServesEvidence::Idle;
-    let count = Count::of(daemon.threads.len());
-    match daemon.threads.first() {
-        None => "nobody serves it".to_owned(),
-        Some(thread) if daemon.threads.iter().all(idle) => format!(
-            "daemon {}, which waits for requests and has not answered this one",
-            named(&thread.comm, thread.tid)
-        ),
-        Some(thread) => format!(
-            "daemon {}: which of its {count} threads has the request is unknown",
-            named(&thread.comm, thread.tid)
+    let Some(thread) = daemon.threads.first() else {
+        return "nobody serves it".to_owned();
+    };
+    let name = named(&thread.comm, thread.tid);
+    match daemon.threads.len() {
+        _ if daemon.threads.iter().all(idle) => {
+            format!("daemon {name}, which waits for requests and has not answered this one")
+        }
+        1 => format!("daemon {name}, which may or may not have the request"),
+        count => format!(
+            "daemon {name}, of whose {} threads it is unknown which has the request",
+            Count::of(count)
         ),
     }
 }

@@ -118,7 +118,7 @@ pub fn write_lock(
     field("why", &why::lines(report, lock))?;
     field("root", &roots::lines(report, lock))?;
     field("next", &[next(lock)])?;
-    field("ways out", &ways_out(lock))
+    field("ways out", &ways_out(report, lock))
 }
 
 fn next(lock: &Lock) -> Text {
@@ -133,8 +133,13 @@ fn way_out(way: &WayOut) -> Text {
     Text::plain(format!("{}; risk: {}", way.sentence, way.risk))
 }
 
-/// What a person could do; nothing here is done.
-fn ways_out(lock: &Lock) -> Vec<Text> {
+/// What a person could do; nothing here is done. What the paragraph of a deadlock above has
+/// told already is only named.
+fn ways_out(report: &Report, lock: &Lock) -> Vec<Text> {
+    let deadlocks = report.deadlocks_on(lock);
+    let told: Vec<&WayOut> = deadlocks
+        .flat_map(|it| deadlock::told(report, it))
+        .collect();
     let forced = match lock.blocked().count() {
         0 => return Vec::new(),
         1 => "the only waiter is not killable; nothing here is safe to force".to_owned(),
@@ -150,7 +155,15 @@ fn ways_out(lock: &Lock) -> Vec<Text> {
             let words = format!("{sentence} (risk: {risk}); nothing here is safe to force");
             vec![Text::plain(words)]
         }
-        ways => ways.iter().map(way_out).collect(),
+        ways => ways
+            .iter()
+            .map(|way| match way.way {
+                Way::AbortConnection if told.contains(&way) => {
+                    Text::plain("abort the connection, as above")
+                }
+                _ => way_out(way),
+            })
+            .collect(),
     }
 }
 

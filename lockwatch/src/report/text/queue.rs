@@ -83,12 +83,12 @@ fn one(lock: &Lock, waiter: &Waiter) -> Text {
     text
 }
 
-/// `#2–#1469 readers: top ×31, ps ×12, …  in proc_pid_cmdline_read`
+/// `#2–#1469 readers: top ×31, ps ×12, sh and 5 other names  in proc_pid_cmdline_read`
 fn group(what: &str, waiters: &[&Waiter]) -> Text {
     let mut text = Text::plain(format!("{}: ", glued(what)));
     text.push(
         Tone::Plain,
-        tally(waiters.iter().map(|w| w.comm.as_str()), true),
+        tally(waiters.iter().map(|w| w.comm.as_str()), true, "name"),
     );
     let callers = waiters.iter().filter_map(|w| w.caller.as_deref());
     if callers.clone().next().is_some() {
@@ -97,13 +97,13 @@ fn group(what: &str, waiters: &[&Waiter]) -> Text {
             .clone()
             .all(|caller| Some(caller) == waiters[0].caller.as_deref());
         text.push(Tone::Dim, format!("  in{GLUE}"));
-        text.push(Tone::Dim, tally(callers, !(one && all_known)));
+        text.push(Tone::Dim, tally(callers, !(one && all_known), "function"));
     }
     text
 }
 
-/// The most frequent names: `top ×31, ps ×12, … 5 more names`.
-fn tally<'a>(names: impl Iterator<Item = &'a str>, with_counts: bool) -> String {
+/// The most frequent names: `top ×31, ps ×12, sh and 5 other names`; `what` they are, as one.
+fn tally<'a>(names: impl Iterator<Item = &'a str>, with_counts: bool, what: &str) -> String {
     // By name: place of the first in the queue, and how many.
     let mut counts: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
     for (place, name) in names.enumerate() {
@@ -111,7 +111,7 @@ fn tally<'a>(names: impl Iterator<Item = &'a str>, with_counts: bool) -> String 
     }
     let mut counts: Vec<(&str, (usize, usize))> = counts.into_iter().collect();
     counts.sort_by_key(|&(_, (place, count))| (Reverse(count), place));
-    let mut shown: Vec<String> = counts
+    let shown: Vec<String> = counts
         .iter()
         .take(SHOWN)
         .map(|&(name, (_, count))| {
@@ -122,11 +122,15 @@ fn tally<'a>(names: impl Iterator<Item = &'a str>, with_counts: bool) -> String 
             }
         })
         .collect();
-    if counts.len() > SHOWN {
-        let more = glued(&format!("… {} more", Count::of(counts.len() - SHOWN)));
-        shown.push(more);
-    }
-    shown.join(", ")
+    let others = match counts.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        1 => format!(" and {}", glued(&format!("1 other {what}"))),
+        more => {
+            let others = format!("{} other {what}s", Count::of(more));
+            format!(" and {}", glued(&others))
+        }
+    };
+    shown.join(", ") + &others
 }
 
 /// Granted waiters that are not among the holders shown above.

@@ -2,6 +2,7 @@ use insta::assert_snapshot;
 
 use super::*;
 use crate::{
+    daemon::ServesEvidence,
     lock::Confidence,
     report::example::{self, MS, SEC},
     survey::Survey,
@@ -99,6 +100,77 @@ fn a_circle_that_is_no_deadlock_only_seems_to_be_one() {
 #[test]
 fn daemon_in_its_own_directory() {
     assert_snapshot!(at_both_widths(&example::daemon_in_its_own_directory()));
+}
+
+#[test]
+fn killing_the_writer_before_a_reader_of_the_circle_is_a_way_out_where_it_is_one() {
+    let circle = || {
+        let mut survey = example::incident();
+        let lock = &mut survey.locks[0];
+        lock.waiters[0].killable = true;
+        lock.waiters[2].task = lock.holders[0].task.clone();
+        survey
+    };
+    let way = "killing writer filebeat[4431] lets the readers behind it through and opens the \
+               circle; risk: a killed process loses what it was doing";
+    assert!(text(&circle(), 200, false).contains(way));
+    type Change = fn(&mut Survey);
+    let changes: [(&str, Change); 5] = [
+        ("it cannot be killed", |survey| {
+            survey.locks[0].waiters[0].killable = false;
+        }),
+        ("another writer is between them", |survey| {
+            survey.locks[0].waiters[1].mode = LockMode::Write;
+        }),
+        ("the queue is by priority", |survey| {
+            survey.locks[0].by_priority = true;
+        }),
+        ("the lock is write-held", |survey| {
+            survey.locks[0].state = LockState::WriteHeld;
+        }),
+        ("too many readers are before it", |survey| {
+            let lock = &mut survey.locks[0];
+            let other = lock.waiters[300].task.clone();
+            lock.waiters[300].task = std::mem::replace(&mut lock.waiters[2].task, other);
+        }),
+    ];
+    for (what, change) in changes {
+        let mut survey = circle();
+        change(&mut survey);
+        let text = text(&survey, 200, false);
+        assert!(text.contains("DEADLOCK"), "{what}: {text}");
+        assert!(!text.contains("killing writer"), "{what}");
+    }
+}
+
+#[test]
+fn a_daemon_of_which_it_is_unknown_who_serves_reads_well_in_parentheses() {
+    let mut survey = example::daemon_in_its_own_directory();
+    let threads = &mut survey.daemons[0].threads;
+    threads[0].serves = Some(Confidence::Possible);
+    threads[0].evidence = ServesEvidence::OneOfSeveral;
+    let one = text(&survey, 300, false);
+    let words = "(daemon sharefs[900], which may or may not have the request)";
+    assert!(one.contains(words), "{one}");
+    let threads = &mut survey.daemons[0].threads;
+    let mut other = threads[0].clone();
+    other.task.key.tid = Tid(901);
+    threads.push(other);
+    let two = text(&survey, 300, false);
+    let words = "(daemon sharefs[900], of whose 2 threads it is unknown which has the request)";
+    assert!(two.contains(words), "{two}");
+}
+
+#[test]
+fn a_queue_of_many_names_counts_the_others() {
+    let mut survey = example::incident();
+    let waiters = &mut survey.locks[0].waiters;
+    for (number, comm) in ["cron", "sshd"].into_iter().enumerate() {
+        waiters[100 + number].task.comm = comm.to_owned();
+    }
+    let text = text(&survey, 300, false);
+    let names = "collectd ×1,412, top ×31, ps ×12 and 4 other names  in proc_pid_cmdline_read";
+    assert!(text.contains(names), "{text}");
 }
 
 #[test]
