@@ -2,8 +2,6 @@
 //! (tests/recordings/every-stall/, each by `record --once` on 6.18): a change of its words
 //! is looked at before it lands.
 
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
-
 use std::{collections::BTreeSet, fs, path::Path};
 
 use clap::ValueEnum as _;
