@@ -307,7 +307,7 @@ impl Shared {
             }
             let recruits = std::mem::take(&mut self.lock().recruits);
             for (comm, duty, report) in recruits {
-                self.start(scope, comm, duty, report, device, tree);
+                self.start(scope, comm, duty, &report, device, tree);
             }
             let mut fds = [
                 PollFd::new(device.as_fd(), PollFlags::POLLIN),
@@ -331,7 +331,7 @@ impl Shared {
         scope: &'scope Scope<'scope, '_>,
         comm: String,
         duty: Duty,
-        report: mpsc::Sender<Result<Task>>,
+        report: &mpsc::Sender<Result<Task>>,
         device: &OwnedFd,
         tree: &'scope Mutex<Tree>,
     ) {
