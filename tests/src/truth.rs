@@ -59,6 +59,9 @@ pub enum Scenario {
     /// A deadlock: a process's mmap_lock, held for read by a page fault that waits for a FUSE
     /// daemon in the same process, which queues behind a writer
     DeadlockBehindWriter,
+    /// A directory's i_rwsem, held by a mkdir that waits for a FUSE daemon, of which one thread
+    /// waits for that directory and another will answer: no deadlock
+    DaemonThreads,
     /// A directory's i_rwsem, held by a mkdir that waits for a block device
     BlockIoHeld,
     /// A deadlock: a process's mmap_lock, held for read by a BPF iterator of a thread that

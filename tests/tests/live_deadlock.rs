@@ -42,6 +42,12 @@ fn a_reader_behind_a_writer_that_waits_for_the_same_reader() {
 
 #[test]
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_daemon_of_which_another_thread_will_answer_is_no_deadlock() {
+    try_scenario(Scenario::DaemonThreads);
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn the_incident_at_every_size() {
     let mut summary = Summary::default();
     for waiters in CROWDS {

@@ -6,5 +6,5 @@ mod tree;
 mod writeback;
 
 pub(crate) use protocol::Op;
-pub(crate) use server::{MOUNT_FLAGS, Server, Source};
+pub(crate) use server::{Duty, MOUNT_FLAGS, Server, Source};
 pub(crate) use tree::{FILE_SIZE, Node, PAGE, ROOT, Rule, Then, Tree, Which};

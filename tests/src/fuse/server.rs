@@ -1,4 +1,5 @@
-//! The server thread: mounts the file system, answers, and keeps late answers.
+//! The server thread: mounts the file system, answers, and keeps late answers. Others may
+//! join it.
 
 use std::{
     collections::VecDeque,
@@ -6,7 +7,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc},
-    thread::{self, JoinHandle},
+    thread::{self, JoinHandle, Scope},
     time::{Duration, Instant},
 };
 
@@ -14,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use nix::{
     errno::Errno,
     fcntl::{OFlag, open},
+    libc,
     mount::{MsFlags, mount},
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::{CloneFlags, unshare},
@@ -48,10 +50,28 @@ pub(crate) enum Source {
 /// FUSE never reads the device it is mounted from (`fuseblk`).
 const DEVICE_BYTES: usize = 64 << 10;
 
-/// Something that the thread that serves does itself.
-type Errand = Box<dyn FnOnce() + Send>;
+/// How long it may take to start a thread that joins the server.
+const RECRUITING: Duration = Duration::from_secs(5);
 
-/// A mounted file system and the one thread that serves it.
+/// Something that the thread that serves does itself.
+pub(crate) type Errand = Box<dyn FnOnce() + Send>;
+
+/// Joins a new `/dev/fuse` to the connection of another (include/uapi/linux/fuse.h).
+const FUSE_DEV_IOC_CLONE: libc::Ioctl = 0x8004_e500_u32 as libc::Ioctl;
+
+/// What a thread does that joins the one that serves.
+pub(crate) enum Duty {
+    /// Waits in `read` for requests, and answers them; late answers are given by the first
+    /// thread.
+    Serve,
+    /// Something that takes no request.
+    Other(Errand),
+}
+
+/// A thread that is to be started, and who wants to know of it.
+type Recruit = (String, Duty, mpsc::Sender<Result<Task>>);
+
+/// A mounted file system and the threads that serve it: one, and those that joined it.
 pub(crate) struct Server {
     shared: Arc<Shared>,
     task: Task,
@@ -66,15 +86,25 @@ struct Shared {
 
 struct State {
     /// Late answers, in the order of their requests.
-    parked: VecDeque<(&'static str, Vec<u8>)>,
+    parked: VecDeque<Parked>,
     /// Labels whose requests are late no more.
     released: Vec<&'static str>,
     /// Label of the request that the server has an errand for, while it has.
     out: Option<&'static str>,
+    /// Threads that are to join the server.
+    recruits: Vec<Recruit>,
     /// What it has been sent for, by label.
     errands: Vec<(&'static str, Errand)>,
     /// After this moment nothing is late any more, whatever the lab does.
     expires: Instant,
+}
+
+/// A late answer.
+struct Parked {
+    label: &'static str,
+    answer: Vec<u8>,
+    /// The request was read from it: the kernel takes no answer from another.
+    device: Arc<OwnedFd>,
 }
 
 impl Server {
@@ -93,6 +123,7 @@ impl Server {
                 parked: VecDeque::new(),
                 released: Vec::new(),
                 out: None,
+                recruits: Vec::new(),
                 errands: Vec::new(),
                 expires: Instant::now() + max_delay,
             }),
@@ -109,7 +140,8 @@ impl Server {
                     Ok(device) => {
                         // Nobody waits for the outcome once the lab gave up.
                         let _ = mounted.send(Ok(Task::current()));
-                        shared.serve(&device, tree);
+                        let (device, tree) = (Arc::new(device), Mutex::new(tree));
+                        thread::scope(|scope| shared.serve(scope, &device, &tree));
                     }
                     Err(error) => {
                         let _ = mounted.send(Err(error));
@@ -131,7 +163,22 @@ impl Server {
         })
     }
 
-    /// The thread that serves.
+    /// Starts one more thread of this daemon, which has its device among its open files. The
+    /// server must be free to do so. It ends with the file system at the latest, unless its
+    /// duty keeps it.
+    pub(crate) fn enlist(&self, comm: &str, duty: Duty) -> Result<Task> {
+        let (report, reported) = mpsc::channel();
+        self.shared
+            .lock()
+            .recruits
+            .push((comm.to_owned(), duty, report));
+        self.shared.wake();
+        reported
+            .recv_timeout(RECRUITING)
+            .with_context(|| format!("the FUSE server does not start thread {comm}"))?
+    }
+
+    /// The thread that served first.
     pub(crate) fn task(&self) -> Task {
         self.task
     }
@@ -149,7 +196,7 @@ impl Server {
             .shared
             .changed
             .wait_timeout_while(self.shared.lock(), timeout, |state| {
-                state.out != Some(label) && !state.parked.iter().any(|(one, _)| *one == label)
+                state.out != Some(label) && !state.parked.iter().any(|one| one.label == label)
             })
             .unwrap_or_else(PoisonError::into_inner);
         drop(state);
@@ -226,6 +273,17 @@ fn mount_privately(at: &Path, source: Source, wake: &EventFd) -> Result<OwnedFd>
     Ok(device)
 }
 
+/// Another device of the same connection, whose reads wait.
+fn joined(device: &OwnedFd) -> Result<OwnedFd> {
+    let other = open("/dev/fuse", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
+        .context("cannot open /dev/fuse a second time")?;
+    let of = device.as_raw_fd();
+    // SAFETY: both descriptors are open; the kernel reads one u32 there.
+    let outcome = unsafe { libc::ioctl(other.as_raw_fd(), FUSE_DEV_IOC_CLONE, &raw const of) };
+    Errno::result(outcome).context("cannot join a second /dev/fuse to a connection")?;
+    Ok(other)
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -236,11 +294,20 @@ impl Shared {
         let _ = self.wake.write(1);
     }
 
-    fn serve(&self, device: &OwnedFd, mut tree: Tree) {
+    fn serve<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        device: &Arc<OwnedFd>,
+        tree: &'scope Mutex<Tree>,
+    ) {
         let mut buffer = vec![0; REQUEST_BUFFER];
         loop {
-            for answer in self.due() {
-                send(device, &answer);
+            for parked in self.due() {
+                send(&parked.device, &parked.answer);
+            }
+            let recruits = std::mem::take(&mut self.lock().recruits);
+            for (comm, duty, report) in recruits {
+                self.start(scope, comm, duty, &report, device, tree);
             }
             let mut fds = [
                 PollFd::new(device.as_fd(), PollFlags::POLLIN),
@@ -252,29 +319,84 @@ impl Shared {
             }
             // EAGAIN: the wake-up was for a request or for the timer.
             let _ = self.wake.read();
-            loop {
-                match read(device, &mut buffer) {
-                    Ok(size) => self.handle(device, &mut tree, &buffer[..size]),
-                    Err(Errno::EAGAIN) => break,
-                    // ENOENT: the request was taken back by its sender.
-                    Err(Errno::EINTR | Errno::ENOENT) => {}
-                    // ENODEV: unmounted or aborted.
-                    Err(_) => return,
-                }
+            if self.take_requests(device, tree, &mut buffer) != Errno::EAGAIN {
+                return;
             }
         }
     }
 
-    fn handle(&self, device: &OwnedFd, tree: &mut Tree, bytes: &[u8]) {
+    /// Starts a thread that shares the table of file descriptors with the calling one.
+    fn start<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        comm: String,
+        duty: Duty,
+        report: &mpsc::Sender<Result<Task>>,
+        device: &OwnedFd,
+        tree: &'scope Mutex<Tree>,
+    ) {
+        let work: Box<dyn FnOnce() + Send + 'scope> = match duty {
+            Duty::Other(errand) => errand,
+            Duty::Serve => match joined(device) {
+                Ok(device) => {
+                    let device = Arc::new(device);
+                    Box::new(move || {
+                        self.take_requests(&device, tree, &mut vec![0; REQUEST_BUFFER]);
+                    })
+                }
+                Err(error) => {
+                    // Nobody waits for it once the lab gave up; so below.
+                    let _ = report.send(Err(error));
+                    return;
+                }
+            },
+        };
+        let told = report.clone();
+        let started = thread::Builder::new()
+            .name(comm)
+            .spawn_scoped(scope, move || {
+                let _ = told.send(Ok(Task::current()));
+                work();
+            });
+        if let Err(error) = started {
+            let _ = report.send(Err(error).context("cannot start a thread of the FUSE server"));
+        }
+    }
+
+    /// Takes requests until the device has none, if it is one that does not wait, or until
+    /// the end; returns why it stopped.
+    fn take_requests(&self, device: &Arc<OwnedFd>, tree: &Mutex<Tree>, buffer: &mut [u8]) -> Errno {
+        loop {
+            match read(&**device, buffer) {
+                Ok(size) => self.handle(device, tree, &buffer[..size]),
+                // ENOENT: the request was taken back by its sender.
+                Err(Errno::EINTR | Errno::ENOENT) => {}
+                // ENODEV: unmounted or aborted.
+                Err(error) => return error,
+            }
+        }
+    }
+
+    fn handle(&self, device: &Arc<OwnedFd>, tree: &Mutex<Tree>, bytes: &[u8]) {
         let Ok(request) = Request::decode(bytes) else {
             return;
         };
-        match tree.answer(&request) {
+        let answer = {
+            let mut tree = tree.lock().unwrap_or_else(PoisonError::into_inner);
+            tree.answer(&request)
+        };
+        match answer {
             Answer::None => {}
             Answer::Now(answer) => send(device, &answer),
             Answer::Late(label, answer) => {
-                self.lock().parked.push_back((label, answer));
+                self.lock().parked.push_back(Parked {
+                    label,
+                    answer,
+                    device: Arc::clone(device),
+                });
                 self.changed.notify_all();
+                // The first thread may have slept without a limit.
+                self.wake();
             }
             Answer::AfterErrand(label, answer) => {
                 if let Some(errand) = self.errand(label) {
@@ -302,7 +424,7 @@ impl Shared {
     }
 
     /// Takes out the answers that need wait no longer.
-    fn due(&self) -> Vec<Vec<u8>> {
+    fn due(&self) -> VecDeque<Parked> {
         let mut state = self.lock();
         let expired = state.expires <= Instant::now();
         let State {
@@ -310,9 +432,9 @@ impl Shared {
         } = &mut *state;
         let (due, kept) = parked
             .drain(..)
-            .partition::<VecDeque<_>, _>(|(label, _)| expired || released.contains(label));
+            .partition(|one| expired || released.contains(&one.label));
         *parked = kept;
-        due.into_iter().map(|(_, answer)| answer).collect()
+        due
     }
 
     fn until_expiry(&self) -> PollTimeout {

@@ -46,7 +46,7 @@ pub(super) const LOOKUP: Want = Want {
 };
 
 /// getdents.
-const LIST: Want = Want {
+pub(super) const LIST: Want = Want {
     mode: Mode::Read,
     killable: true,
     state: 'D',

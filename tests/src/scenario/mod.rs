@@ -1,6 +1,7 @@
 //! The stalls: which files they need, and how each is built task by task.
 
 mod block_io_held;
+mod daemon_threads;
 mod deadlock_behind_writer;
 mod deadlock_fuse;
 mod deadlock_recursive_reader;
@@ -99,6 +100,7 @@ pub(crate) fn hold_times(scenario: Scenario) -> (Duration, Duration) {
         | Scenario::SuperFrozen
         | Scenario::SuperFreezing
         | Scenario::BlockIoHeld
+        | Scenario::DaemonThreads
         | Scenario::DeadlockFuseDirectory
         | Scenario::DeadlockFuseTwoMounts
         | Scenario::DeadlockBehindWriter
@@ -134,6 +136,7 @@ pub(crate) fn scenery(scenario: Scenario, cast: Cast) -> Scenery {
         Scenario::DeadlockFuseTwoMounts => deadlock_fuse::scenery_of_two(),
         Scenario::DeadlockBehindWriter => deadlock_behind_writer::scenery(cast),
         Scenario::BlockIoHeld => block_io_held::scenery(),
+        Scenario::DaemonThreads => daemon_threads::scenery(),
         Scenario::DeadlockRecursiveReader => deadlock_recursive_reader::scenery(cast),
         Scenario::Incident => incident::scenery(cast),
     }
@@ -160,6 +163,7 @@ pub(crate) fn raise(scenario: Scenario, stage: &mut Stage, cast: Cast) -> Result
         Scenario::DeadlockFuseTwoMounts => deadlock_fuse::raise_two(stage, cast),
         Scenario::DeadlockBehindWriter => deadlock_behind_writer::raise(stage, cast),
         Scenario::BlockIoHeld => block_io_held::raise(stage, cast),
+        Scenario::DaemonThreads => daemon_threads::raise(stage, cast),
         Scenario::DeadlockRecursiveReader => deadlock_recursive_reader::raise(stage, cast),
         Scenario::Incident => incident::raise(stage, cast),
     }

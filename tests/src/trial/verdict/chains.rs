@@ -32,6 +32,11 @@ impl Verdict {
             .collect();
         let mut ends = BTreeSet::new();
         for chain in &chains {
+            // It may be a thread of the daemon that the holder waits for.
+            let waits = truth.waiters.iter().any(|one| one.tid == chain.root.tid);
+            self.expect(!waits, || {
+                format!("a chain ends with the waiter {:?}", chain.root)
+            });
             let theirs = chain.ends(&report.daemons);
             // A daemon has other clients, too; each chain has to be about a holder.
             let known: Vec<&Tid> = theirs.intersection(&wanted).collect();

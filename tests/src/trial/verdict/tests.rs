@@ -136,6 +136,7 @@ fn every_lie_is_found() {
         ("/locks/0/waiters/1/wait_ns", json!(240 * MS), "has waited"),
         ("/locks/0/waiters/1/stack", json!(1), "stack"),
         ("/chains/0/root/tid", json!(21), "end with"),
+        ("/chains/0/root/tid", json!(22), "ends with the waiter"),
         ("/chains/0/blocked_tasks", json!(1), "blocks"),
         ("/chains/0/sentence", json!("somebody blocks"), "root"),
         ("/chains", json!([]), "chains"),
