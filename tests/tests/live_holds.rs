@@ -256,7 +256,10 @@ fn a_release_in_the_name_of_another_holder_accuses_nobody() {
         elsewhere += agitator.count().unwrap().elsewhere;
         drop(agitator);
         actor.done(1, trial::bound(PATIENCE)).unwrap();
-        let holds = tracker.of_task(napping);
+        // A kernel that skips a program may leave one whose release was missed: it is said
+        // to be unsure then, and names nobody.
+        let mut holds = tracker.of_task(napping);
+        holds.retain(|hold| hold.is_sure);
         assert_eq!(
             holds,
             [],
