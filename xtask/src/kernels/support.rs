@@ -19,13 +19,14 @@ const SINGLY: [(&str, &str); 3] = [
     ("live_holds", "hold tracking"),
 ];
 /// Others are one feature together.
-const TOGETHER: [(&str, &str); 6] = [
+const TOGETHER: [(&str, &str); 7] = [
     ("live_deadlock", "deadlocks, and the incident at full size"),
     (
         "live_raw",
         "raw tracepoints do where typed ones are refused",
     ),
     ("live_daemon", "who serves FUSE"),
+    ("live_record", "recordings"),
     ("live_hang_safe", "nothing that can hang is touched"),
     ("live_refusals", "refusals and errors say what is wrong"),
     (
