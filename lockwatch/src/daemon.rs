@@ -43,7 +43,7 @@ impl Daemon {
     /// The threads that the clients wait for, as far as that carries weight: `likely` or
     /// `certain`.
     pub fn serving(&self) -> impl Iterator<Item = &DaemonThread> {
-        let known = |thread: &&DaemonThread| thread.serves >= Some(Confidence::Likely);
+        let known = |thread: &&DaemonThread| thread.serves.is_some_and(Confidence::carries_weight);
         self.threads.iter().filter(known)
     }
 

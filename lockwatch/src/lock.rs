@@ -202,6 +202,14 @@ pub enum Confidence {
     Certain,
 }
 
+impl Confidence {
+    /// True if the evidence carries the name: chains are followed, and detectors speak, on
+    /// such names only.
+    pub const fn carries_weight(self) -> bool {
+        matches!(self, Self::Likely | Self::Certain)
+    }
+}
+
 /// One reason for naming a task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Evidence {
@@ -253,9 +261,14 @@ pub enum EvidenceKind {
     ObjectWord,
 }
 
+/// The function of a frame, `function+0xoffset`, without its offset.
+pub fn function_of(frame: &str) -> &str {
+    frame.split_once('+').map_or(frame, |(name, _)| name)
+}
+
 /// Why a holder is named, in words for a person, from the parts of an [`Evidence`].
 pub fn evidence_words(kind: EvidenceKind, frame: Option<&str>, value: Option<&str>) -> String {
-    let frame = frame.map(|frame| frame.split_once('+').map_or(frame, |(name, _)| name));
+    let frame = frame.map(function_of);
     let words = match (kind, frame) {
         (EvidenceKind::WriterOwner, _) => "the lock's owner field names it".to_owned(),
         (EvidenceKind::ReaderOwner, _) => {

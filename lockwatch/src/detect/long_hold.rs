@@ -3,7 +3,7 @@
 use super::{Detector, Finding, Scene, Severity, is_stalled};
 use crate::{
     figures::Span,
-    lock::{Confidence, Holder, Lock, LockMode},
+    lock::{Holder, Lock, LockMode},
 };
 
 /// See the module.
@@ -29,7 +29,7 @@ impl LongHold {
         let long: Vec<&Holder> = lock
             .holders
             .iter()
-            .filter(|holder| holder.confidence >= Confidence::Likely)
+            .filter(|holder| holder.confidence.carries_weight())
             .filter(|holder| holder.held.is_some_and(|held| held >= scene.threshold))
             .collect();
         let longest = long.iter().rev().max_by_key(|holder| holder.held)?;

@@ -4,7 +4,7 @@
 use super::{Detector, Finding, Scene, Severity, is_stalled};
 use crate::{
     figures::Span,
-    lock::{Confidence, EvidenceKind, Holder, Lock},
+    lock::{EvidenceKind, Holder, Lock},
     task::{Nanos, TaskState},
 };
 
@@ -31,7 +31,7 @@ impl Detector for OffCpuHolder {
 
 /// In both looks: whoever is ready in one alone is about to run.
 fn is_off_cpu(holder: &Holder) -> bool {
-    holder.stood && holder.confidence >= Confidence::Likely && holder.state == TaskState::Runnable
+    holder.stood && holder.confidence.carries_weight() && holder.state == TaskState::Runnable
 }
 
 impl OffCpuHolder {

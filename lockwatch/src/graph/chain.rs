@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::{
     daemon::{ConnectionAddr, Daemon, DaemonThread},
-    lock::{Confidence, Holder, Lock, LockAddr, Waiter},
+    lock::{Holder, Lock, LockAddr, Waiter},
     task::{Stuck, TaskKey, TaskName},
 };
 
@@ -115,7 +115,7 @@ pub fn chains(locks: &[Lock], daemons: &[Daemon]) -> Vec<Chain> {
 
 /// True if this holder's name carries enough evidence to follow it.
 fn is_known(holder: &Holder) -> bool {
-    holder.confidence >= Confidence::Likely
+    holder.confidence.carries_weight()
 }
 
 /// The waiters that do not have the lock yet.

@@ -244,6 +244,6 @@ impl Lock {
     pub fn known_holders(&self) -> impl Iterator<Item = &Holder> {
         self.holders
             .iter()
-            .filter(|holder| holder.confidence >= Confidence::Likely)
+            .filter(|holder| holder.confidence.carries_weight())
     }
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::{
     graph::Stall,
-    lock::{Confidence, LockKind},
+    lock::LockKind,
     stream::Times,
     task::{Nanos, Stuck, TaskKey, TaskName},
 };
@@ -146,7 +146,7 @@ fn current_holders(stall: &Stall) -> impl Iterator<Item = TaskKey> {
         .facts
         .iter()
         .flat_map(|facts| &facts.lock().holders)
-        .filter(|holder| holder.confidence >= Confidence::Likely)
+        .filter(|holder| holder.confidence.carries_weight())
         .map(|holder| holder.task.key)
 }
 
@@ -157,7 +157,7 @@ mod tests {
     use super::*;
     use crate::{
         graph::WaitGraph,
-        lock::LockMode,
+        lock::{Confidence, LockMode},
         report::example,
         stream::{Event, Wait},
         survey::Survey,

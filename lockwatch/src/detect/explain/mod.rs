@@ -18,7 +18,7 @@ use rustc_hash::FxHashSet;
 use super::{Scene, is_stalled};
 use crate::{
     daemon::Daemon,
-    lock::{Confidence, Holder, Lock, StackId},
+    lock::{Holder, Lock, StackId, function_of},
     task::{StuckClass, TaskKey},
 };
 
@@ -39,16 +39,14 @@ fn held<'a>(scene: &'a Scene<'a>) -> impl Iterator<Item = (&'a Lock, &'a Holder)
         .filter(move |lock| is_stalled(lock, threshold))
         .flat_map(|lock| lock.holders.iter().map(move |holder| (lock, holder)));
     holders.filter(move |(_, holder)| {
-        holder.confidence >= Confidence::Likely && ends.contains(&holder.task.key)
+        holder.confidence.carries_weight() && ends.contains(&holder.task.key)
     })
 }
 
 /// The first of these functions that is on the stack, innermost first.
 fn frame_of(scene: &Scene<'_>, stack: StackId, functions: &[&'static str]) -> Option<&'static str> {
     scene.stacks.frames(stack).iter().find_map(|frame| {
-        let name = frame
-            .split_once('+')
-            .map_or(frame.as_str(), |(name, _)| name);
+        let name = function_of(frame);
         // `do_fault.isra.0`, `copy_process.part.5`
         let stem = name.split('.').next().unwrap_or(name);
         functions

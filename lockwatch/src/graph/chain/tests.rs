@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     daemon::{Client, ServesEvidence},
-    lock::{LockMode, Stacks},
+    lock::{Confidence, LockMode, Stacks},
     report::example::{self, holder, inode_lock, task, waiter},
     task::Tid,
 };

@@ -16,7 +16,7 @@ use crate::{
 /// The threads that clients wait for, as far as that carries weight.
 pub(super) fn serving(daemon: &Daemon) -> impl Iterator<Item = (&DaemonThread, Confidence)> {
     daemon.threads.iter().filter_map(|thread| {
-        let serves = thread.serves.filter(|&it| it >= Confidence::Likely)?;
+        let serves = thread.serves.filter(|it| it.carries_weight())?;
         Some((thread, serves))
     })
 }

@@ -21,7 +21,7 @@ fn state(report: &Report, daemon: &Daemon) -> String {
     let mut serving = daemon
         .threads
         .iter()
-        .filter(|thread| thread.serves >= Some(Confidence::Likely));
+        .filter(|thread| thread.serves.is_some_and(Confidence::carries_weight));
     if let (Some(thread), None) = (serving.next(), serving.next()) {
         return format!(
             "daemon {}, {}",

@@ -1,6 +1,7 @@
 //! A stack in one line: `bt_get < blk_mq_get_tag < … < handle_mm_fault`.
 
 use super::page::width;
+pub(super) use crate::lock::function_of as function;
 
 /// Functions that every sleeper has on top: they say nothing about why it sleeps.
 const SCHEDULER: &[&str] = &[
@@ -27,11 +28,6 @@ const ENTRY: &[&str] = &[
 
 const BETWEEN: &str = " < ";
 const ELIDED: &str = "…";
-
-/// The name of a frame's function without offset.
-pub(super) fn function(frame: &str) -> &str {
-    frame.split_once('+').map_or(frame, |(name, _)| name)
-}
 
 fn is_scheduler(name: &str) -> bool {
     SCHEDULER.contains(&name) || name.starts_with("schedule_")
