@@ -6,7 +6,7 @@
 //! as well, which it could have, were it not for the writer in front of it.
 
 use anyhow::{Context, Result};
-use lockwatch_tests::truth::{Cycle, DecoyKind, LockState, Mode};
+use lockwatch_tests::truth::{Cycle, LockState, Mode};
 use nix::libc;
 
 use super::{
@@ -18,7 +18,7 @@ use crate::{
     beside::Kind,
     fuse::{Node, Op, ROOT, Rule, Then, Tree, Which},
     stage::{STEP, Stage, Want},
-    target::{Actor, ERRAND, Part, SERVER_COMM},
+    target::{ERRAND, Part, SERVER_COMM},
     task::Look,
 };
 
@@ -27,7 +27,6 @@ const FILE_NAME: &str = "mapped";
 
 pub(super) const WRITER_COMM: &str = "lab-w1";
 const SENDER_COMM: &str = "lab-sender";
-pub(super) const FUTEX_COMM: &str = "lab-d-futex";
 
 /// A page fault; before 6.5 its wait is not killable, and in a function of another name
 /// (`lock_mm_and_find_vma` in mm/memory.c).
@@ -58,20 +57,16 @@ pub(super) fn scenery(cast: Cast) -> Scenery {
         page: 0,
     };
     let mut actors = vec![
-        (mmap::HOLDER_COMM, holder),
-        (WRITER_COMM, Part::Map),
-        (SENDER_COMM, Part::SendServer),
+        mmap::actor(mmap::HOLDER_COMM, holder),
+        mmap::actor(WRITER_COMM, Part::Map),
+        mmap::actor(SENDER_COMM, Part::SendServer),
     ];
     if cast.decoys {
-        actors.push((FUTEX_COMM, Part::Futex));
+        actors.push(mmap::actor(mmap::FUTEX_COMM, Part::Futex));
     }
-    let actor = |(comm, part): (&str, Part)| Actor {
-        comm: comm.into(),
-        part,
-    };
     Scenery {
         tree: Tree::new(&[], &[]),
-        actors: Some(actors.into_iter().map(actor).collect()),
+        actors: Some(actors),
         rehearsal: None,
         beside: Some(Kind::OfTarget(Tree::new(&nodes, &rules))),
         readers: 0,
@@ -84,8 +79,7 @@ pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
     mmap::begin(stage)?;
     if cast.decoys {
         mmap::left_decoy(stage)?;
-        let (task, _) = mmap::target(stage)?.go(FUTEX_COMM)?;
-        stage.decoy(task, FUTEX_COMM, DecoyKind::Futex, Look::waits_for_futex)?;
+        mmap::futex_decoy(stage)?;
     }
     let daemon = mmap::target(stage)?.server()?;
     let (client, _) = mmap::target(stage)?.go(mmap::HOLDER_COMM)?;

@@ -10,20 +10,19 @@
 //! would.
 
 use anyhow::{Context, Result};
-use lockwatch_tests::truth::{Cycle, DecoyKind, LockState, Mode, Stuck};
+use lockwatch_tests::truth::{Cycle, LockState, Mode, Stuck};
 use nix::sys::utsname::uname;
 
 use super::{
     Cast, NotHere, Scenery, Standing,
-    deadlock_behind_writer::{FAULT, FUTEX_COMM, WRITER_COMM},
+    deadlock_behind_writer::{FAULT, WRITER_COMM},
     deadlock_fuse::is_holder,
     mmap,
 };
 use crate::{
     fuse::{Node, Op, ROOT, Rule, Then, Tree, Which},
     stage::{STEP, Stage},
-    target::{Actor, Part},
-    task::Look,
+    target::Part,
 };
 
 const FILE: u64 = 2;
@@ -41,19 +40,15 @@ pub(super) fn scenery(cast: Cast) -> Scenery {
         then: Then::Late(mmap::HOLDER),
     };
     let mut actors = vec![
-        (mmap::HOLDER_COMM, Part::Iterate { file: FILE_NAME }),
-        (WRITER_COMM, Part::Map),
+        mmap::actor(mmap::HOLDER_COMM, Part::Iterate { file: FILE_NAME }),
+        mmap::actor(WRITER_COMM, Part::Map),
     ];
     if cast.decoys {
-        actors.push((FUTEX_COMM, Part::Futex));
+        actors.push(mmap::actor(mmap::FUTEX_COMM, Part::Futex));
     }
-    let actor = |(comm, part): (&str, Part)| Actor {
-        comm: comm.into(),
-        part,
-    };
     Scenery {
         tree: Tree::new(&[Node::file(FILE, ROOT, FILE_NAME)], &[rule]),
-        actors: Some(actors.into_iter().map(actor).collect()),
+        actors: Some(actors),
         rehearsal: None,
         beside: None,
         readers: 0,
@@ -70,8 +65,7 @@ pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
     mmap::begin(stage)?;
     if cast.decoys {
         mmap::left_decoy(stage)?;
-        let (task, _) = mmap::target(stage)?.go(FUTEX_COMM)?;
-        stage.decoy(task, FUTEX_COMM, DecoyKind::Futex, Look::waits_for_futex)?;
+        mmap::futex_decoy(stage)?;
     }
     let (task, _) = mmap::target(stage)?.go(mmap::HOLDER_COMM)?;
     stage.server.wait_parked(mmap::HOLDER, STEP)?;

@@ -56,13 +56,20 @@ pub(super) const CMDLINE: Want = Want {
     ],
 };
 
+/// A decoy of every mmap_lock scenario: [`futex_decoy`].
+pub(super) const FUTEX_COMM: &str = "lab-d-futex";
+
+/// A thread of the target, by name, with what it does.
+pub(super) fn actor(comm: &str, part: Part) -> Actor {
+    Actor {
+        comm: comm.into(),
+        part,
+    }
+}
+
 /// Threads of the target that every mmap_lock scenario has: `holder`, the
 /// writer at place `writer` of the queue if it is that long, and decoys.
 pub(super) fn actors(cast: Cast, holder: Part, writer: u32) -> Vec<Actor> {
-    let actor = |comm: &str, part| Actor {
-        comm: comm.into(),
-        part,
-    };
     let mut actors = vec![actor(HOLDER_COMM, holder)];
     if cast.waiters >= writer {
         actors.push(actor(&waiter_comm(writer), Part::Map));
@@ -70,7 +77,7 @@ pub(super) fn actors(cast: Cast, holder: Part, writer: u32) -> Vec<Actor> {
     if cast.decoys {
         let file = "other";
         actors.push(actor("lab-d-fault", Part::Touch { file, page: 0 }));
-        actors.push(actor("lab-d-futex", Part::Futex));
+        actors.push(actor(FUTEX_COMM, Part::Futex));
         let file = "quick";
         actors.push(actor("lab-d-gone", Part::TouchAndExit { file }));
     }
@@ -103,9 +110,14 @@ pub(super) fn raise_decoys(stage: &mut Stage) -> Result<()> {
     let (task, _) = target(stage)?.go("lab-d-gone")?;
     stage.gone_decoy(task, "lab-d-gone", DecoyKind::LeftReader)?;
     fault_decoy(stage, "lab-d-fault", DECOY_OTHER)?;
-    let (task, _) = target(stage)?.go("lab-d-futex")?;
-    stage.decoy(task, "lab-d-futex", DecoyKind::Futex, Look::waits_for_futex)?;
+    futex_decoy(stage)?;
     left_decoy(stage)
+}
+
+/// A thread of the target that waits for a futex.
+pub(super) fn futex_decoy(stage: &mut Stage) -> Result<()> {
+    let (task, _) = target(stage)?.go(FUTEX_COMM)?;
+    stage.decoy(task, FUTEX_COMM, DecoyKind::Futex, Look::waits_for_futex)
 }
 
 /// One who has read the command line and sleeps.
