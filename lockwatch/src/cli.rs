@@ -9,7 +9,8 @@ use clap::{
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::{
-    detect::{self, Detectors},
+    detect::{self, Detectors, Thresholds},
+    kernel::watchdogs,
     plan::Mechanism,
     report::text::Style,
     task::{Nanos, Tgid},
@@ -171,6 +172,9 @@ pub struct DiagnoseArgs {
     /// Shorter waits are counted, not reported
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration)]
     pub threshold: Duration,
+    /// From when on tasks hang.
+    #[command(flatten)]
+    pub hang: HangArgs,
     /// Stop after this long and report what is known by then
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = duration)]
     pub deadline: Duration,
@@ -191,6 +195,12 @@ pub struct WatchArgs {
     /// Stop after this long; without it, when interrupted
     #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
     pub duration: Option<Duration>,
+    /// From when on tasks hang.
+    #[command(flatten)]
+    pub hang: HangArgs,
+    /// From when on CPUs hang.
+    #[command(flatten)]
+    pub lockup: LockupArgs,
     /// What is attached.
     #[command(flatten)]
     pub sources: SourceArgs,
@@ -252,6 +262,44 @@ fn detector_names() -> PossibleValuesParser {
     PossibleValuesParser::new(detect::ALL.iter().map(|detector| detector.name()))
 }
 
+/// From when on tasks and CPUs hang.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct HangArgs {
+    /// Tasks this long in uninterruptible sleep (state D) hang; 0s: none does. Without it
+    /// the kernel's own setting counts (kernel.hung_task_timeout_secs), 120s if it has none
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub hung_task: Option<Duration>,
+}
+
+/// From when on CPUs hang.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct LockupArgs {
+    /// A CPU this long in the kernel, while others should run there, is locked up; 0s: none
+    /// is. Without it the kernel's own setting counts (2 × kernel.watchdog_thresh), 20s if
+    /// it has none
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub soft_lockup: Option<Duration>,
+    /// A CPU this long without a timer interrupt is locked up; 0s: none is. Without it the
+    /// kernel's own setting counts (kernel.watchdog_thresh), 10s if it has none
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub hard_lockup: Option<Duration>,
+}
+
+/// From when on something counts: what the user says, else as the kernel is set.
+pub fn thresholds(wait: Duration, hang: HangArgs, lockup: LockupArgs) -> Thresholds {
+    let of_kernel = watchdogs::thresholds(Nanos::from_duration(wait));
+    let chosen = |asked: Option<Duration>, of_kernel: Option<Nanos>| match asked {
+        Some(asked) => (!asked.is_zero()).then(|| Nanos::from_duration(asked)),
+        None => of_kernel,
+    };
+    Thresholds {
+        hung_task: chosen(hang.hung_task, of_kernel.hung_task),
+        soft_lockup: chosen(lockup.soft_lockup, of_kernel.soft_lockup),
+        hard_lockup: chosen(lockup.hard_lockup, of_kernel.hard_lockup),
+        ..of_kernel
+    }
+}
+
 /// What `watch` and `record` attach.
 #[derive(Clone, Debug, Args)]
 pub struct SourceArgs {
@@ -288,6 +336,12 @@ pub struct RecordArgs {
     /// Stop after this long; without it, when interrupted
     #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
     pub duration: Option<Duration>,
+    /// From when on tasks hang.
+    #[command(flatten)]
+    pub hang: HangArgs,
+    /// From when on CPUs hang.
+    #[command(flatten)]
+    pub lockup: LockupArgs,
     /// What is attached.
     #[command(flatten)]
     pub sources: SourceArgs,

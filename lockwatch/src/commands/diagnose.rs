@@ -17,11 +17,10 @@ use super::{
     priority::go_first,
 };
 use crate::{
-    cli::DiagnoseArgs,
+    cli::{self, DiagnoseArgs, LockupArgs},
     graph::timeline::Timeline,
     report::{Host, Report},
     survey::{Survey, SurveyOptions, Surveyor},
-    task::Nanos,
 };
 
 /// What a survey that keeps its deadline may need after it, to put its words together.
@@ -39,10 +38,11 @@ pub fn run(args: &DiagnoseArgs) -> anyhow::Result<Outcome> {
     go_first();
     lock_memory();
     let survey = survey_in_time(args.deadline)?;
-    let threshold = Nanos::from_duration(args.threshold);
-    let report = Report::from_survey(&survey, &Host::this(), threshold, &args.detect.detectors());
+    let thresholds = cli::thresholds(args.threshold, args.hang, LockupArgs::default());
+    let detectors = args.detect.detectors();
+    let report = Report::from_survey(&survey, &Host::this(), thresholds, &detectors);
     let survey = Arc::new(survey);
-    let timeline = || Timeline::of_survey(&survey, threshold);
+    let timeline = || Timeline::of_survey(&survey, thresholds.wait);
     write_to(output, args.look, |out, style| {
         write_report(out, args.format, &report, &timeline, style)
     })?;

@@ -9,12 +9,11 @@ use super::{
     watch::{self, Summary, by_kind, say},
 };
 use crate::{
-    cli::RecordArgs,
+    cli::{self, RecordArgs},
     figures::{Count, Span},
     graph::{Forecasts, Input},
     recording::Header,
     stream::{Lost, PolledWaits},
-    task::Nanos,
 };
 
 /// A single survey takes no longer than this.
@@ -48,18 +47,18 @@ pub fn run(args: &RecordArgs) -> anyhow::Result<Outcome> {
 
 /// Records one survey.
 fn once(args: &RecordArgs) -> anyhow::Result<Outcome> {
-    let threshold = Nanos::from_duration(args.threshold);
+    let thresholds = cli::thresholds(args.threshold, args.hang, args.lockup);
     let file = recorder::create(&args.output, args.force)?;
     go_first();
     lock_memory();
-    let header = Header::now(threshold, vec!["one survey".to_owned()], Vec::new());
+    let header = Header::now(thresholds, vec!["one survey".to_owned()], Vec::new());
     let survey = diagnose::survey_in_time(DEADLINE).inspect_err(|_| remove_if_empty(args))?;
     let survey = Arc::new(survey);
     let mut recorder = Recorder::start(&args.output, file, &header)?;
     let stalled = survey
         .locks
         .iter()
-        .filter(|lock| lock.oldest_wait() >= threshold);
+        .filter(|lock| lock.oldest_wait() >= thresholds.wait);
     let summary = Summary {
         waits: None,
         stalls: stalled.count() as u64,

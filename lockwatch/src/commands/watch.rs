@@ -25,11 +25,10 @@ pub(super) use self::output::{Summary, by_kind, printable, unsurveyed};
 use self::{filter::Filter, output::Output, session::Session, sources::Sources};
 use super::{Outcome, allow_closed_pipe, lock_memory, recorder::Recorder};
 use crate::{
-    cli::{RecordArgs, WatchArgs},
+    cli::{self, RecordArgs, WatchArgs},
     figures::Span,
     plan::Gap,
     recording::Header,
-    task::Nanos,
 };
 
 /// The graph is brought up to date this many times within the threshold …
@@ -48,7 +47,8 @@ pub fn run(args: &WatchArgs) -> anyhow::Result<Outcome> {
 }
 
 async fn watch(args: &WatchArgs) -> anyhow::Result<Outcome> {
-    let threshold = Nanos::from_duration(args.threshold);
+    let thresholds = cli::thresholds(args.threshold, args.hang, args.lockup);
+    let threshold = thresholds.wait;
     // Everything is loaded and attached before the first wait is looked at: later,
     // on a host that hangs, it might not be possible.
     let sources = Sources::open(threshold, &args.sources)?;
@@ -57,7 +57,7 @@ async fn watch(args: &WatchArgs) -> anyhow::Result<Outcome> {
         stdout,
         args.format,
         args.look.for_stdout(),
-        threshold,
+        thresholds,
         args.detect.detectors(),
     );
     output
@@ -101,11 +101,12 @@ pub(super) fn record(
     start: impl FnOnce(&Header) -> anyhow::Result<Recorder>,
 ) -> anyhow::Result<(Recorder, Summary)> {
     event_loop()?.block_on(async {
-        let threshold = Nanos::from_duration(args.threshold);
+        let thresholds = cli::thresholds(args.threshold, args.hang, args.lockup);
+        let threshold = thresholds.wait;
         let sources = Sources::open(threshold, &args.sources)?;
         let gap = |gap: &Gap| format!("{}: {}; {}", gap.missing, gap.why, gap.cost);
         let gaps = sources.gaps.iter().map(gap).collect();
-        let header = Header::now(threshold, sources.said.clone(), gaps);
+        let header = Header::now(thresholds, sources.said.clone(), gaps);
         let recorder = start(&header)?;
         lock_memory();
         let mut session = Session::new(threshold, Filter::default(), None, Some(recorder), sources);

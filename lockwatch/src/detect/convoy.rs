@@ -36,7 +36,7 @@ impl Detector for Convoy {
         scene
             .locks
             .iter()
-            .filter(|lock| is_stalled(lock, scene.threshold))
+            .filter(|lock| is_stalled(lock, scene.thresholds.wait))
             .filter_map(|lock| {
                 let (writer, readers) = convoy(lock)?;
                 let count = Count::of(readers.len());
@@ -55,8 +55,7 @@ impl Detector for Convoy {
                         .chain(readers)
                         .map(|waiter| waiter.task.key.tid)
                         .collect(),
-                    path: Vec::new(),
-                    evidence: Vec::new(),
+                    ..Finding::EMPTY
                 })
             })
             .collect()

@@ -67,7 +67,7 @@ fn finding(detector: &'static str, scene: &Scene<'_>, chain: &Chain) -> Option<F
         }
     });
     let longest = links.iter().map(Link::wait).max()?;
-    if !stays || longest < scene.threshold {
+    if !stays || longest < scene.thresholds.wait {
         return None;
     }
     let members: Vec<Tid> = chain.path[1..].iter().filter_map(member).collect();
@@ -97,6 +97,7 @@ fn finding(detector: &'static str, scene: &Scene<'_>, chain: &Chain) -> Option<F
         tasks: members,
         path: chain.path.clone(),
         evidence: links.iter().map(Link::words).collect(),
+        ..Finding::EMPTY
     })
 }
 

@@ -18,7 +18,7 @@ impl Detector for InconsistentLock {
             .locks
             .iter()
             .filter(|lock| lock.state == LockState::Inconsistent)
-            .filter(|lock| is_stalled(lock, scene.threshold))
+            .filter(|lock| is_stalled(lock, scene.thresholds.wait))
             .map(|lock| Finding {
                 detector: self.name(),
                 severity: Severity::Critical,
@@ -34,8 +34,7 @@ impl Detector for InconsistentLock {
                     .iter()
                     .map(|waiter| waiter.task.key.tid)
                     .collect(),
-                path: Vec::new(),
-                evidence: Vec::new(),
+                ..Finding::EMPTY
             })
             .collect()
     }

@@ -18,7 +18,7 @@ impl Detector for LongHold {
     fn check(&self, scene: &Scene<'_>) -> Vec<Finding> {
         let stalled = scene.locks.iter();
         stalled
-            .filter(|lock| is_stalled(lock, scene.threshold))
+            .filter(|lock| is_stalled(lock, scene.thresholds.wait))
             .filter_map(|lock| self.longest(scene, lock))
             .collect()
     }
@@ -30,7 +30,11 @@ impl LongHold {
             .holders
             .iter()
             .filter(|holder| holder.confidence.carries_weight())
-            .filter(|holder| holder.held.is_some_and(|held| held >= scene.threshold))
+            .filter(|holder| {
+                holder
+                    .held
+                    .is_some_and(|held| held >= scene.thresholds.wait)
+            })
             .collect();
         let longest = long.iter().rev().max_by_key(|holder| holder.held)?;
         let mode = match longest.mode {
@@ -58,8 +62,7 @@ impl LongHold {
             ),
             locks: vec![lock.address],
             tasks: long.iter().map(|holder| holder.task.key.tid).collect(),
-            path: Vec::new(),
-            evidence: Vec::new(),
+            ..Finding::EMPTY
         })
     }
 }

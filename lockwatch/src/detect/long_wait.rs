@@ -28,7 +28,7 @@ impl Detector for LongWait {
                 let long: Vec<&Waiter> = lock
                     .waiters
                     .iter()
-                    .filter(|waiter| waiter.wait >= scene.threshold)
+                    .filter(|waiter| waiter.wait >= scene.thresholds.wait)
                     .collect();
                 // Of equal waits the one in front.
                 let oldest = long.iter().rev().max_by_key(|waiter| waiter.wait)?;
@@ -44,7 +44,7 @@ impl Detector for LongWait {
                         "{} tasks have waited for {} for {} or longer; {} longest, for {}",
                         Count::of(long.len()),
                         lock.name,
-                        Span(scene.threshold),
+                        Span(scene.thresholds.wait),
                         oldest.task,
                         Span(oldest.wait)
                     )
@@ -59,8 +59,7 @@ impl Detector for LongWait {
                     sentence,
                     locks: vec![lock.address],
                     tasks: long.iter().map(|waiter| waiter.task.key.tid).collect(),
-                    path: Vec::new(),
-                    evidence: Vec::new(),
+                    ..Finding::EMPTY
                 })
             })
             .collect()

@@ -19,13 +19,16 @@ pub use inconsistent_lock::InconsistentLock;
 pub use long_hold::LongHold;
 pub use long_wait::LongWait;
 pub use off_cpu_holder::OffCpuHolder;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 pub use writer_starvation::WriterStarvation;
 
 use crate::{
     daemon::Daemon,
     graph::chain::{Chain, Step},
+    kernel_log::KernelLog,
     lock::{Lock, LockAddr, Stacks},
+    lockup::Lockup,
+    sleeper::{Awaited, Sleeper},
     survey::Survey,
     task::{Nanos, Tid},
 };
@@ -43,20 +46,29 @@ pub struct Scene<'a> {
     pub looks: u32,
     /// The chains.
     pub chains: &'a [Chain],
-    /// A wait this long or longer is a stall.
-    pub threshold: Nanos,
+    /// Tasks in uninterruptible sleep.
+    pub sleepers: &'a [Sleeper],
+    /// CPUs that do not go on.
+    pub lockups: &'a [Lockup],
+    /// What the kernel's own detectors said.
+    pub kernel_log: &'a KernelLog,
+    /// From when on something counts.
+    pub thresholds: Thresholds,
 }
 
 impl<'a> Scene<'a> {
     /// What a survey found, with its chains.
-    pub fn new(survey: &'a Survey, chains: &'a [Chain], threshold: Nanos) -> Self {
+    pub fn new(survey: &'a Survey, chains: &'a [Chain], thresholds: Thresholds) -> Self {
         Self {
+            sleepers: &survey.sleepers,
+            lockups: &survey.lockups,
+            kernel_log: &survey.kernel_log,
             locks: &survey.locks,
             daemons: &survey.daemons,
             stacks: &survey.stacks,
             looks: survey.looks,
             chains,
-            threshold,
+            thresholds,
         }
     }
 }
@@ -92,6 +104,62 @@ pub struct Finding {
     pub path: Vec<Step>,
     /// For each link of the path, in words, what it rests on.
     pub evidence: Vec<String>,
+    /// What it is about where that is no lock: the same in the next survey is the same
+    /// trouble.
+    pub subject: Option<Subject>,
+    /// In words, what the kernel's own detector said of the same, or why it did not.
+    pub second_opinion: Option<String>,
+}
+
+impl Finding {
+    /// Says nothing of nothing: what the fields begin as.
+    pub const EMPTY: Self = Self {
+        detector: "",
+        severity: Severity::Info,
+        sentence: String::new(),
+        locks: Vec::new(),
+        tasks: Vec::new(),
+        path: Vec::new(),
+        evidence: Vec::new(),
+        subject: None,
+        second_opinion: None,
+    };
+}
+
+/// What a finding is about that is about no lock alone.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Subject {
+    /// Tasks in uninterruptible sleep that wait for this.
+    Awaited(Awaited),
+    /// A CPU, by its number.
+    Cpu(u32),
+}
+
+/// From when on something counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Thresholds {
+    /// A wait for a lock this long or longer is a stall.
+    pub wait: Nanos,
+    /// A task this long in uninterruptible sleep hangs; `None`: none does.
+    pub hung_task: Option<Nanos>,
+    /// A CPU this long in the kernel with a reschedule pending is locked up.
+    pub soft_lockup: Option<Nanos>,
+    /// A CPU this long without a timer interrupt is locked up.
+    pub hard_lockup: Option<Nanos>,
+}
+
+impl Thresholds {
+    /// Of lock waits this one, of everything else those that the kernel begins with
+    /// (kernel/hung_task.c, kernel/watchdog.c: 120 s, 2 × 10 s, 10 s).
+    pub const fn of_waits(wait: Nanos) -> Self {
+        const SECOND: u64 = 1_000_000_000;
+        Self {
+            wait,
+            hung_task: Some(Nanos(120 * SECOND)),
+            soft_lockup: Some(Nanos(20 * SECOND)),
+            hard_lockup: Some(Nanos(10 * SECOND)),
+        }
+    }
 }
 
 /// One kind of trouble.

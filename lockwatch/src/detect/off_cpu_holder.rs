@@ -20,7 +20,7 @@ impl Detector for OffCpuHolder {
     fn check(&self, scene: &Scene<'_>) -> Vec<Finding> {
         let stalled = scene.locks.iter();
         stalled
-            .filter(|lock| is_stalled(lock, scene.threshold))
+            .filter(|lock| is_stalled(lock, scene.thresholds.wait))
             .flat_map(|lock| {
                 let off_cpu = lock.holders.iter().filter(|holder| is_off_cpu(holder));
                 off_cpu.map(|holder| self.finding(lock, holder))
@@ -59,8 +59,7 @@ impl OffCpuHolder {
             ),
             locks: vec![lock.address],
             tasks: vec![holder.task.key.tid],
-            path: Vec::new(),
-            evidence: Vec::new(),
+            ..Finding::EMPTY
         }
     }
 }

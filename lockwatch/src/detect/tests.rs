@@ -10,7 +10,11 @@ use crate::{
 
 fn findings(survey: &Survey, threshold: u64) -> Vec<Finding> {
     let chains = chains(&survey.locks, &survey.daemons);
-    Detectors::default().check(&Scene::new(survey, &chains, Nanos(threshold)))
+    Detectors::default().check(&Scene::new(
+        survey,
+        &chains,
+        Thresholds::of_waits(Nanos(threshold)),
+    ))
 }
 
 fn sentences(survey: &Survey) -> Vec<(&'static str, Severity, String)> {
@@ -273,7 +277,7 @@ fn an_unmount_of_a_busy_file_system_is_explained() {
 fn detectors_can_be_chosen() {
     let survey = example::incident();
     let chains = chains(&survey.locks, &survey.daemons);
-    let scene = Scene::new(&survey, &chains, Nanos(SEC));
+    let scene = Scene::new(&survey, &chains, Thresholds::of_waits(Nanos(SEC)));
     let names = |detectors: &Detectors| -> Vec<&str> {
         let findings = detectors.check(&scene);
         findings.iter().map(|finding| finding.detector).collect()

@@ -26,7 +26,7 @@ impl Detector for WriterStarvation {
         overtaken
             .filter_map(|lock| {
                 let first: &Waiter = lock.waiters.iter().find(|waiter| !waiter.granted)?;
-                let starves = first.mode == LockMode::Write && first.wait >= scene.threshold;
+                let starves = first.mode == LockMode::Write && first.wait >= scene.thresholds.wait;
                 starves.then(|| Finding {
                     detector: self.name(),
                     severity: Severity::Warning,
@@ -39,8 +39,7 @@ impl Detector for WriterStarvation {
                     ),
                     locks: vec![lock.address],
                     tasks: vec![first.task.key.tid],
-                    path: Vec::new(),
-                    evidence: Vec::new(),
+                    ..Finding::EMPTY
                 })
             })
             .collect()

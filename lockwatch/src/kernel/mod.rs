@@ -19,4 +19,5 @@ pub mod offer;
 pub mod parked_frames;
 pub mod sleep_frames;
 pub mod symbols;
+pub mod watchdogs;
 pub mod writer_frames;

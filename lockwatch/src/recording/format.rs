@@ -9,6 +9,7 @@ use super::{
     scans::{ScanChange, Scans},
 };
 use crate::{
+    detect::Thresholds,
     graph::Input,
     report::Host,
     stream::{Event, Lost, Wait},
@@ -39,6 +40,9 @@ pub struct Header {
     pub began_ns: u64,
     /// Waits this long or longer were stalls.
     pub threshold_ns: Nanos,
+    /// From when on everything counted. `None` in recordings of 0.1.0 and before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thresholds: Option<Thresholds>,
     /// Where the knowledge came from, in words.
     pub sources: Vec<String>,
     /// What could not be known, one line each.
@@ -47,17 +51,24 @@ pub struct Header {
 
 impl Header {
     /// The header of a recording that this lockwatch begins now, on this host.
-    pub fn now(threshold_ns: Nanos, sources: Vec<String>, gaps: Vec<String>) -> Self {
+    pub fn now(thresholds: Thresholds, sources: Vec<String>, gaps: Vec<String>) -> Self {
         Self {
             recording: CONTRACT.to_owned(),
             lockwatch: env!("CARGO_PKG_VERSION").to_owned(),
             host: Host::this(),
             began_at: jiff::Timestamp::now(),
             began_ns: crate::stream::now_ns(),
-            threshold_ns,
+            threshold_ns: thresholds.wait,
+            thresholds: Some(thresholds),
             sources,
             gaps,
         }
+    }
+
+    /// From when on something counted.
+    pub fn thresholds(&self) -> Thresholds {
+        let of_waits = || Thresholds::of_waits(self.threshold_ns);
+        self.thresholds.unwrap_or_else(of_waits)
     }
 
     /// What a reading of `CLOCK_MONOTONIC` is for people.

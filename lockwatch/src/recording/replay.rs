@@ -238,8 +238,8 @@ impl Replayed {
 
     /// The report of one of its surveys; `detectors` are asked.
     pub fn report_of(&self, survey: &Survey, detectors: &Detectors) -> Report {
-        let (host, threshold) = (&self.header.host, self.header.threshold_ns);
-        let mut report = Report::from_survey(survey, host, threshold, detectors);
+        let (host, thresholds) = (&self.header.host, self.header.thresholds());
+        let mut report = Report::from_survey(survey, host, thresholds, detectors);
         report.coverage.source = Source::Recording;
         let lost = self.lost.by_kind().into_iter();
         let lost = lost.map(|(kind, count)| (kind.to_owned(), count));

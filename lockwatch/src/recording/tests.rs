@@ -32,6 +32,7 @@ fn header() -> Header {
         began_at: "2026-03-01T03:12:00Z".parse().unwrap(),
         began_ns: 90_000 * SEC - 10 * SEC,
         threshold_ns: Nanos(SEC),
+        thresholds: None,
         sources: vec!["surveys".to_owned()],
         gaps: Vec::new(),
     }

@@ -13,7 +13,8 @@ pub(crate) use incident::{
 };
 
 use crate::{
-    detect::Detectors,
+    detect::{Detectors, Thresholds},
+    kernel_log::KernelLog,
     lock::{
         Confidence, Evidence, EvidenceKind, Holder, Lock, LockAddr, LockClass, LockKind, LockMode,
         LockObject, LockState, StackId, Stacks, WaitSource, Waiter,
@@ -37,7 +38,12 @@ pub(crate) fn host() -> Host {
 
 /// The report of a survey; waits of `threshold_ns` and longer are stalls.
 pub(crate) fn report(survey: &Survey, threshold_ns: u64) -> Report {
-    Report::from_survey(survey, &host(), Nanos(threshold_ns), &Detectors::default())
+    Report::from_survey(
+        survey,
+        &host(),
+        Thresholds::of_waits(Nanos(threshold_ns)),
+        &Detectors::default(),
+    )
 }
 
 pub(crate) fn survey(locks: Vec<Lock>, stacks: Stacks) -> Survey {
@@ -51,6 +57,9 @@ pub(crate) fn survey(locks: Vec<Lock>, stacks: Stacks) -> Survey {
         degraded: Vec::new(),
         locks,
         daemons: Vec::new(),
+        sleepers: Vec::new(),
+        lockups: Vec::new(),
+        kernel_log: KernelLog::default(),
         stacks,
     }
 }

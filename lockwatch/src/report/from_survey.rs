@@ -12,25 +12,25 @@ use super::{
 };
 use crate::{
     daemon,
-    detect::{self, Detectors, Scene},
+    detect::{self, Detectors, Scene, Thresholds},
     figures::Count,
     graph::chain::{self, Chain as GraphChain},
     lock::{self, LockAddr, StackId, Stacks},
     survey::Survey,
-    task::{Nanos, TaskName},
+    task::TaskName,
 };
 
 impl Report {
-    /// The report of one survey. Waits of `threshold` and longer are stalls, and
+    /// The report of one survey. Past the `thresholds` something counts, and
     /// `detectors` are asked.
     pub fn from_survey(
         survey: &Survey,
         host: &Host,
-        threshold: Nanos,
+        thresholds: Thresholds,
         detectors: &Detectors,
     ) -> Self {
         let chains = chain::chains(&survey.locks, &survey.daemons);
-        let findings = detectors.check(&Scene::new(survey, &chains, threshold));
+        let findings = detectors.check(&Scene::new(survey, &chains, thresholds));
         let mut in_chains: BTreeMap<LockAddr, Vec<usize>> = BTreeMap::new();
         for (index, chain) in chains.iter().enumerate() {
             for address in chain.locks() {
@@ -75,7 +75,7 @@ impl Report {
                 .map(|chain| Chain::new(chain, &survey.locks))
                 .collect(),
             findings: findings.into_iter().map(Finding::from).collect(),
-            threshold,
+            threshold: thresholds.wait,
         };
         // These follow from everything else.
         let awaited = ways_out::Awaited::new(&survey.daemons);
@@ -196,6 +196,8 @@ impl From<detect::Finding> for Finding {
             tasks,
             path,
             evidence,
+            subject: _,
+            second_opinion,
         } = finding;
         Self {
             detector: detector.to_owned(),
@@ -205,6 +207,7 @@ impl From<detect::Finding> for Finding {
             tasks,
             path: path.iter().map(Step::from).collect(),
             evidence,
+            second_opinion,
         }
     }
 }

@@ -170,6 +170,10 @@ pub struct Finding {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(default)]
     pub evidence: Vec<String>,
+    /// What the kernel's own detector said of the same, or why it did not, in words. Absent
+    /// where it has none for this, or its messages could not be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub second_opinion: Option<String>,
 }
 
 impl Step {

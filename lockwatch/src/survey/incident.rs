@@ -11,7 +11,7 @@ use lockwatch_ebpf::survey::TaskRecord;
 use zerocopy::FromZeros;
 
 use crate::{
-    detect::Detectors,
+    detect::{Detectors, Thresholds},
     kernel::{btf, layout::Layout, symbols::Symbols},
     lock::{Confidence, EvidenceKind, Lock, LockMode, LockState},
     report::{
@@ -465,7 +465,12 @@ fn the_incident_in_one_paragraph() {
         arch: "x86_64".to_owned(),
         boot_id: None,
     };
-    let report = Report::from_survey(&survey, &host, Nanos(SECOND), &Detectors::default());
+    let report = Report::from_survey(
+        &survey,
+        &host,
+        Thresholds::of_waits(Nanos(SECOND)),
+        &Detectors::default(),
+    );
     assert_eq!(report.locks[0].count, "-4294967295");
     let mut text = Vec::new();
     let style = Style {

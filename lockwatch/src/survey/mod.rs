@@ -37,7 +37,10 @@ pub use surveyor::{OpenError, SurveyError, Surveyor};
 
 use crate::{
     daemon::Daemon,
+    kernel_log::KernelLog,
     lock::{Lock, Stacks},
+    lockup::Lockup,
+    sleeper::Sleeper,
     task::Nanos,
 };
 
@@ -63,7 +66,16 @@ pub struct Survey {
     pub locks: Vec<Lock>,
     /// Daemons that tasks wait for, in no particular order.
     pub daemons: Vec<Daemon>,
-    /// The stacks that locks and daemons refer to.
+    /// Tasks in uninterruptible sleep, the longest first.
+    #[serde(default)]
+    pub sleepers: Vec<Sleeper>,
+    /// CPUs that do not go on, as far as somebody watched them.
+    #[serde(default)]
+    pub lockups: Vec<Lockup>,
+    /// What the kernel's own detectors said.
+    #[serde(default)]
+    pub kernel_log: KernelLog,
+    /// The stacks that all these refer to.
     pub stacks: Stacks,
 }
 

@@ -14,7 +14,7 @@ use crate::{
         },
         progress::Reason,
     },
-    detect::Detectors,
+    detect::{Detectors, Thresholds},
     figures::{Count, Span},
     graph::{Facts, Forecasts, Stall},
     lock::{LockClass, LockKind, LockMode},
@@ -62,7 +62,7 @@ pub(super) struct Output {
     out: Box<dyn Write>,
     format: Format,
     style: text::Style,
-    threshold: Nanos,
+    thresholds: Thresholds,
     detectors: Detectors,
     host: Host,
     /// The report of the last survey: several stalls may be in it.
@@ -74,14 +74,14 @@ impl Output {
         out: Box<dyn Write>,
         format: Format,
         style: text::Style,
-        threshold: Nanos,
+        thresholds: Thresholds,
         detectors: Detectors,
     ) -> Self {
         Self {
             out,
             format,
             style,
-            threshold,
+            thresholds,
             detectors,
             host: Host::this(),
             report: None,
@@ -93,7 +93,7 @@ impl Output {
         if self.format == Format::Text {
             return Ok(());
         }
-        let (at, threshold_ns) = (jiff::Timestamp::now(), self.threshold);
+        let (at, threshold_ns) = (jiff::Timestamp::now(), self.thresholds.wait);
         self.line(&Line::Watching(Watching {
             schema: CONTRACT,
             at,
@@ -252,7 +252,7 @@ impl Output {
         let is_current = |(survey, _): &(Arc<Survey>, Report)| Arc::ptr_eq(survey, facts.survey());
         if !self.report.as_ref().is_some_and(is_current) {
             let report =
-                Report::from_survey(facts.survey(), &self.host, self.threshold, &self.detectors);
+                Report::from_survey(facts.survey(), &self.host, self.thresholds, &self.detectors);
             self.report = Some((Arc::clone(facts.survey()), report));
         }
     }

@@ -44,8 +44,7 @@ impl Detector for FaultUnderMmapLock {
                     ),
                     locks: vec![lock.address],
                     tasks: vec![holder.task.key.tid],
-                    path: Vec::new(),
-                    evidence: Vec::new(),
+                    ..Finding::EMPTY
                 })
             })
             .collect()

@@ -36,8 +36,7 @@ impl Detector for ForkOfHugeProcess {
                     ),
                     locks: vec![lock.address],
                     tasks: vec![holder.task.key.tid],
-                    path: Vec::new(),
-                    evidence: Vec::new(),
+                    ..Finding::EMPTY
                 })
             })
             .collect()

@@ -30,7 +30,7 @@ impl Detector for LostWakeup {
                 let since = holder
                     .stuck
                     .since
-                    .filter(|&since| since >= scene.threshold)?;
+                    .filter(|&since| since >= scene.thresholds.wait)?;
                 (device.in_flight == Some(0)).then(|| Finding {
                     detector: self.name(),
                     severity: Severity::Info,
@@ -43,8 +43,7 @@ impl Detector for LostWakeup {
                     ),
                     locks: vec![lock.address],
                     tasks: vec![holder.task.key.tid],
-                    path: Vec::new(),
-                    evidence: Vec::new(),
+                    ..Finding::EMPTY
                 })
             })
             .collect()

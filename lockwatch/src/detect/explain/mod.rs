@@ -25,7 +25,7 @@ use crate::{
 /// The stalled locks with their holders that carry weight and wait for no lock themselves,
 /// directly or through a daemon: what those are stuck in explains the stall.
 fn held<'a>(scene: &'a Scene<'a>) -> impl Iterator<Item = (&'a Lock, &'a Holder)> {
-    let threshold = scene.threshold;
+    let threshold = scene.thresholds.wait;
     let chains = scene.chains.iter().filter(|chain| !chain.cycle);
     let roots: FxHashSet<TaskKey> = chains.map(|chain| chain.root.key).collect();
     // A daemon that is a root stands for those that wait for it.

@@ -69,8 +69,7 @@ impl Detector for SlowFileSystem {
                     ),
                     locks: vec![lock.address],
                     tasks: vec![holder.task.key.tid],
-                    path: Vec::new(),
-                    evidence: Vec::new(),
+                    ..Finding::EMPTY
                 })
             })
             .collect()

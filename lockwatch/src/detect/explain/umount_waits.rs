@@ -29,7 +29,7 @@ impl Detector for UmountWaits {
             .locks
             .iter()
             .filter(|lock| lock.class == LockClass::SuperUmount)
-            .filter(|lock| is_stalled(lock, scene.threshold))
+            .filter(|lock| is_stalled(lock, scene.thresholds.wait))
             .filter_map(|lock| {
                 let mut blocked = lock.waiters.iter().filter(|waiter| !waiter.granted);
                 let umount = blocked.find(|waiter| {
@@ -53,8 +53,7 @@ impl Detector for UmountWaits {
                     ),
                     locks: vec![lock.address],
                     tasks: vec![umount.task.key.tid],
-                    path: Vec::new(),
-                    evidence: Vec::new(),
+                    ..Finding::EMPTY
                 })
             })
             .collect()

@@ -16,6 +16,7 @@ use crate::{
         memory::{KernelMemory, MemoryError},
         symbols::Symbols,
     },
+    kernel_log::KernelLog,
     lock::{LockAddr, LockClass, LockKind, Stacks},
     survey::{
         Survey, cgroup,
@@ -284,6 +285,9 @@ impl Kernel {
             degraded,
             locks,
             daemons,
+            sleepers: Vec::new(),
+            lockups: Vec::new(),
+            kernel_log: KernelLog::default(),
             stacks,
         }
     }

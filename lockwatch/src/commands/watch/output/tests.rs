@@ -41,7 +41,7 @@ fn printed(format: Format) -> String {
         Box::new(page.clone()),
         format,
         style,
-        Nanos(SEC),
+        Thresholds::of_waits(Nanos(SEC)),
         Detectors::default(),
     );
     output.host = example::host();

@@ -1,0 +1,125 @@
+//! Lockups: CPUs that do not go on.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    lock::StackId,
+    task::{Nanos, TaskName},
+};
+
+/// A CPU that did not go on, past the threshold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lockup {
+    /// Number of the CPU.
+    pub cpu: u32,
+    /// How much of it stands still.
+    pub kind: LockupKind,
+    /// For how long: since the first sample of this, or since its last beat.
+    pub lasted: Nanos,
+    /// The task that the CPU was in at the last sample; `None`: its idle task. For a hard
+    /// lockup the one that is on it now, where that could be read.
+    pub task: Option<TaskName>,
+    /// What runs there. If it is not the task, the task is interrupted, and not to blame.
+    pub context: Context,
+    /// Where it spins: stacks as the samples found them, the most frequent first.
+    pub profile: Vec<Spin>,
+    /// Tasks that are ready to run there and do not get the CPU, the longest first.
+    pub starved: Vec<Starved>,
+    /// Tasks on other CPUs that may wait for a spinlock together with it, or hold it.
+    pub sharers: Vec<Sharer>,
+    /// What could not be known of it, one line each.
+    pub unknown: Vec<String>,
+}
+
+/// How much of a CPU stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LockupKind {
+    /// It takes interrupts, and no other task gets it.
+    Soft,
+    /// It takes no interrupts.
+    Hard,
+}
+
+/// What a CPU runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Context {
+    /// The task itself, in a system call, a fault or a kernel thread.
+    Task,
+    /// Soft interrupts, on top of a task or in `ksoftirqd`.
+    Softirq {
+        /// As /proc/softirqs spells it: `NET_RX`, `TIMER`, `TASKLET`, …; `None` where no
+        /// frame tells.
+        vector: Option<String>,
+        /// The function that the vector runs, where a frame tells.
+        callback: Option<String>,
+    },
+    /// An interrupt's handler.
+    Interrupt {
+        /// The handler's function, where a frame tells.
+        handler: Option<String>,
+    },
+    /// No sample or stack tells.
+    Unknown,
+}
+
+/// A stack, and how many samples had it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spin {
+    /// The stack.
+    pub stack: StackId,
+    /// Samples.
+    pub count: u32,
+}
+
+/// A task that is ready to run on a CPU that does not let it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Starved {
+    /// Who.
+    pub task: TaskName,
+    /// It has not run for this long.
+    pub since: Nanos,
+}
+
+/// A task on another CPU that has an address of a spinlock in common with a locked CPU.
+/// Possible, never more: a word on a stack is no proof.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sharer {
+    /// Who.
+    pub task: TaskName,
+    /// Where it runs.
+    pub cpu: u32,
+    /// The address they share.
+    #[serde(with = "crate::hex")]
+    pub address: u64,
+    /// The function that waits for a spinlock, and whose: `true` if the sharer is in it,
+    /// `false` if the locked CPU is.
+    pub sharer_waits: bool,
+}
+
+/// A CPU that may be locked up, as its beats tell: what a survey is asked to look into.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Suspect {
+    /// Number of the CPU.
+    pub cpu: u32,
+    /// How much of it stands still.
+    pub kind: LockupKind,
+    /// `CLOCK_MONOTONIC` ns: the first sample of this, or its last beat.
+    pub since_ns: u64,
+    /// The task that the CPU was in at the last sample; `None`: its idle task.
+    pub task: Option<TaskName>,
+    /// The stacks that were sampled since, the most frequent first.
+    pub samples: Vec<Sample>,
+    /// What could not be known, one line each.
+    pub unknown: Vec<String>,
+}
+
+/// A sampled stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// Addresses: where the CPU was, then return addresses outwards.
+    pub frames: Vec<u64>,
+    /// How many samples had it.
+    pub count: u32,
+}

@@ -1,0 +1,86 @@
+//! Sleepers: tasks in uninterruptible sleep (state D), and what they wait for.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    daemon::ConnectionAddr,
+    lock::{LockAddr, StackId},
+    task::{Nanos, Stuck, TaskName},
+};
+
+/// A task that was in uninterruptible sleep in both looks and did not run in between.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sleeper {
+    /// Who.
+    pub task: TaskName,
+    /// A fatal signal ends the sleep (`TASK_KILLABLE`): the kernel's own detector leaves
+    /// these out.
+    pub killable: bool,
+    /// The scheduler counts the sleep as waiting for I/O (`in_iowait`).
+    pub io_wait: bool,
+    /// For how long it has slept, at least.
+    pub asleep: Nanos,
+    /// What for.
+    pub awaits: Awaited,
+    /// What it is stuck in.
+    pub stuck: Stuck,
+    /// Where.
+    pub stack: StackId,
+}
+
+/// What a sleeper waits for; equal for those that wait for the same.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Awaited {
+    /// A lock, among the survey's.
+    Lock(LockAddr),
+    /// I/O of a block device, by its name: `nvme0n1`.
+    Device(String),
+    /// The server of a FUSE file system, among the survey's daemons.
+    Fuse(ConnectionAddr),
+    /// A server of a network file system, by its name or address.
+    Server {
+        /// `nfs`, `cifs`, …
+        fstype: String,
+        /// As the mount has it.
+        name: String,
+    },
+    /// Something that many can wait for, by its address.
+    Queue {
+        /// What kind of thing.
+        kind: QueueKind,
+        /// Where.
+        #[serde(with = "crate::hex")]
+        address: u64,
+        /// The innermost function outside of the scheduler that waits for it.
+        function: String,
+    },
+    /// No more is known than the function they sleep in.
+    Function(String),
+    /// Nothing is known.
+    Unknown,
+}
+
+/// What tasks can queue on that is no lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QueueKind {
+    /// `struct completion`
+    Completion,
+    /// `wait_queue_head_t`
+    WaitQueue,
+    /// A bit of a word (`wait_on_bit`), a page's among them.
+    Bit,
+}
+
+impl fmt::Display for QueueKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Completion => "completion",
+            Self::WaitQueue => "wait queue",
+            Self::Bit => "bit",
+        })
+    }
+}
