@@ -41,7 +41,7 @@ impl Surveys {
             .name("survey".into())
             .spawn(move || {
                 while asked.blocking_recv().is_some() {
-                    if answer.send(surveyor.survey(&options)).is_err() {
+                    if answer.send(surveyor.survey(&options, &[])).is_err() {
                         break;
                     }
                 }
