@@ -18,6 +18,8 @@ pub mod memory;
 pub mod offer;
 pub mod parked_frames;
 pub mod sleep_frames;
+pub mod softirqs;
+pub mod spin_frames;
 pub mod symbols;
 pub mod watchdogs;
 pub mod writer_frames;

@@ -17,6 +17,7 @@ mod image;
 #[cfg(test)]
 mod incident;
 mod link;
+mod lockups;
 mod look;
 mod merge;
 mod names;

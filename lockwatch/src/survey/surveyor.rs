@@ -22,6 +22,7 @@ use crate::{
         memory::MemoryError,
         symbols::{Symbols, SymbolsError},
     },
+    lockup::Suspect,
     probes::{LoadError, survey::SurveyProbes},
     survey::{
         Survey, SurveyOptions,
@@ -129,11 +130,16 @@ impl Surveyor {
 
     /// Takes one survey: two looks, and what both agree on. While queues change faster
     /// than they can be read, a few looks more, of which the best two count.
+    /// `suspects` are CPUs that may be locked up: it says of each whether it is.
     ///
     /// # Errors
     /// When the kernel stops answering.
-    pub fn survey(&mut self, options: &SurveyOptions) -> Result<Survey, SurveyError> {
-        self.survey_in_steps(options, |_| ())
+    pub fn survey(
+        &mut self,
+        options: &SurveyOptions,
+        suspects: &[Suspect],
+    ) -> Result<Survey, SurveyError> {
+        self.survey_in_steps(options, suspects, |_| ())
     }
 
     /// As [`Self::survey`], and hands out what the first look alone says before it
@@ -144,22 +150,25 @@ impl Surveyor {
     pub fn survey_in_steps(
         &mut self,
         options: &SurveyOptions,
+        suspects: &[Suspect],
         preliminary: impl FnOnce(Survey),
     ) -> Result<Survey, SurveyError> {
         let began = Instant::now();
         self.fuse.forget_devices();
         let until = began + options.deadline;
         let first = self.look(until)?;
-        // Nobody waits: nothing can be standing.
-        if first.queues.is_empty() && first.unsettled == 0 && !first.fuse.is_waited_for() {
-            return self.conclude(&[first], began, Vec::new());
+        let nobody_waits =
+            first.queues.is_empty() && first.unsettled == 0 && !first.fuse.is_waited_for();
+        // Nothing can be standing.
+        if nobody_waits && suspects.is_empty() {
+            return self.conclude(&[first], suspects, began, Vec::new());
         }
         let looks = [first];
         if began.elapsed() + options.pause > options.deadline {
             let reason = "the deadline left time for one look only: nothing is certain".to_owned();
-            return self.conclude(&looks, began, vec![reason]);
+            return self.conclude(&looks, suspects, began, vec![reason]);
         }
-        preliminary(self.conclude(&looks, began, Vec::new())?);
+        preliminary(self.conclude(&looks, suspects, began, Vec::new())?);
         thread::sleep(options.pause);
         let [mut first] = looks;
         let mut second = self.look(until)?;
@@ -182,7 +191,7 @@ impl Surveyor {
             }
             second = third;
         }
-        let mut survey = self.conclude(&[first, second], began, Vec::new())?;
+        let mut survey = self.conclude(&[first, second], suspects, began, Vec::new())?;
         survey.paused = Nanos::from_duration(paused);
         Ok(survey)
     }
@@ -190,10 +199,11 @@ impl Surveyor {
     fn conclude(
         &mut self,
         looks: &[Sight],
+        suspects: &[Suspect],
         began: Instant,
         degraded: Vec<String>,
     ) -> Result<Survey, SurveyError> {
-        let mut survey = self.kernel.conclude(looks, began, degraded);
+        let mut survey = self.kernel.conclude(looks, suspects, began, degraded);
         if let Some(last) = looks.last() {
             self.kernel
                 .describe_holders(&mut survey, &last.look, &mut self.probes)?;

@@ -12,12 +12,14 @@ use crate::{
     daemon::Daemon,
     figures::Count,
     kernel::{
+        arch::is_virtual_machine,
         layout::Layout,
         memory::{KernelMemory, MemoryError},
         symbols::Symbols,
     },
     kernel_log::KernelLog,
     lock::{LockAddr, LockClass, LockKind, Stacks},
+    lockup,
     survey::{
         Survey, cgroup,
         clock::{Clocks, tick_rate},
@@ -26,6 +28,7 @@ use crate::{
         fuse::SeenFuse,
         holders::{self, Scene, Suspect},
         holds::{self, TracedHold},
+        lockups::{self, Cpus},
         look::Look,
         merge::{Merger, Seen},
         names::{self, Identity},
@@ -164,6 +167,7 @@ impl Kernel {
     pub(in crate::survey) fn survey_of(
         &self,
         looks: Vec<Look>,
+        suspects: &[lockup::Suspect],
         memory: &mut dyn KernelMemory,
     ) -> Result<Survey, MemoryError> {
         let began = Instant::now();
@@ -180,7 +184,7 @@ impl Kernel {
                 took: Duration::ZERO,
             });
         }
-        let mut survey = self.conclude(&sights, began, Vec::new());
+        let mut survey = self.conclude(&sights, suspects, began, Vec::new());
         if let Some(last) = sights.last() {
             self.describe_holders(&mut survey, &last.look, memory)?;
         }
@@ -190,6 +194,7 @@ impl Kernel {
     pub(super) fn conclude(
         &self,
         looks: &[Sight],
+        suspects: &[lockup::Suspect],
         began: Instant,
         mut degraded: Vec<String>,
     ) -> Survey {
@@ -262,6 +267,16 @@ impl Kernel {
             &mut merger,
         );
         degraded.extend(unknown_daemons(first, last, &daemons));
+        let lockups = lockups::lockups(
+            suspects,
+            &Cpus {
+                first: first.map(|first| &first.look),
+                last: &last.look,
+                layout: &self.layout.task,
+                is_virtual: is_virtual_machine(),
+            },
+            &mut merger,
+        );
         if last.unsettled > 0 {
             degraded.push(format!(
                 "{}: tasks come and go there, and whether others are stuck behind them is not known; ask again",
@@ -286,7 +301,7 @@ impl Kernel {
             locks,
             daemons,
             sleepers: Vec::new(),
-            lockups: Vec::new(),
+            lockups,
             kernel_log: KernelLog::default(),
             stacks,
         }
