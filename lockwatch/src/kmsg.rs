@@ -203,8 +203,7 @@ mod tests {
     /// A record of a task that hung, printed so many seconds after the log's clock began.
     fn hung(tid: u32, seconds: u64) -> io::Result<String> {
         Ok(format!(
-            "3,{tid},{}000000,-;INFO: task dd:{tid} blocked for more than 120 seconds.\n",
-            seconds
+            "3,{tid},{seconds}000000,-;INFO: task dd:{tid} blocked for more than 120 seconds.\n"
         ))
     }
 
