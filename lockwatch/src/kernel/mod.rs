@@ -15,6 +15,7 @@ pub mod learned;
 pub mod lock_functions;
 pub mod locks;
 pub mod memory;
+pub mod messages;
 pub mod offer;
 pub mod parked_frames;
 pub mod sleep_frames;

@@ -22,6 +22,7 @@ use crate::{
         memory::MemoryError,
         symbols::{Symbols, SymbolsError},
     },
+    kmsg::KernelLogReader,
     lockup::Suspect,
     probes::{LoadError, survey::SurveyProbes},
     survey::{
@@ -83,6 +84,7 @@ pub struct Surveyor {
     pub(super) probes: SurveyProbes,
     pub(super) holds: Option<Box<dyn HoldSource>>,
     fuse: FuseState,
+    log: KernelLogReader,
 }
 
 /// Looks beyond the second, where a queue could not be read.
@@ -101,17 +103,24 @@ impl Surveyor {
             let symbols = thread::Builder::new()
                 .spawn_scoped(scope, Symbols::from_proc)
                 .map_err(OpenError::Thread)?;
+            let log = thread::Builder::new()
+                .spawn_scoped(scope, KernelLogReader::open)
+                .map_err(OpenError::Thread)?;
             let layout = Layout::from_btf(&Btf::from_sys_with(MODULE)?)?;
             let btf = aya::Btf::from_sys_fs().map_err(OpenError::AyaBtf)?;
             let probes = SurveyProbes::load(&layout.task, &layout.open_file, &btf)?;
             let symbols = symbols
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            let log = log
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             Ok(Self {
                 kernel: Kernel::new(layout, symbols)?,
                 probes,
                 holds: None,
                 fuse: FuseState::default(),
+                log,
             })
         })
     }
@@ -207,6 +216,7 @@ impl Surveyor {
         if let Some(last) = looks.last() {
             self.kernel
                 .describe_holders(&mut survey, &last.look, &mut self.probes)?;
+            survey.kernel_log = self.log.log(last.scheduler_offset_ns);
         }
         for holder in survey.locks.iter_mut().flat_map(|lock| &mut lock.holders) {
             if let Some(device) = &mut holder.stuck.device {
