@@ -1,5 +1,6 @@
 //! `lockwatch watch`: stalls as they stand and as they end.
 
+mod cpus;
 mod event;
 mod filter;
 mod hangs;
@@ -59,7 +60,7 @@ async fn watch(args: &WatchArgs) -> anyhow::Result<Outcome> {
     be_real_time(args.sources.priority)?;
     // Everything is loaded and attached before the first wait is looked at: later,
     // on a host that hangs, it might not be possible.
-    let sources = Sources::open(threshold, &args.sources)?;
+    let sources = Sources::open(thresholds, &args.sources)?;
     let stdout = Box::new(io::BufWriter::new(io::stdout()));
     let mut output = Output::new(stdout, args.format, args.look.for_stdout(), thresholds);
     let reports = Reports::new(thresholds, args.detect.detectors());
@@ -107,7 +108,7 @@ pub(super) fn record(
         let thresholds = cli::thresholds(args.threshold, args.hang, args.lockup);
         let threshold = thresholds.wait;
         be_real_time(args.sources.priority)?;
-        let sources = Sources::open(threshold, &args.sources)?;
+        let sources = Sources::open(thresholds, &args.sources)?;
         let gap = |gap: &Gap| format!("{}: {}; {}", gap.missing, gap.why, gap.cost);
         let gaps = sources.gaps.iter().map(gap).collect();
         let header = Header::now(thresholds, sources.said.clone(), gaps);

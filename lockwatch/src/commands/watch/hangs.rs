@@ -1,6 +1,6 @@
 //! Hanging tasks and CPUs: when to look for them, and what is told of them.
 
-use super::sources::Cpus;
+use super::cpus::Cpus;
 use crate::{
     detect::{Detector as _, HardLockup, SoftLockup, Thresholds},
     lockup::{LockupKind, Suspect},
@@ -46,11 +46,11 @@ impl Hangs {
     }
 
     /// Looks at the CPUs. The findings that are over.
-    pub(super) fn tick(&mut self, now_ns: u64) -> Vec<Standing> {
-        let Some(cpus) = &mut self.cpus else {
+    pub(super) fn tick(&mut self) -> Vec<Standing> {
+        let Some(suspects) = self.cpus.as_mut().and_then(Cpus::suspects) else {
             return Vec::new();
         };
-        self.suspects = cpus.suspects(now_ns);
+        self.suspects = suspects;
         let locked_up: Vec<(&str, u32)> = self.suspects.iter().map(detector_and_cpu).collect();
         self.findings.end_cpus(&locked_up)
     }

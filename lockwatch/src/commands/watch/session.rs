@@ -163,7 +163,7 @@ impl Session {
             .as_ref()
             .is_none_or(|surveys| surveys.is_overdue(now_ns));
         self.report(None, no_survey, now_ns)?;
-        let over = self.hangs.tick(now_ns);
+        let over = self.hangs.tick();
         self.end_findings(&over, now_ns)?;
         let has_news = self.hangs.has_news(now_ns);
         let needs_survey = has_news
