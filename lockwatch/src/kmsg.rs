@@ -13,7 +13,7 @@ use std::{
 
 use crate::{
     kernel::{messages, watchdogs},
-    kernel_log::{KernelLog, Message, Said},
+    kernel_log::{KernelDetectors, KernelLog, Message, Said},
 };
 
 const DEVICE: &str = "/dev/kmsg";
@@ -32,6 +32,8 @@ const TIME: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct KernelLogReader<D = File> {
     source: Source<D>,
+    /// As they were set when the log was opened.
+    detectors: KernelDetectors,
     /// Oldest first.
     messages: VecDeque<Logged>,
     /// Records were overwritten before they were read.
@@ -66,6 +68,7 @@ impl KernelLogReader {
             Ok(device) => Self::over(device),
             Err(error) => Self {
                 source: Source::Closed(refusal(&error)),
+                detectors: watchdogs::detectors(),
                 messages: VecDeque::new(),
                 has_lost: false,
                 is_behind: false,
@@ -79,6 +82,7 @@ impl<D: Read> KernelLogReader<D> {
     fn over(device: D) -> Self {
         let mut log = Self {
             source: Source::Open(device),
+            detectors: watchdogs::detectors(),
             messages: VecDeque::new(),
             has_lost: false,
             is_behind: false,
@@ -109,7 +113,7 @@ impl<D: Read> KernelLogReader<D> {
         });
         KernelLog {
             messages,
-            detectors: Some(watchdogs::detectors()),
+            detectors: Some(watchdogs::with_hung_task_now(self.detectors)),
             unread,
         }
     }

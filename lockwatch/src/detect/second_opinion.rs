@@ -36,3 +36,6 @@ fn ago(scene: &Scene<'_>, at_ns: u64) -> Nanos {
 fn named(task: &LoggedTask) -> String {
     format!("{}[{}]", task.comm, task.tid)
 }
+
+#[cfg(test)]
+mod tests;

@@ -105,7 +105,10 @@ fn said_of_tasks(scene: &Scene<'_>, sleeps: &FxHashMap<Tid, Sleep>) -> Option<St
         ),
     };
     let mut words = format!("the kernel's hung-task detector named {whom}, {ago} ago");
-    if count < all && is_used_up {
+    let mut unnamed = sleeps.iter().filter(|(tid, _)| !named_at.contains_key(tid));
+    if count < all && unnamed.all(|(_, sleep)| sleep.killable) {
+        words.push_str("; it leaves killable sleepers out");
+    } else if count < all && is_used_up {
         words.push_str("; its warnings are used up (kernel.hung_task_warnings = 0)");
     }
     Some(words)

@@ -1,6 +1,6 @@
 //! What the soft- and hard-lockup watchdogs said (kernel/watchdog*.c).
 
-use super::{ago, is_within, named};
+use super::{ago, is_within, named, slack};
 use crate::{
     detect::Scene,
     figures::Span,
@@ -14,12 +14,17 @@ use crate::{
 /// In words, without a full stop. `None`: there is nothing to say, as where nobody read how
 /// the kernel's detectors are set.
 pub fn of_lockup(scene: &Scene<'_>, lockup: &Lockup) -> Option<String> {
-    let said = scene
-        .kernel_log
-        .messages
-        .iter()
-        .rev()
-        .find_map(|message| Some((message, of(scene, lockup, message)?)));
+    // The newest of the same kind, else the newest.
+    let mut said = None;
+    for message in scene.kernel_log.messages.iter().rev() {
+        if let Some(verdict) = of(scene, lockup, message) {
+            if verdict.kind() == lockup.kind {
+                said = Some((message, verdict));
+                break;
+            }
+            said = said.or(Some((message, verdict)));
+        }
+    }
     let Some((message, verdict)) = said else {
         return silence(scene, lockup);
     };
@@ -73,8 +78,28 @@ impl Verdict<'_> {
 
 /// What this message says of this lockup; `None` if it is about another.
 fn of<'a>(scene: &Scene<'_>, lockup: &Lockup, message: &'a Message) -> Option<Verdict<'a>> {
-    let (cpu, verdict, told_of) = match &message.said {
-        Said::SoftLockup { cpu, stuck, task } => {
+    let (cpu, verdict) = match &message.said {
+        Said::SoftLockup { cpu, stuck, task } => (
+            *cpu,
+            Verdict::Soft {
+                stuck: *stuck,
+                task,
+            },
+        ),
+        Said::HardLockup { cpu, seen_by } => (*cpu, Verdict::Hard { seen_by: *seen_by }),
+        Said::HungTask { .. } | Said::Blocker { .. } | Said::HungTasksSuppressed => return None,
+    };
+    if cpu != lockup.cpu {
+        return None;
+    }
+    let lasted = lockup.lasted;
+    let counts = match verdict {
+        // One kind may follow the other: against us counts only what was printed within
+        // ours beyond doubt.
+        _ if verdict.kind() != lockup.kind => {
+            Nanos(ago(scene, message.at_ns).0.saturating_add(slack(lasted))) <= lasted
+        }
+        Verdict::Soft { task, .. } => {
             // Who came in the midst of it heard the last message before: it comes each
             // `soft_lockup`, and a quarter is for the watchdog's own period.
             let every = scene.kernel_log.detectors.and_then(|set| set.soft_lockup);
@@ -83,20 +108,12 @@ fn of<'a>(scene: &Scene<'_>, lockup: &Lockup, message: &'a Message) -> Option<Ve
                 Some(Nanos(every)) if ours == Some(task.tid) => every + every / 4,
                 _ => 0,
             };
-            (
-                *cpu,
-                Verdict::Soft {
-                    stuck: *stuck,
-                    task,
-                },
-                before,
-            )
+            let since = Nanos(lasted.0.saturating_add(before));
+            is_within(scene, message.at_ns, since)
         }
-        Said::HardLockup { cpu, seen_by } => (*cpu, Verdict::Hard { seen_by: *seen_by }, 0),
-        Said::HungTask { .. } | Said::Blocker { .. } | Said::HungTasksSuppressed => return None,
+        Verdict::Hard { .. } => is_within(scene, message.at_ns, lasted),
     };
-    let since = Nanos(lockup.lasted.0.saturating_add(told_of));
-    (cpu == lockup.cpu && is_within(scene, message.at_ns, since)).then_some(verdict)
+    counts.then_some(verdict)
 }
 
 /// Why they said nothing of this CPU.
