@@ -1,10 +1,12 @@
 //! The truth of a stall: made by the lab, printed as one line of JSON each.
 
 mod cycle;
+mod lockup;
 
 use serde::{Deserialize, Serialize};
 
 pub use self::cycle::{Crowd, Cycle, Member, Role};
+pub use self::lockup::{Context, LockHeld, LockedUp, LockupEvent, LockupScenario, Second, Someone};
 
 /// A kernel thread id, as seen in the lab's PID namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
