@@ -221,7 +221,7 @@ fn send(
     let home = home(workspace);
     fs::create_dir_all(&home).with_context(|| format!("cannot create {}", home.display()))?;
     let _logs = cache::lock(&home)?;
-    let mut own: Vec<(String, PathBuf)> = ["lockwatch", "stall-lab"]
+    let mut own: Vec<(String, PathBuf)> = ["lockwatch", "stall-lab", "lockup-lab"]
         .map(|name| (name.to_owned(), workspace.release_binary(name)))
         .to_vec();
     if let Errand::Ask { programs, .. } = errand {

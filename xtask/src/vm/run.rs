@@ -253,6 +253,7 @@ impl Runner<'_> {
         let initramfs = logs.join("initramfs.cpio");
         let environment = format!(
             "export LOCKWATCH_BIN=/bin/lockwatch STALL_LAB_BIN=/bin/stall-lab\n\
+             export LOCKUP_LAB_BIN=/bin/lockup-lab LOCKWATCH_OWN_MACHINE=1\n\
              export LOCKWATCH_RUNS={} LOCKWATCH_SLOWNESS={SLOWNESS}\n\
              export LOCKWATCH_MAY_SKIP={}\n",
             self.settings.runs,
