@@ -259,6 +259,7 @@ impl Runner<'_> {
             self.settings.runs,
             kernel.impossible.join(",")
         );
+        let environment = environment + &of_generator(image);
         fs::write(&initramfs, self.base.pack(image, &work, &environment)?)
             .with_context(|| format!("cannot write {}", initramfs.display()))?;
         let machine = Machine {
@@ -305,6 +306,17 @@ impl Runner<'_> {
             fs::remove_file(&initramfs).context("cannot remove the initramfs")?;
         }
         ending
+    }
+}
+
+/// Tells the tests where the kernel's own maker of lockups is, or why it is not.
+fn of_generator(image: &Image) -> String {
+    match &image.generator {
+        Ok(_) => format!("export LOCKWATCH_TEST_LOCKUP=/{}\n", initramfs::GENERATOR),
+        Err(why) => {
+            let why = why.replace(['\'', '\n'], " ");
+            format!("export LOCKWATCH_NO_TEST_LOCKUP='{why}'\n")
+        }
     }
 }
 
