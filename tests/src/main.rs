@@ -113,6 +113,16 @@ fn perform(
     stage: &mut Stage,
     stood: &mut Option<Instant>,
 ) -> Result<()> {
+    if let Some(hanging) = scenario::hang(options.scenario, stage, cast) {
+        let hanging =
+            hanging.with_context(|| format!("cannot make the stall {:?}", options.scenario))?;
+        stage.rearm()?;
+        let ends = *stood.insert(Instant::now()) + stage.hold;
+        let ends_at_ns = clock::monotonic_ns() + stage.hold.as_nanos() as u64;
+        let hung = hanging.told(options.scenario, stage, ends_at_ns)?;
+        print(&Event::Hung(Box::new(hung)))?;
+        return stage.hold_until(ends, options.until_eof);
+    }
     let standing = scenario::raise(options.scenario, stage, cast)
         .with_context(|| format!("cannot make the stall {:?}", options.scenario))?;
     stage.rearm()?;

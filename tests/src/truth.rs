@@ -1,10 +1,14 @@
 //! The truth of a stall: made by the lab, printed as one line of JSON each.
 
 mod cycle;
+mod hung;
+mod lockup;
 
 use serde::{Deserialize, Serialize};
 
 pub use self::cycle::{Crowd, Cycle, Member, Role};
+pub use self::hung::{Hung, HungCause, HungTask};
+pub use self::lockup::{Context, LockHeld, LockedUp, LockupEvent, LockupScenario, Second, Someone};
 
 /// A kernel thread id, as seen in the lab's PID namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -67,6 +71,10 @@ pub enum Scenario {
     /// A deadlock: a process's mmap_lock, held for read by a BPF iterator of a thread that
     /// asks for it again in a page fault, behind a writer (Linux 6.5 and later)
     DeadlockRecursiveReader,
+    /// Clients of one FUSE mount that hang after a fatal signal, without a lock
+    HungFuseKilled,
+    /// Who opens a file hangs for a page of it that is being read, without a lock
+    HungFolio,
     /// A process's mmap_lock as in mmap-read-held, a writer, and more than a thousand readers
     Incident,
 }
@@ -88,6 +96,8 @@ pub const NOT_HERE: u8 = 3;
 pub enum Event {
     /// The stall stands, exactly as described.
     Ready(Box<Ready>),
+    /// Tasks hang without a lock, exactly as described.
+    Hung(Box<Hung>),
     /// The stall is gone.
     Cleared(Cleared),
 }

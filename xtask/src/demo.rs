@@ -194,7 +194,14 @@ pub(crate) fn build_command(workspace: &Workspace) -> Command {
             "--package",
             "lockwatch-tests",
         ])
-        .args(["--bin", "lockwatch", "--bin", "stall-lab"]);
+        .args([
+            "--bin",
+            "lockwatch",
+            "--bin",
+            "stall-lab",
+            "--bin",
+            "lockup-lab",
+        ]);
     command
 }
 

@@ -97,6 +97,7 @@ fn try_test(workspace: &Workspace, lockwatch: &Path) -> Result<Verdict> {
         .args(["--include-ignored", "--exact", TEST])
         .env("LOCKWATCH_BIN", lockwatch)
         .env("STALL_LAB_BIN", workspace.release_binary("stall-lab"))
+        .env("LOCKUP_LAB_BIN", workspace.release_binary("lockup-lab"))
         .env("LOCKWATCH_RUNS", "3");
     let mut verdict = Verdict::NotRun;
     let end = supervised(&mut command, |line| {

@@ -7,6 +7,7 @@ mod deadlock_fuse;
 mod deadlock_recursive_reader;
 mod file_pos_held;
 mod granted;
+mod hung;
 mod incident;
 mod inode_read_held;
 mod inode_write_held;
@@ -30,6 +31,7 @@ use std::{
 use anyhow::Result;
 use lockwatch_tests::truth::{Held, Holder, Lock, LockState, Scenario};
 
+pub(crate) use self::hung::Hanging;
 use crate::{beside, fuse::Tree, stage::Stage, target::Actor};
 
 /// What the caller asked for.
@@ -104,7 +106,9 @@ pub(crate) fn hold_times(scenario: Scenario) -> (Duration, Duration) {
         | Scenario::DeadlockFuseDirectory
         | Scenario::DeadlockFuseTwoMounts
         | Scenario::DeadlockBehindWriter
-        | Scenario::DeadlockRecursiveReader => (Duration::from_secs(20), Duration::from_secs(60)),
+        | Scenario::DeadlockRecursiveReader
+        | Scenario::HungFuseKilled
+        | Scenario::HungFolio => (Duration::from_secs(20), Duration::from_secs(60)),
         // Whoever looks at it at full size needs time.
         Scenario::Incident => (Duration::from_secs(20), Duration::from_secs(600)),
     }
@@ -139,6 +143,18 @@ pub(crate) fn scenery(scenario: Scenario, cast: Cast) -> Scenery {
         Scenario::DaemonThreads => daemon_threads::scenery(),
         Scenario::DeadlockRecursiveReader => deadlock_recursive_reader::scenery(cast),
         Scenario::Incident => incident::scenery(cast),
+        Scenario::HungFuseKilled => hung::killed_scenery(cast),
+        Scenario::HungFolio => hung::folio_scenery(),
+    }
+}
+
+/// Makes tasks hang without a lock, if it is that. On an error the stage must be cleared all
+/// the same.
+pub(crate) fn hang(scenario: Scenario, stage: &mut Stage, cast: Cast) -> Option<Result<Hanging>> {
+    match scenario {
+        Scenario::HungFuseKilled => Some(hung::raise_killed(stage, cast)),
+        Scenario::HungFolio => Some(hung::raise_folio(stage, cast)),
+        _ => None,
     }
 }
 
@@ -166,5 +182,8 @@ pub(crate) fn raise(scenario: Scenario, stage: &mut Stage, cast: Cast) -> Result
         Scenario::DaemonThreads => daemon_threads::raise(stage, cast),
         Scenario::DeadlockRecursiveReader => deadlock_recursive_reader::raise(stage, cast),
         Scenario::Incident => incident::raise(stage, cast),
+        Scenario::HungFuseKilled | Scenario::HungFolio => {
+            anyhow::bail!("nobody waits for a lock there")
+        }
     }
 }

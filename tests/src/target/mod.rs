@@ -55,6 +55,8 @@ pub(crate) enum Part {
     /// Has a system call read a page of a mapped file, then stays: an error of the file
     /// system is the call's, and no SIGBUS.
     Pass { file: &'static str, page: u64 },
+    /// Asks for the attributes of a file, then stays.
+    Stat { file: &'static str },
     /// Runs a BPF iterator over its memory areas that reads a page of a mapped file, then
     /// stays.
     Iterate { file: &'static str },

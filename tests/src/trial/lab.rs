@@ -149,6 +149,7 @@ impl Lab {
                 program: lab.0.take().context("the lab was started")?,
                 truth: *truth,
             }),
+            Some(Ok(Event::Hung(_))) => bail!("{} is no stall of a lock", scenario.name()),
             Some(Ok(Event::Cleared(_))) => bail!("the lab cleared a stall it did not make"),
             Some(Err(error)) => Err(error).context("the lab's first line is no event"),
             None => {

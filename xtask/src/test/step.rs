@@ -193,6 +193,7 @@ fn live_tests(workspace: &Workspace, plan: &Plan<'_>) -> Option<Action> {
         .args(["--", "--include-ignored", "--test-threads=1"])
         .env("LOCKWATCH_BIN", workspace.release_binary("lockwatch"))
         .env("STALL_LAB_BIN", workspace.release_binary("stall-lab"))
+        .env("LOCKUP_LAB_BIN", workspace.release_binary("lockup-lab"))
         .env("LOCKWATCH_RUNS", if plan.long { "200" } else { "30" })
         .env(
             "LOCKWATCH_SOAK_SECONDS",

@@ -83,6 +83,13 @@ impl Archive {
         Ok(names.lines().map(str::to_owned).collect())
     }
 
+    /// Names of the packages that one depends on, alternatives included.
+    pub(crate) fn depends(&self, package: &str) -> Result<Vec<String>> {
+        let mut command = self.apt("apt-cache");
+        command.args(["depends", "--important", package]);
+        Ok(parse_depends(&process::capture(&mut command)?))
+    }
+
     /// Downloads one package into a folder and says how large it is.
     pub(crate) fn download(&self, package: &str, into: &Path) -> Result<(PathBuf, u64)> {
         timed(&format!("downloading {package}"), || {
@@ -107,6 +114,18 @@ impl Archive {
             .env("LC_ALL", "C");
         command
     }
+}
+
+/// Takes the names of `Depends: name` rows, of which alternatives begin with a bar.
+fn parse_depends(text: &str) -> Vec<String> {
+    text.lines()
+        .filter_map(|line| {
+            line.trim()
+                .trim_start_matches('|')
+                .strip_prefix("Depends: ")
+        })
+        .map(|name| name.trim().to_owned())
+        .collect()
 }
 
 /// Where the machine's own apt gets Debian from.
@@ -210,6 +229,17 @@ http://archive.example/debian-security/ bookworm-security
         let found = parse_targets(targets).unwrap();
         assert_eq!(found.main, "http://archive.example/debian/");
         assert_eq!(found.security, "http://archive.example/debian-security/");
+    }
+
+    #[test]
+    fn dependencies_are_those_that_must_be() {
+        let text = "linux-headers-6.1.0-56-cloud-amd64
+  Depends: linux-headers-6.1.0-56-common
+ |Depends: linux-kbuild-6.1
+  PreDepends: dpkg
+";
+        let wanted = ["linux-headers-6.1.0-56-common", "linux-kbuild-6.1"];
+        assert_eq!(parse_depends(text), wanted);
     }
 
     #[test]

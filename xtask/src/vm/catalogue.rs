@@ -11,6 +11,8 @@ pub(crate) struct Kernel {
     pub(crate) suffix: &'static str,
     /// Every `cargo xtask test` boots it.
     pub(crate) required: bool,
+    /// The kernel's own maker of lockups is built for it, where the host can.
+    pub(crate) generator: bool,
     /// What cannot be made on it: scenarios of the stall lab, and tests by name. They may
     /// leave themselves out, and say why; nothing else may.
     pub(crate) impossible: &'static [&'static str],
@@ -28,6 +30,8 @@ const NOT_GRANTED: &str = "granted";
 const NOT_REFUSED: &str = "an_attempt_that_fails_is_no_hold";
 const NOT_ELSEWHERE: &str = "a_lock_released_by_another_task_is_held_no_more";
 const NOT_IN_ANOTHER_NAME: &str = "a_release_in_the_name_of_another_holder_accuses_nobody";
+/// Signals are sent with interrupts on.
+const NOT_HARD: &str = "hard-lockup";
 /// mmap_lock has no tracepoints before 5.11.
 const NOT_BY_RAW_TP: &str = "without_typed_tracepoints_holds_are_kept_in_task_storage";
 const NOT_BY_RAW_TP_AND_THREAD: &str = "without_typed_tracepoints_holds_are_kept_by_thread";
@@ -51,6 +55,8 @@ pub(crate) const KERNELS: [Kernel; 9] = [
         ..kernel("5.10", "linux-image-5.10.0-", "-cloud-amd64")
     },
     Kernel {
+        // Its headers ask for the least of the host.
+        generator: true,
         impossible: &[NO_SYNC, NO_VMA, NO_RECURSION],
         ..kernel("6.1", "linux-image-6.1.0-", "-cloud-amd64")
     },
@@ -63,6 +69,7 @@ pub(crate) const KERNELS: [Kernel; 9] = [
             NOT_REFUSED,
             NOT_ELSEWHERE,
             NOT_IN_ANOTHER_NAME,
+            NOT_HARD,
         ],
         ..kernel("6.1-rt", "linux-image-6.1.0-", "-rt-amd64")
     },
@@ -77,6 +84,7 @@ pub(crate) const KERNELS: [Kernel; 9] = [
             NOT_REFUSED,
             NOT_ELSEWHERE,
             NOT_IN_ANOTHER_NAME,
+            NOT_HARD,
         ],
         required: false,
         ..kernel("6.12-rt", "linux-image-6.12.", "-rt-amd64")
@@ -88,7 +96,13 @@ pub(crate) const KERNELS: [Kernel; 9] = [
     },
     kernel("7.3", "linux-binary-7.3.", "-cloud-amd64"),
     Kernel {
-        impossible: &[NOT_GRANTED, NOT_REFUSED, NOT_ELSEWHERE, NOT_IN_ANOTHER_NAME],
+        impossible: &[
+            NOT_GRANTED,
+            NOT_REFUSED,
+            NOT_ELSEWHERE,
+            NOT_IN_ANOTHER_NAME,
+            NOT_HARD,
+        ],
         ..kernel("7.3-rt", "linux-binary-7.3.", "-rt-amd64")
     },
 ];
@@ -99,6 +113,7 @@ const fn kernel(name: &'static str, prefix: &'static str, suffix: &'static str) 
         prefix,
         suffix,
         required: true,
+        generator: false,
         impossible: &[],
     }
 }

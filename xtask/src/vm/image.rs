@@ -42,6 +42,8 @@ pub(crate) struct Image {
     pub(crate) vmlinuz: PathBuf,
     /// Modules, unpacked, in the order in which they are loaded.
     pub(crate) modules: Vec<PathBuf>,
+    /// The kernel's own maker of lockups, or why there is none.
+    pub(crate) generator: Result<PathBuf, String>,
 }
 
 /// The newest image of a kernel: from the cache, else fetched.
@@ -126,6 +128,7 @@ fn check(package: &str, home: &Path) -> Result<Image> {
         download: stamp.download,
         vmlinuz: home.join("vmlinuz"),
         modules: stamp.modules.iter().map(|name| home.join(name)).collect(),
+        generator: Err("it is not built for this kernel".to_owned()),
     };
     for file in image.modules.iter().chain([&image.vmlinuz]) {
         fs::metadata(file).with_context(|| format!("{} is gone", file.display()))?;

@@ -13,6 +13,8 @@ use crate::packages::{self, Program};
 
 /// The first process.
 const INIT: &str = include_str!("init.sh");
+/// Where the kernel's own maker of lockups is in the machine, if it is.
+pub(crate) const GENERATOR: &str = "generator/test_lockup.ko";
 /// Tools of the live tests that busybox has not, or not with all options.
 const TOOLS: [Program; 3] = [
     Program {
@@ -154,6 +156,9 @@ impl Base {
             order.push_str(&format!("{name}\n"));
         }
         archive.file("modules/order", order.as_bytes());
+        if let Ok(generator) = &image.generator {
+            archive.file(GENERATOR, &read(generator)?);
+        }
         archive.file("environment", environment.as_bytes());
         match work {
             Work::Tests { tests, facts } => {

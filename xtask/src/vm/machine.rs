@@ -23,6 +23,12 @@ const TESTS_FAILED: i32 = 35;
 
 /// A kernel that has said this does nothing sensible any more.
 const LAST_WORDS: [&str; 3] = ["Kernel panic", "BUG: soft lockup", "Attempted to kill init"];
+/// What the lab says in the kernel's log when it locks a CPU up, and when that is over
+/// (tests/src/lockup/main.rs): in between, the kernel may say what it likes about it.
+const ON_PURPOSE: &str = "lockup-lab: a CPU is locked up on purpose";
+const OVER: &str = "lockup-lab: the lockup is over";
+/// What the kernel may say of it.
+const OF_A_LOCKUP: &str = "BUG: soft lockup";
 /// Longer than any boot on a busy machine (60 s were seen with five times too much to do).
 const BOOT_LIMIT: Duration = Duration::from_secs(300);
 /// From last words to the end: the rest of the stack trace is worth having.
@@ -131,6 +137,8 @@ struct Console {
     path: PathBuf,
     read: u64,
     next_look: Instant,
+    /// A CPU is locked up on purpose.
+    locked_up: bool,
     /// The line, and when it was seen.
     last_words: Option<String>,
     died: Option<Instant>,
@@ -142,6 +150,7 @@ impl Console {
             path,
             read: 0,
             next_look: Instant::now(),
+            locked_up: false,
             last_words: None,
             died: None,
         }
@@ -172,15 +181,25 @@ impl Console {
             .map_or(0, |end| end + 1);
         self.read += whole as u64;
         if self.last_words.is_none() {
-            self.last_words = find_last_words(&String::from_utf8_lossy(&text[..whole]));
+            let text = String::from_utf8_lossy(&text[..whole]);
+            self.last_words = find_last_words(&text, &mut self.locked_up);
             self.died = self.last_words.as_ref().map(|_| Instant::now());
         }
     }
 }
 
-fn find_last_words(text: &str) -> Option<String> {
+fn find_last_words(text: &str, locked_up: &mut bool) -> Option<String> {
+    let mut is_last = |line: &str| {
+        if line.contains(ON_PURPOSE) {
+            *locked_up = true;
+        } else if line.contains(OVER) {
+            *locked_up = false;
+        }
+        LAST_WORDS.iter().any(|words| line.contains(words))
+            && !(*locked_up && line.contains(OF_A_LOCKUP))
+    };
     text.lines()
-        .find(|line| LAST_WORDS.iter().any(|words| line.contains(words)))
+        .find(|line| is_last(line))
         .map(|line| line.trim().to_owned())
 }
 
@@ -201,11 +220,23 @@ mod tests {
     fn last_words_are_one_line() {
         let text =
             "[ 1.0] all is well\r\n[ 2.0] Kernel panic - not syncing: why\r\n[ 2.1] more\r\n";
-        let found = find_last_words(text);
+        let found = find_last_words(text, &mut false);
         assert_eq!(
             found.as_deref(),
             Some("[ 2.0] Kernel panic - not syncing: why")
         );
-        assert_eq!(find_last_words("watchdog: fine\n"), None);
+        assert_eq!(find_last_words("watchdog: fine\n", &mut false), None);
+    }
+
+    #[test]
+    fn a_lockup_on_purpose_is_none_of_them() {
+        let told = "[ 1.0] watchdog: BUG: soft lockup - CPU#1 stuck for 22s! [lab-spinner:7]\n";
+        let begins = format!("[ 0.5] {ON_PURPOSE}\n");
+        let ends = format!("[ 2.0] {OVER}\n");
+        let mut locked_up = false;
+        let mut found = |text: &str| find_last_words(text, &mut locked_up);
+        assert_eq!(found(&format!("{begins}{told}")), None);
+        assert_eq!(found(&format!("{told}{ends}")), None);
+        assert_eq!(found(told).as_deref(), Some(told.trim()));
     }
 }

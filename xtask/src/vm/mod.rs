@@ -3,6 +3,7 @@
 mod archive;
 mod catalogue;
 mod cpio;
+mod generator;
 mod image;
 mod initramfs;
 mod junit;
@@ -209,7 +210,11 @@ fn send(
     errand: &Errand<'_>,
 ) -> Result<Vec<Outcome>> {
     packages::ensure(&[QEMU])?;
-    let images = fetch(kernels, &cache()?)?;
+    let wants_generators = matches!(
+        errand,
+        Errand::Tests { .. } | Errand::Script { bare: false, .. }
+    );
+    let images = fetch(kernels, &cache()?, wants_generators)?;
     let targets = timed("building what runs in the machines", || match errand {
         Errand::Script { bare: true, .. } | Errand::Facts | Errand::Ask { .. } => {
             programs::build(workspace).map(|()| Vec::new())
@@ -221,7 +226,7 @@ fn send(
     let home = home(workspace);
     fs::create_dir_all(&home).with_context(|| format!("cannot create {}", home.display()))?;
     let _logs = cache::lock(&home)?;
-    let mut own: Vec<(String, PathBuf)> = ["lockwatch", "stall-lab"]
+    let mut own: Vec<(String, PathBuf)> = ["lockwatch", "stall-lab", "lockup-lab"]
         .map(|name| (name.to_owned(), workspace.release_binary(name)))
         .to_vec();
     if let Errand::Ask { programs, .. } = errand {
@@ -289,13 +294,31 @@ fn list(kernels: &[&Kernel], cache: &Path) {
 }
 
 /// All images, or why there is none. An error: nothing can be had at all.
-fn fetch(kernels: &[&'static Kernel], cache: &Path) -> Result<Vec<Result<Image>>> {
+fn fetch(
+    kernels: &[&'static Kernel],
+    cache: &Path,
+    wants_generators: bool,
+) -> Result<Vec<Result<Image>>> {
     let _lock = cache::lock(cache)?;
     let archive = Archive::open(&cache.join("apt"))?;
     let newest_of_all = |packages: &[String]| -> Vec<Result<Image>> {
         kernels
             .iter()
-            .map(|kernel| image::newest(kernel, &archive, packages, cache))
+            .map(|kernel| {
+                let mut image = image::newest(kernel, &archive, packages, cache)?;
+                if kernel.generator && wants_generators {
+                    let built = generator::module(&archive, kernel.name, &image, cache);
+                    image.generator = built.map_err(|error| format!("{error:#}"));
+                    if let Err(why) = &image.generator {
+                        say(format_args!(
+                            "{}: no {}: {why}",
+                            kernel.name,
+                            generator::NAME
+                        ));
+                    }
+                }
+                Ok(image)
+            })
             .collect()
     };
     if archive.is_fresh() {

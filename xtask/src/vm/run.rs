@@ -253,11 +253,13 @@ impl Runner<'_> {
         let initramfs = logs.join("initramfs.cpio");
         let environment = format!(
             "export LOCKWATCH_BIN=/bin/lockwatch STALL_LAB_BIN=/bin/stall-lab\n\
+             export LOCKUP_LAB_BIN=/bin/lockup-lab LOCKWATCH_OWN_MACHINE=1\n\
              export LOCKWATCH_RUNS={} LOCKWATCH_SLOWNESS={SLOWNESS}\n\
              export LOCKWATCH_MAY_SKIP={}\n",
             self.settings.runs,
             kernel.impossible.join(",")
         );
+        let environment = environment + &of_generator(image);
         fs::write(&initramfs, self.base.pack(image, &work, &environment)?)
             .with_context(|| format!("cannot write {}", initramfs.display()))?;
         let machine = Machine {
@@ -304,6 +306,17 @@ impl Runner<'_> {
             fs::remove_file(&initramfs).context("cannot remove the initramfs")?;
         }
         ending
+    }
+}
+
+/// Tells the tests where the kernel's own maker of lockups is, or why it is not.
+fn of_generator(image: &Image) -> String {
+    match &image.generator {
+        Ok(_) => format!("export LOCKWATCH_TEST_LOCKUP=/{}\n", initramfs::GENERATOR),
+        Err(why) => {
+            let why = why.replace(['\'', '\n'], " ");
+            format!("export LOCKWATCH_NO_TEST_LOCKUP='{why}'\n")
+        }
     }
 }
 
