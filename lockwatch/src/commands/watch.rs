@@ -106,7 +106,6 @@ pub(super) fn record(
 ) -> anyhow::Result<(Recorder, Summary)> {
     event_loop()?.block_on(async {
         let thresholds = cli::thresholds(args.threshold, args.hang, args.lockup);
-        let threshold = thresholds.wait;
         be_real_time(args.sources.priority)?;
         let sources = Sources::open(thresholds, &args.sources)?;
         let gap = |gap: &Gap| format!("{}: {}; {}", gap.missing, gap.why, gap.cost);

@@ -36,7 +36,7 @@ impl Surveys {
     /// nobody waits for it, since the kernel might not answer.
     pub(super) fn start(mut surveyor: Surveyor) -> io::Result<Self> {
         let options = SurveyOptions::default();
-        let (requests, mut asked) = mpsc::unbounded_channel();
+        let (requests, mut asked) = mpsc::unbounded_channel::<Vec<Suspect>>();
         let (answer, results) = mpsc::unbounded_channel();
         thread::Builder::new()
             .name("survey".into())

@@ -1,6 +1,6 @@
 //! What `watch` prints, letter for letter.
 
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 use super::*;
 use crate::{
@@ -42,11 +42,9 @@ fn printed(format: Format) -> String {
         format,
         style,
         Thresholds::of_waits(Nanos(SEC)),
-        Detectors::default(),
     );
-    output.host = example::host();
-
     let survey = Arc::new(example::write_held_directory());
+    let report = example::report(&survey, SEC);
     let lock = &survey.locks[0];
     let waits: Vec<Wait> = lock
         .waiters
@@ -70,7 +68,7 @@ fn printed(format: Format) -> String {
     };
     let queue = graph.waits_for(lock.address);
     output
-        .stall(graph.stalls()[0], &queue, &[], Reason::Crossed, now)
+        .stall(graph.stalls()[0], None, &queue, &[], Reason::Crossed, now)
         .unwrap();
 
     let holder = HolderTimes {
@@ -105,6 +103,7 @@ fn printed(format: Format) -> String {
     output
         .stall(
             graph.stalls()[0],
+            Some(&report),
             &queue,
             std::slice::from_ref(&holder),
             Reason::Stands,
