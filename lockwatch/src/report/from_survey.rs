@@ -3,6 +3,7 @@
 
 mod daemons;
 mod locks;
+mod lockups;
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
@@ -70,6 +71,7 @@ impl Report {
                 .into_iter()
                 .map(|daemon| Daemon::new(daemon, &survey.stacks))
                 .collect(),
+            lockups: lockups::lockups(survey, &chains, &findings),
             chains: chains
                 .into_iter()
                 .map(|chain| Chain::new(chain, &survey.locks))

@@ -11,6 +11,7 @@ mod from_survey;
 mod host;
 pub mod json;
 mod lock;
+pub mod lockup;
 pub mod next;
 pub mod perfetto;
 pub mod schema;
@@ -27,6 +28,7 @@ use std::collections::BTreeMap;
 pub use daemon::{Client, Daemon, DaemonThread};
 pub use host::Host;
 pub use lock::{BlockDevice, Evidence, Holder, Lock, Object, Stuck, Waiter};
+pub use lockup::Lockup;
 pub use next::Next;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -65,6 +67,8 @@ pub struct Report {
     pub locks: Vec<Lock>,
     /// User-space servers that tasks wait for, those with most clients first.
     pub daemons: Vec<Daemon>,
+    /// CPUs that do not go on, the worst first.
+    pub lockups: Vec<Lockup>,
     /// Roots and what waits behind them, the one with most blocked tasks first.
     pub chains: Vec<Chain>,
     /// What the detectors say, the most severe first.
@@ -187,10 +191,12 @@ impl Step {
 }
 
 impl Report {
-    /// True if a task has waited for the threshold or longer, or tasks wait for each other:
-    /// exit code 1.
+    /// True if a task has waited for the threshold or longer, tasks wait for each other, or a
+    /// CPU does not go on: exit code 1.
     pub fn has_stall(&self) -> bool {
-        self.stalled_locks().next().is_some() || self.deadlocks().next().is_some()
+        self.stalled_locks().next().is_some()
+            || self.deadlocks().next().is_some()
+            || !self.lockups.is_empty()
     }
 
     /// The circles of tasks that wait for each other.

@@ -4,6 +4,7 @@ mod check;
 mod daemons;
 mod deadlock;
 mod holders;
+mod lockups;
 mod page;
 mod queue;
 mod roots;
@@ -17,6 +18,7 @@ use std::{
 
 pub use check::write_check;
 use deadlock::write_deadlock;
+pub use lockups::write_lockup;
 use page::{GLUE, Text, Tone, write_field};
 pub use page::{Style, is_unprintable};
 
@@ -30,13 +32,17 @@ use crate::{
 /// Locks that get a paragraph; the rest is counted.
 const SHOWN: usize = 10;
 
-/// Writes the report for a person: a paragraph for each stalled lock, the worst first,
-/// or one line if no lock is stalled.
+/// Writes the report for a person: a paragraph for each CPU that does not go on and each
+/// stalled lock, the worst first, or one line if there is neither.
 ///
 /// # Errors
 /// When `out` does.
 pub fn write_report(out: &mut dyn Write, report: &Report, style: Style) -> io::Result<()> {
     let stalled: Vec<&Lock> = report.stalled_locks().collect();
+    for lockup in &report.lockups {
+        write_lockup(out, report, lockup, style)?;
+        writeln!(out)?;
+    }
     for deadlock in report.deadlocks() {
         write_deadlock(out, report, deadlock, style)?;
         writeln!(out)?;
@@ -65,6 +71,8 @@ pub fn write_report(out: &mut dyn Write, report: &Report, style: Style) -> io::R
     }
     if !stalled.is_empty() {
         writeln!(out)?;
+    }
+    if !stalled.is_empty() || !report.lockups.is_empty() {
         checked(report).write(out, style, 0)?;
     }
     if report.coverage.looks == Some(1) && !stalled.is_empty() {
