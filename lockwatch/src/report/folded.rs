@@ -102,6 +102,25 @@ mod tests {
     }
 
     #[test]
+    fn a_profile_weighs_as_much_as_the_lockup_lasted() {
+        let survey = example::soft_lockup_of_task();
+        let text = written(&survey);
+        let of_cpu = text
+            .lines()
+            .filter(|line| line.starts_with("CPU 3 soft lockup;mmap-spin;"));
+        let sum: u64 = of_cpu
+            .map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap())
+            .sum();
+        assert!((23_999_990..=24_000_000).contains(&sum), "{text}");
+        assert!(text.contains("\nmmap_lock of mmap-spin[410];ps;"), "{text}");
+    }
+
+    #[test]
+    fn piled_up_timers_folded() {
+        insta::assert_snapshot!(written(&example::piled_up_timers()));
+    }
+
+    #[test]
     fn the_weights_are_all_waits() {
         let survey = example::several_locks();
         let sum: u64 = written(&survey)

@@ -80,10 +80,10 @@ fn task(lockup: &Lockup) -> Text {
         None => String::new(),
     };
     match &lockup.context {
-        Context::Task if lockup.program.is_some() => {
-            Text::plain(format!("{task}, in its own context{program}"))
-        }
-        Context::Task => Text::plain(format!("{task}, in its own context")),
+        Context::Task => match &lockup.program {
+            Some(program) => Text::plain(format!("{task}, in its own context: {program}")),
+            None => Text::plain(format!("{task}, in its own context")),
+        },
         Context::Unknown => Text::plain(task).with(
             Tone::Doubt,
             "; whether it runs itself, or an interrupt on top of it, is not known",
