@@ -1,5 +1,12 @@
 //! Lockups: CPUs that do not go on.
 
+mod monitor;
+mod pace;
+mod readings;
+
+pub use monitor::Monitor;
+pub use pace::Pace;
+pub use readings::{CpuBeat, CpuTimes, Mode, Readings, Run};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -157,7 +164,9 @@ pub struct Suspect {
     pub cpu: u32,
     /// How much of it stands still.
     pub kind: LockupKind,
-    /// `CLOCK_MONOTONIC` ns: the first sample of this, or its last beat.
+    /// `CLOCK_MONOTONIC` ns. Soft: as long before the last sample as samples without a gap
+    /// between them tell, which is the first sample of this unless the machine stood still
+    /// in between. Hard: its last beat.
     pub since_ns: u64,
     /// The task that the CPU was in at the last sample; `None`: its idle task.
     pub task: Option<TaskName>,

@@ -7,6 +7,7 @@ pub mod block;
 pub mod btf;
 pub mod capabilities;
 pub mod cgroup;
+pub mod cpus;
 pub mod fault;
 pub mod fuse;
 pub mod hold_frames;
