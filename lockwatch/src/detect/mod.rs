@@ -6,6 +6,7 @@
 mod convoy;
 mod deadlock;
 mod explain;
+mod hung_task;
 mod inconsistent_lock;
 mod long_hold;
 mod long_wait;
@@ -16,6 +17,7 @@ mod writer_starvation;
 pub use convoy::Convoy;
 pub use deadlock::Deadlock;
 pub use explain::{FaultUnderMmapLock, ForkOfHugeProcess, LostWakeup, SlowFileSystem, UmountWaits};
+pub use hung_task::{HungTask, awaited_name};
 pub use inconsistent_lock::InconsistentLock;
 pub use long_hold::LongHold;
 pub use long_wait::LongWait;
@@ -178,6 +180,7 @@ pub trait Detector: Sync {
 /// Every detector.
 pub const ALL: &[&dyn Detector] = &[
     &Deadlock,
+    &HungTask,
     &InconsistentLock,
     &LongWait,
     &Convoy,

@@ -2,6 +2,7 @@
 //! contract's.
 
 mod daemons;
+mod hung;
 mod locks;
 
 use std::{cmp::Reverse, collections::BTreeMap};
@@ -70,12 +71,14 @@ impl Report {
                 .into_iter()
                 .map(|daemon| Daemon::new(daemon, &survey.stacks))
                 .collect(),
+            hung: hung::groups(survey, thresholds.hung_task),
             chains: chains
                 .into_iter()
                 .map(|chain| Chain::new(chain, &survey.locks))
                 .collect(),
             findings: findings.into_iter().map(Finding::from).collect(),
             threshold: thresholds.wait,
+            hung_threshold: thresholds.hung_task,
         };
         // These follow from everything else.
         let awaited = ways_out::Awaited::new(&survey.daemons);
@@ -196,7 +199,7 @@ impl From<detect::Finding> for Finding {
             tasks,
             path,
             evidence,
-            subject: _,
+            subject,
             second_opinion,
         } = finding;
         Self {
@@ -208,6 +211,7 @@ impl From<detect::Finding> for Finding {
             path: path.iter().map(Step::from).collect(),
             evidence,
             second_opinion,
+            subject,
         }
     }
 }
