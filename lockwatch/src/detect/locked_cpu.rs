@@ -1,7 +1,7 @@
 //! What soft and hard lockups have in common: who is on the CPU, what it keeps from others,
 //! and who is ready to run there.
 
-use super::{Finding, Scene, Severity, Subject};
+use super::{Finding, Scene, Severity, Subject, second_opinion::of_lockup};
 use crate::{
     figures::Count,
     graph::locked_cpu::{blocked_tasks, held},
@@ -37,6 +37,7 @@ impl LockedCpu<'_> {
             locks: held.iter().map(|(lock, _)| lock.address).collect(),
             tasks,
             subject: Some(Subject::Cpu(self.lockup.cpu)),
+            second_opinion: of_lockup(self.scene, self.lockup),
             ..Finding::EMPTY
         }
     }

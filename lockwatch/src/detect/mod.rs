@@ -7,11 +7,13 @@ mod convoy;
 mod deadlock;
 mod explain;
 mod hard_lockup;
+mod hung_task;
 mod inconsistent_lock;
 mod locked_cpu;
 mod long_hold;
 mod long_wait;
 mod off_cpu_holder;
+pub mod second_opinion;
 mod soft_lockup;
 mod writer_starvation;
 
@@ -19,6 +21,7 @@ pub use convoy::Convoy;
 pub use deadlock::Deadlock;
 pub use explain::{FaultUnderMmapLock, ForkOfHugeProcess, LostWakeup, SlowFileSystem, UmountWaits};
 pub use hard_lockup::HardLockup;
+pub use hung_task::{HungTask, awaited_name};
 pub use inconsistent_lock::InconsistentLock;
 pub use long_hold::LongHold;
 pub use long_wait::LongWait;
@@ -41,6 +44,8 @@ use crate::{
 /// What detectors look at.
 #[derive(Clone, Copy, Debug)]
 pub struct Scene<'a> {
+    /// When it was seen, `CLOCK_MONOTONIC` ns.
+    pub at_ns: u64,
     /// Locks with waiters.
     pub locks: &'a [Lock],
     /// Daemons with clients.
@@ -65,6 +70,7 @@ impl<'a> Scene<'a> {
     /// What a survey found, with its chains.
     pub fn new(survey: &'a Survey, chains: &'a [Chain], thresholds: Thresholds) -> Self {
         Self {
+            at_ns: survey.taken_at_ns,
             sleepers: &survey.sleepers,
             lockups: &survey.lockups,
             kernel_log: &survey.kernel_log,
@@ -181,6 +187,7 @@ pub const ALL: &[&dyn Detector] = &[
     &Deadlock,
     &HardLockup,
     &SoftLockup,
+    &HungTask,
     &InconsistentLock,
     &LongWait,
     &Convoy,

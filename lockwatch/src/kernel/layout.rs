@@ -7,11 +7,13 @@ use lockwatch_ebpf::{
 
 use super::{
     block::BlockLayout,
-    btf::{Btf, BtfError},
+    btf::{Bit, Btf, BtfError},
     cgroup::CgroupLayout,
     fault::{FAULT_FRAMES, FaultRules, OLD_FAULT_FRAMES},
     fuse::FuseLayout,
     locks::LockLayouts,
+    scheduler::{self, SchedulerLayout},
+    wait_queues::WaitLayout,
 };
 
 /// Every offset the survey uses.
@@ -49,6 +51,12 @@ pub struct Layout {
     pub open_file: OpenFileLayout,
     /// FUSE; `None` where the types of its module have not been read or are not known.
     pub fuse: Option<FuseLayout>,
+    /// When a task went to sleep; `None` where that is kept in another way.
+    pub scheduler: Option<SchedulerLayout>,
+    /// `task_struct.in_iowait`
+    pub io_wait: Option<Bit>,
+    /// Wait queues; `None` where they are made in another way.
+    pub waits: Option<WaitLayout>,
     /// Readers clear their own owner entry when they release
     /// (`DETECT_HUNG_TASK_BLOCKER` for rwsems, 6.17+).
     pub readers_clear_owner: bool,
@@ -208,6 +216,8 @@ pub struct MountLayout {
     pub root: usize,
     /// `mnt_ns`
     pub namespace: usize,
+    /// `mnt_devname`: what was mounted.
+    pub source: Option<u64>,
     /// `task_struct.nsproxy`
     pub task_nsproxy: u64,
     /// `nsproxy.mnt_ns`
@@ -271,6 +281,9 @@ impl Layout {
                     .or_else(|_| btf.require("file_operations.aio_read"))?,
             },
             fuse: FuseLayout::from_btf(btf),
+            scheduler: SchedulerLayout::from_btf(btf),
+            io_wait: scheduler::io_wait(btf),
+            waits: WaitLayout::from_btf(btf),
             readers_clear_owner: !cfg!(feature = "mutation-no-reader-owner")
                 && btf.member("task_struct.blocker").is_some()
                 && btf.has_function("rwsem_owner"),
@@ -423,6 +436,7 @@ fn mount_layout(btf: &Btf) -> Result<MountLayout, BtfError> {
         mountpoint: at(btf, "mount.mnt_mountpoint")?,
         root: at(btf, "mount.mnt.mnt_root")?,
         namespace: at(btf, "mount.mnt_ns")?,
+        source: at64(btf, "mount.mnt_devname").ok(),
         task_nsproxy: at64(btf, "task_struct.nsproxy")?,
         nsproxy_namespace: at64(btf, "nsproxy.mnt_ns")?,
         instance: at64(btf, "mount.mnt_instance")

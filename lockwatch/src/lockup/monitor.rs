@@ -199,6 +199,7 @@ impl Monitor {
             since_ns: beat.last_ns,
             task: beat.task.clone(),
             samples: beat.stacks.clone(),
+            is_reschedule_known: beat.is_pending.is_some(),
             unknown,
         }
     }

@@ -2,6 +2,7 @@
 //! contract's.
 
 mod daemons;
+mod hung;
 mod locks;
 mod lockups;
 
@@ -71,6 +72,7 @@ impl Report {
                 .into_iter()
                 .map(|daemon| Daemon::new(daemon, &survey.stacks))
                 .collect(),
+            hung: hung::groups(survey, thresholds.hung_task),
             lockups: lockups::lockups(survey, &chains, &findings),
             chains: chains
                 .into_iter()
@@ -78,6 +80,7 @@ impl Report {
                 .collect(),
             findings: findings.into_iter().map(Finding::from).collect(),
             threshold: thresholds.wait,
+            hung_threshold: thresholds.hung_task,
         };
         // These follow from everything else.
         let awaited = ways_out::Awaited::new(&survey.daemons);
@@ -198,7 +201,7 @@ impl From<detect::Finding> for Finding {
             tasks,
             path,
             evidence,
-            subject: _,
+            subject,
             second_opinion,
         } = finding;
         Self {
@@ -210,6 +213,7 @@ impl From<detect::Finding> for Finding {
             path: path.iter().map(Step::from).collect(),
             evidence,
             second_opinion,
+            subject,
         }
     }
 }

@@ -24,6 +24,7 @@ mod names;
 mod paths;
 mod queue;
 mod recursion;
+mod sleepers;
 mod stack;
 mod stuck;
 pub mod study;

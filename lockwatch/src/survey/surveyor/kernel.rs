@@ -32,8 +32,9 @@ use crate::{
         merge::{Merger, Seen},
         names::{self, Identity},
         queue::{self, Queue, Row},
+        sleepers::{self, Asleep, History},
     },
-    task::{BlockDevice, Nanos, StuckClass},
+    task::{BlockDevice, Nanos, StuckClass, Tid},
 };
 
 /// What is known of a kernel before any of its tasks is looked at. The kernel may be the
@@ -157,6 +158,41 @@ impl Kernel {
         Ok(())
     }
 
+    /// The tasks of a look that have slept uninterruptibly for long; `own` is our own
+    /// thread.
+    ///
+    /// # Errors
+    /// When the memory cannot be read at all.
+    pub(super) fn sleepers(
+        &self,
+        look: &Look,
+        scheduler_offset_ns: Option<i64>,
+        own: Option<Tid>,
+        history: &mut History,
+        memory: &mut dyn KernelMemory,
+    ) -> Result<Vec<Asleep>, MemoryError> {
+        let clocks = Clocks {
+            scheduler_offset_ns,
+            hz: None,
+        };
+        let mut functions = Functions::new(&self.symbols);
+        let layout = &self.layout;
+        sleepers::seen(look, &clocks, own, layout, &mut functions, history, memory)
+    }
+
+    /// Says what the sleepers wait for. The look is the survey's last one.
+    ///
+    /// # Errors
+    /// When the memory cannot be read at all.
+    pub(super) fn describe_sleepers(
+        &self,
+        survey: &mut Survey,
+        look: &Look,
+        memory: &mut dyn KernelMemory,
+    ) -> Result<(), MemoryError> {
+        sleepers::describe(survey, look, &self.layout, &self.symbols, memory)
+    }
+
     /// What looks at the memory of a kernel say that somebody has kept. Its tasks' times
     /// are those of its scheduler.
     ///
@@ -171,11 +207,14 @@ impl Kernel {
     ) -> Result<Survey, MemoryError> {
         let began = Instant::now();
         let mut sights = Vec::new();
+        let mut history = History::default();
         for look in looks {
             let (queues, unsettled) = self.queues(&look, &[], 0, memory)?;
+            let sleepers = self.sleepers(&look, Some(0), None, &mut history, memory)?;
             sights.push(Sight {
                 scheduler_offset_ns: Some(0),
                 look,
+                sleepers,
                 queues,
                 fuse: SeenFuse::default(),
                 unsettled,
@@ -186,6 +225,7 @@ impl Kernel {
         let mut survey = self.conclude(&sights, suspects, began, Vec::new());
         if let Some(last) = sights.last() {
             self.describe_holders(&mut survey, &last.look, memory)?;
+            self.describe_sleepers(&mut survey, &last.look, memory)?;
         }
         Ok(survey)
     }
@@ -265,6 +305,14 @@ impl Kernel {
             own_tgid,
             &mut merger,
         );
+        let sleepers = sleepers::standing(
+            first.map(|first| &first.look),
+            &last.look,
+            &last.sleepers,
+            &locks,
+            &daemons,
+            &mut merger,
+        );
         degraded.extend(unknown_daemons(first, last, &daemons));
         let lockups = lockups::lockups(
             suspects,
@@ -298,7 +346,7 @@ impl Kernel {
             degraded,
             locks,
             daemons,
-            sleepers: Vec::new(),
+            sleepers,
             lockups,
             kernel_log: KernelLog::default(),
             stacks,
@@ -311,6 +359,8 @@ pub(super) struct Sight {
     /// As in [`Clocks`], by this look alone.
     pub(super) scheduler_offset_ns: Option<i64>,
     pub(super) look: Look,
+    /// Tasks that have slept uninterruptibly for long.
+    pub(super) sleepers: Vec<Asleep>,
     pub(super) queues: Vec<SeenQueue>,
     pub(super) fuse: SeenFuse,
     pub(super) unsettled: u32,
