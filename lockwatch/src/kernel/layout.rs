@@ -270,7 +270,7 @@ impl Layout {
             task_flags: btf
                 .member("task_struct.thread_info.flags")
                 .unwrap_or(Member::ABSENT),
-            task_prio: btf.require("task_struct.prio")?,
+            task_prio: btf.member("task_struct.prio").unwrap_or(Member::ABSENT),
             open_file: OpenFileLayout {
                 task_files: btf.require("task_struct.files")?,
                 operations: btf.require("file.f_op")?,
