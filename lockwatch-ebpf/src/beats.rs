@@ -14,7 +14,6 @@ mod probes {
     mod access;
     mod beats;
     mod global;
-    mod member;
 }
 
 #[cfg(target_arch = "bpf")]

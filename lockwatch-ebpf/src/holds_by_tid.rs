@@ -24,6 +24,7 @@ mod probes {
     mod state;
     #[path = "holds/by_tid.rs"]
     mod storage;
+    mod trusted;
 }
 
 #[cfg(target_arch = "bpf")]

@@ -21,6 +21,7 @@ mod probes {
     mod sched;
     mod slow_path;
     mod task;
+    mod trusted;
     mod waits;
 }
 

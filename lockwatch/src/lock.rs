@@ -208,6 +208,15 @@ impl Confidence {
     pub const fn carries_weight(self) -> bool {
         matches!(self, Self::Likely | Self::Certain)
     }
+
+    /// The word for it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Possible => "possible",
+            Self::Likely => "likely",
+            Self::Certain => "certain",
+        }
+    }
 }
 
 /// One reason for naming a task.

@@ -10,7 +10,7 @@ pub use readings::{CpuBeat, CpuTimes, Mode, Readings, Run};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    lock::StackId,
+    lock::{StackId, Stacks, function_of},
     task::{Nanos, TaskName},
 };
 
@@ -50,7 +50,19 @@ pub struct Lockup {
 }
 
 /// How much of a CPU stands still.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    schemars::JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum LockupKind {
     /// It takes interrupts, and no other task gets it.
@@ -83,6 +95,32 @@ pub enum Context {
     },
     /// No sample or stack tells.
     Unknown,
+}
+
+impl Lockup {
+    /// The functions that all stacks of the profile have in common at their outer end,
+    /// innermost first: the CPU has not left the first of them.
+    pub fn common<'s>(&self, stacks: &'s Stacks) -> Vec<&'s str> {
+        let outwards = |spin: &Spin| {
+            stacks
+                .frames(spin.stack)
+                .iter()
+                .rev()
+                .map(|it| function_of(it))
+        };
+        let mut profile = self.profile.iter();
+        let mut common: Vec<&str> = profile.next().map(outwards).into_iter().flatten().collect();
+        for spin in profile {
+            let same = common
+                .iter()
+                .zip(outwards(spin))
+                .take_while(|(a, b)| *a == b);
+            let same = same.count();
+            common.truncate(same);
+        }
+        common.reverse();
+        common
+    }
 }
 
 /// A stack, and how many samples had it.

@@ -1,7 +1,8 @@
 //! Sleepers: tasks in uninterruptible sleep (state D), and what they wait for.
 
-use std::fmt;
+use std::{cmp::Reverse, fmt};
 
+use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -64,14 +65,27 @@ pub enum Awaited {
 }
 
 /// What tasks can queue on that is no lock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    schemars::JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum QueueKind {
     /// `struct completion`
     Completion,
     /// `wait_queue_head_t`
     WaitQueue,
-    /// A bit of a word (`wait_on_bit`), a page's among them.
+    /// A bit of a word (`wait_on_bit`), a page's among them; its address is that of its
+    /// byte.
     Bit,
 }
 
@@ -83,4 +97,41 @@ impl fmt::Display for QueueKind {
             Self::Bit => "bit",
         })
     }
+}
+
+/// Tasks that wait for the same.
+#[derive(Clone, Debug)]
+pub struct Hanging<'a> {
+    /// What for.
+    pub awaits: &'a Awaited,
+    /// Who, the longest first.
+    pub sleepers: Vec<&'a Sleeper>,
+}
+
+/// The sleepers that have slept for the threshold or longer, by what they wait for: those
+/// that most wait for first, of equally many the longest.
+pub fn hanging(sleepers: &[Sleeper], threshold: Nanos) -> Vec<Hanging<'_>> {
+    let mut groups: Vec<Hanging<'_>> = Vec::new();
+    let mut places: FxHashMap<&Awaited, usize> = FxHashMap::default();
+    let is_long = |sleeper: &&Sleeper| sleeper.asleep >= threshold;
+    for sleeper in sleepers.iter().filter(is_long) {
+        let place = *places.entry(&sleeper.awaits).or_insert_with(|| {
+            groups.push(Hanging {
+                awaits: &sleeper.awaits,
+                sleepers: Vec::new(),
+            });
+            groups.len() - 1
+        });
+        groups[place].sleepers.push(sleeper);
+    }
+    for group in &mut groups {
+        let by_age = |sleeper: &&Sleeper| (Reverse(sleeper.asleep), sleeper.task.key);
+        group.sleepers.sort_by_key(by_age);
+    }
+    groups.sort_by(|a, b| {
+        let count = |group: &Hanging<'_>| Reverse(group.sleepers.len());
+        let oldest = |group: &Hanging<'_>| Reverse(group.sleepers[0].asleep);
+        (count(a), oldest(a), a.awaits).cmp(&(count(b), oldest(b), b.awaits))
+    });
+    groups
 }

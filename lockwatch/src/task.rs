@@ -229,6 +229,26 @@ pub enum StuckClass {
     Unknown,
 }
 
+impl StuckClass {
+    /// In words for a person.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::BlockIo => "waiting for block I/O",
+            Self::NetworkFs => "waiting for a network file system's server",
+            Self::Fuse => "waiting for a FUSE daemon",
+            Self::Lock => "waiting for another kernel lock",
+            Self::Reclaim => "reclaiming memory or waiting for those who do",
+            Self::Completion => "waiting for a completion inside the kernel",
+            Self::User => "held up by user space (ptrace, freezer or userfaultfd)",
+            Self::Running => "running",
+            Self::Runnable => "could run, but has no CPU",
+            Self::Sleep => "asleep on a timer",
+            Self::Exit => "exiting",
+            Self::Unknown => "what it waits for is unknown",
+        }
+    }
+}
+
 /// Why a task does not go on, with the frame that says so.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stuck {

@@ -4,10 +4,12 @@
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::{self, Read as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -22,7 +24,7 @@ use lockwatch::{
 };
 use lockwatch_tests::{
     clock,
-    trial::{self, Lab},
+    trial::{self, Ended, Lab, Program, Report},
     truth::{Ready, Scenario, Waiter},
 };
 use nix::libc;
@@ -32,6 +34,9 @@ const TIMEOUT: u64 = 2;
 
 /// It looks each [`TIMEOUT`], and counts from the first time.
 const PATIENCE: Duration = Duration::from_secs(3 * TIMEOUT);
+
+/// `diagnose` is killed then.
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// How far a message's time may be off, as `detect::second_opinion` grants it.
 const CLOCKS_NS: u64 = 1_000_000_000;
@@ -137,6 +142,15 @@ fn survey() -> Survey {
     Surveyor::open().unwrap().survey(&options).unwrap()
 }
 
+/// With what the kernel calls hanging here.
+fn diagnose() -> Ended {
+    let mut command = Command::new(trial::lockwatch().unwrap());
+    command.args(trial::diagnose());
+    command.args(["--format", "json", "--threshold", "1ms"]);
+    command.args(["--hung-task", &format!("{TIMEOUT}s")]);
+    Program::run(&mut command, trial::bound(LIMIT)).unwrap()
+}
+
 fn the_lock<'s>(survey: &'s Survey, truth: &Ready) -> &'s Lock {
     let mut locks = survey.locks.iter();
     let found = locks.find(|lock| lock.name == truth.lock.name);
@@ -168,6 +182,7 @@ fn the_kernel_names_the_same_tasks() {
     let truth = lab.truth.clone();
     let lines = wait_for_the_kernel(&mut log, &truth);
     let survey = survey();
+    let ended = diagnose();
     lab.finish().unwrap();
     for line in lines.iter().filter(|line| line.contains("INFO: task ")) {
         eprintln!("the kernel: {line}");
@@ -202,6 +217,25 @@ fn the_kernel_names_the_same_tasks() {
         said.starts_with("the kernel's hung-task detector named all of them, first "),
         "{said}"
     );
+    // And so says the finding, which is about the lock, and about nobody else.
+    let report = Report::read(&ended).unwrap();
+    let id = report
+        .locks
+        .iter()
+        .find(|lock| lock.name == truth.lock.name);
+    let id = &id.unwrap_or_else(|| panic!("{report:#?}")).id;
+    let mut findings = report.findings.iter();
+    let finding = findings.find(|one| one.detector == "hung-task" && one.locks.contains(id));
+    let finding = finding.unwrap_or_else(|| panic!("{report:#?}"));
+    let ours: BTreeSet<i32> = finding.tasks.iter().map(|tid| tid.0).collect();
+    let waiting: BTreeSet<i32> = truth.waiters.iter().map(|waiter| waiter.tid.0).collect();
+    assert_eq!(ours, waiting, "{finding:#?}");
+    let told = finding.second_opinion.as_deref().unwrap_or_default();
+    eprintln!("of the finding: {told}");
+    let part = format!("named {} of the {}, first ", unkillable.len(), ours.len());
+    assert!(told.contains(&part), "{told}");
+    assert!(told.contains("it leaves killable sleepers out"), "{told}");
+
     // Where the kernel names an owner, it is the writer that we name.
     let holder = &truth.holders[0];
     let owner = format!(
@@ -218,10 +252,9 @@ fn the_kernel_names_the_same_tasks() {
 
     // The killable ones it leaves out, and of those the opinion says so.
     let killable: Vec<&Waiter> = truth.waiters.iter().filter(|one| one.killable).collect();
-    if !killable.is_empty() {
-        let said = opinion(&survey, &truth, &killable);
-        assert!(said.contains("leaves killable sleepers out"), "{said}");
-    }
+    assert!(!killable.is_empty(), "{truth:#?}");
+    let said = opinion(&survey, &truth, &killable);
+    assert!(said.contains("leaves killable sleepers out"), "{said}");
 }
 
 #[test]

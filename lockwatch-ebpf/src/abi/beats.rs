@@ -43,6 +43,8 @@ pub mod resched {
 pub struct BeatConfig {
     /// `task_struct.thread_info.flags`
     pub task_flags: Member,
+    /// `task_struct.prio`
+    pub task_prio: Member,
     /// A longer time between two samples is not counted as time of a run.
     pub gap_ns: u64,
     /// A longer time between two beats ends the steadiness of a CPU.
@@ -247,19 +249,22 @@ pub const OLD_NEED_RESCHED: u64 = 1 << 3;
 /// `_TIF_NEED_RESCHED` where x86 has the common numbers
 /// (include/asm-generic/thread_info_tif.h). Bit 3 is `TIF_MEMDIE` there.
 pub const NEW_NEED_RESCHED: u64 = 1 << 4;
+/// `MAX_RT_PRIO` (include/linux/sched/prio.h): real-time tasks have less, others up to
+/// 139.
+pub const MAX_RT_PRIO: u64 = 100;
 /// So many wake-ups have to agree, and none to disagree.
 pub const WAKEUPS_WANTED: u32 = 3;
 
 impl NeedResched {
-    /// Takes in the flags of an idle task while something is woken.
+    /// Takes in the flags of a task that a wake-up has just marked to be replaced, or has
+    /// not touched.
     ///
-    /// If it is woken on this very CPU, the idle task has just been marked, in either
-    /// numbering, and has neither of the bits' other meanings: it cannot be killed for want
-    /// of memory, is not single-stepped, and is never marked lazily
-    /// (kernel/sched/core.c, `__resched_curr`, 6.13+).
+    /// It shows one of the two bits in its meaning here. The other may be set as well and
+    /// then says nothing: `TIF_MEMDIE` in the new numbering, `TIF_SINGLESTEP` or, from 6.13
+    /// on, `TIF_NEED_RESCHED_LAZY` in the old one.
     #[inline(always)]
-    pub fn woken(&mut self, idle_flags: u64) {
-        match idle_flags & (OLD_NEED_RESCHED | NEW_NEED_RESCHED) {
+    pub fn woken(&mut self, flags: u64) {
+        match flags & (OLD_NEED_RESCHED | NEW_NEED_RESCHED) {
             OLD_NEED_RESCHED => self.old = self.old.saturating_add(1),
             NEW_NEED_RESCHED => self.new = self.new.saturating_add(1),
             _ => {}

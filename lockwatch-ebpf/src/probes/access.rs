@@ -5,8 +5,6 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use lockwatch_ebpf::Member;
 
-use super::member;
-
 /// A way to the members of a `task_struct`.
 pub(crate) trait Access: Copy {
     /// The member as an unsigned number; 0 where the kernel has no such member.
@@ -14,27 +12,6 @@ pub(crate) trait Access: Copy {
     /// # Safety
     /// `member` must describe `task_struct` of this kernel.
     unsafe fn load(self, member: Member) -> u64;
-}
-
-/// A pointer that the verifier trusts: the members are loaded.
-#[derive(Clone, Copy)]
-pub(crate) struct Trusted(*const u8);
-
-impl Trusted {
-    /// # Safety
-    /// `task` must be a task pointer that the verifier trusts.
-    #[inline(always)]
-    pub(crate) unsafe fn new(task: *const u8) -> Self {
-        Self(task)
-    }
-}
-
-impl Access for Trusted {
-    #[inline(always)]
-    unsafe fn load(self, member: Member) -> u64 {
-        // SAFETY: the promises of `new` and of the caller.
-        unsafe { member::load(self.0, member) }
-    }
 }
 
 /// An address: the members are read, which cannot fault and gives 0 if the address is bad.

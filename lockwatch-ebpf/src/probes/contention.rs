@@ -9,7 +9,7 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use lockwatch_ebpf::stream::flags;
 
-use super::{access::Trusted, rt_rwsem, task, waits};
+use super::{rt_rwsem, task, trusted::Trusted, waits};
 
 /// `TASK_RTLOCK_WAIT` (include/linux/sched.h, 5.15+): asleep on a spinlock that
 /// `PREEMPT_RT` turned into a sleeping lock.

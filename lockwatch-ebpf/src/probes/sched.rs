@@ -17,8 +17,9 @@ use aya_ebpf::{
 use lockwatch_ebpf::stream::{SLEEP_FRAMES, SLEEPS, WATCHED_MAX, Watched, phase, sleep};
 
 use super::{
-    access::{Access, Trusted, Word},
+    access::{Access, Word},
     task,
+    trusted::Trusted,
 };
 
 #[map]

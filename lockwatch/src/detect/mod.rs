@@ -6,21 +6,28 @@
 mod convoy;
 mod deadlock;
 mod explain;
+mod hard_lockup;
+mod hung_task;
 mod inconsistent_lock;
+mod locked_cpu;
 mod long_hold;
 mod long_wait;
 mod off_cpu_holder;
 pub mod second_opinion;
+mod soft_lockup;
 mod writer_starvation;
 
 pub use convoy::Convoy;
 pub use deadlock::Deadlock;
 pub use explain::{FaultUnderMmapLock, ForkOfHugeProcess, LostWakeup, SlowFileSystem, UmountWaits};
+pub use hard_lockup::HardLockup;
+pub use hung_task::{HungTask, awaited_name};
 pub use inconsistent_lock::InconsistentLock;
 pub use long_hold::LongHold;
 pub use long_wait::LongWait;
 pub use off_cpu_holder::OffCpuHolder;
 use serde::{Deserialize, Serialize};
+pub use soft_lockup::SoftLockup;
 pub use writer_starvation::WriterStarvation;
 
 use crate::{
@@ -178,6 +185,9 @@ pub trait Detector: Sync {
 /// Every detector.
 pub const ALL: &[&dyn Detector] = &[
     &Deadlock,
+    &HardLockup,
+    &SoftLockup,
+    &HungTask,
     &InconsistentLock,
     &LongWait,
     &Convoy,

@@ -3,6 +3,7 @@ use crate::{
     daemon::ServesEvidence,
     graph::chain::chains,
     lock::{Confidence, LockClass, LockKind, LockMode, LockObject},
+    lockup::Context,
     report::example::{self, SEC},
     survey::Survey,
     task::TaskState,
@@ -340,4 +341,99 @@ fn names_are_kebab_case_and_differ() {
     names.sort_unstable();
     names.dedup();
     assert_eq!(names.len(), ALL.len());
+}
+
+#[test]
+fn a_locked_cpu_is_said_with_what_it_keeps_from_others() {
+    let survey = example::soft_lockup_of_task();
+    let found = findings(&survey, SEC);
+    let finding = &found[0];
+    assert_eq!(finding.detector, "soft-lockup");
+    assert_eq!(finding.severity, Severity::Critical);
+    assert_eq!(
+        finding.sentence,
+        "CPU 3 has run nothing but mmap-spin[412] in the kernel for 24s, in a BPF program on the \
+         tracepoint mmap_lock_acquire_returned; it holds mmap_lock of mmap-spin[410] (write, \
+         certain), 12 tasks wait behind that; 2 tasks are ready to run there"
+    );
+    assert_eq!(finding.subject, Some(Subject::Cpu(3)));
+    assert_eq!(finding.locks, [survey.locks[0].address]);
+    assert_eq!(finding.tasks, [Tid(412), Tid(20), Tid(33)]);
+}
+
+#[test]
+fn a_task_below_softirqs_is_only_interrupted() {
+    assert_eq!(
+        said_by("soft-lockup", &example::soft_lockup_in_softirq()),
+        [
+            "CPU 1 has been in softirq NET_RX (callback process_backlog) for 24s, on top of \
+             cat[77], which is only interrupted; 1 task is ready to run there"
+        ]
+    );
+}
+
+#[test]
+fn a_lock_of_an_interrupted_task_is_said_to_be_that_tasks() {
+    let mut survey = example::soft_lockup_of_task();
+    survey.lockups[0].context = Context::Interrupt { handler: None };
+    survey.lockups[0].is_task_interrupted = true;
+    let said = said_by("soft-lockup", &survey);
+    let words =
+        "on top of mmap-spin[412], which is only interrupted; mmap-spin[412] holds mmap_lock";
+    assert!(said[0].contains(words), "{said:?}");
+}
+
+#[test]
+fn piled_up_timers_are_said_as_such() {
+    assert_eq!(
+        said_by("soft-lockup", &example::piled_up_timers()),
+        [
+            "CPU 0 has been in softirq TIMER for 24s, on top of its idle task: piled-up timer \
+             callbacks, 5 different ones, most often tcp_write_timer; 1 task is ready to run there"
+        ]
+    );
+}
+
+#[test]
+fn a_cpu_without_interrupts_is_said_with_what_is_known() {
+    assert_eq!(
+        said_by("hard-lockup", &example::hard_lockup()),
+        [
+            "CPU 2 has taken no interrupt for 13s, with dd[99] on it, last seen in \
+             blk_mq_submit_bio; 1 task on another CPU may share a spinlock with it; 1 task is \
+             ready to run there"
+        ]
+    );
+}
+
+#[test]
+fn lockups_count_from_their_threshold_on_and_not_at_all_without_one() {
+    for (survey, detector) in [
+        (example::soft_lockup_of_task(), "soft-lockup"),
+        (example::hard_lockup(), "hard-lockup"),
+    ] {
+        let lasted = survey.lockups[0].lasted;
+        let found = |threshold: Option<Nanos>| {
+            let thresholds = Thresholds {
+                soft_lockup: threshold,
+                hard_lockup: threshold,
+                ..Thresholds::of_waits(Nanos(SEC))
+            };
+            let chains = chains(&survey.locks, &survey.daemons);
+            let scene = Scene::new(&survey, &chains, thresholds);
+            let found = Detectors::default().check(&scene);
+            found.iter().any(|finding| finding.detector == detector)
+        };
+        assert!(found(Some(lasted)));
+        assert!(!found(Some(Nanos(lasted.0 + 1))));
+        assert!(!found(None));
+    }
+}
+
+#[test]
+fn a_lock_that_is_only_possibly_held_is_not_laid_to_the_cpu() {
+    let mut survey = example::soft_lockup_of_task();
+    survey.locks[0].holders[0].confidence = Confidence::Possible;
+    let said = said_by("soft-lockup", &survey);
+    assert!(!said[0].contains("holds"), "{said:?}");
 }

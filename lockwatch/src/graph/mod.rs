@@ -4,6 +4,7 @@
 pub mod chain;
 mod forecast;
 mod input;
+pub mod locked_cpu;
 pub mod next;
 mod stall;
 pub mod timeline;

@@ -44,7 +44,9 @@ pub struct Layout {
     /// Control groups.
     pub cgroup: Option<CgroupLayout>,
     /// `task_struct.thread_info.flags`; absent up to 4.8, where it lies on the stack.
-    pub thread_flags: Member,
+    pub task_flags: Member,
+    /// `task_struct.prio`
+    pub task_prio: Member,
     /// Open files, as the kernel-side reader needs them.
     pub open_file: OpenFileLayout,
     /// FUSE; `None` where the types of its module have not been read or are not known.
@@ -265,9 +267,10 @@ impl Layout {
             },
             block: BlockLayout::from_btf(btf),
             cgroup: CgroupLayout::from_btf(btf),
-            thread_flags: btf
+            task_flags: btf
                 .member("task_struct.thread_info.flags")
                 .unwrap_or(Member::ABSENT),
+            task_prio: btf.member("task_struct.prio").unwrap_or(Member::ABSENT),
             open_file: OpenFileLayout {
                 task_files: btf.require("task_struct.files")?,
                 operations: btf.require("file.f_op")?,

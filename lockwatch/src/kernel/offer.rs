@@ -75,6 +75,8 @@ pub enum Feature {
     TaskStorage,
     /// The iterator over all tasks (5.8+): the survey.
     TaskIterator,
+    /// Programs of perf events (4.9+), and the event of a CPU's own clock: lockups.
+    CpuSamples,
 }
 
 /// How far the kernel is locked down (`/sys/kernel/security/lockdown`).

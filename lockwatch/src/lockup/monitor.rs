@@ -200,6 +200,7 @@ impl Monitor {
             is_reschedule_known: beat.is_pending.is_some(),
             task: beat.task.clone(),
             samples: beat.stacks.clone(),
+            is_reschedule_known: beat.is_pending.is_some(),
             unknown,
         }
     }

@@ -54,10 +54,12 @@ impl Pace {
         Nanos(SECOND / self.rate)
     }
 
-    /// The same for the programs. `task_flags`: where the flags of a task lie.
-    pub fn config(self, task_flags: Member) -> BeatConfig {
+    /// The same for the programs. `task_flags`, `task_prio`: where these
+    /// lie in a task.
+    pub fn config(self, task_flags: Member, task_prio: Member) -> BeatConfig {
         BeatConfig {
             task_flags,
+            task_prio,
             gap_ns: self.gap.0,
             steady_gap_ns: self.steady_gap.0,
             stacks_after_ns: self.stacks_after.0,

@@ -3,6 +3,7 @@
 //! Pure: the same offer gives the same plan, on any machine.
 
 mod hold;
+mod lockup;
 mod place;
 mod survey;
 mod task;
@@ -144,6 +145,8 @@ pub enum Subject {
     Holds,
     /// How holders spend their time.
     HolderTimes,
+    /// CPUs that do not go on.
+    Lockups,
 }
 
 /// Something a user may want that this kernel does not give.
@@ -201,6 +204,7 @@ pub fn plan(offer: &Offer, wanted: Wanted) -> Plan {
         ));
     }
     task::add(&mut plan, offer);
+    lockup::add(&mut plan, offer);
     plan.gaps.sort_by_key(|gap| gap.subject);
     plan
 }

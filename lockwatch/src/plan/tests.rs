@@ -344,6 +344,30 @@ fn a_layout_that_nobody_knows_is_a_gap_and_not_a_guess() {
     assert_eq!(gap.why, "no rw_semaphore.count");
 }
 
+#[test]
+fn without_samples_of_cpus_lockups_are_a_gap() {
+    let offered = offer("6.18-restricted");
+    let gaps = |offer: &Offer| -> Vec<Gap> {
+        let plan = plan(offer, Wanted { holds: true });
+        plan.gaps_in(Subject::Lockups).cloned().collect()
+    };
+    assert_eq!(
+        gaps(&offered),
+        [],
+        "tracepoints and samples are all it takes"
+    );
+    let mut lacking = offered.clone();
+    let why = "a security policy of this host forbids it".to_owned();
+    lacking.lacking.insert(Feature::CpuSamples, why.clone());
+    assert!(gaps(&lacking)[0].why.ends_with(&why));
+    let mut locked = offered.clone();
+    locked.lockdown = Some(Lockdown::Confidentiality);
+    assert!(gaps(&locked)[0].remedy.is_some());
+    let mut untraced = offered;
+    forbid(&mut untraced, &[Mechanism::RawTp]);
+    assert_eq!(gaps(&untraced).len(), 1);
+}
+
 /// An offer from which anything may be taken away.
 pub(crate) fn less(offer: Offer) -> impl Strategy<Value = Offer> {
     let keep = |len: usize| prop::collection::vec(prop::bool::weighted(0.8), len);
@@ -352,6 +376,7 @@ pub(crate) fn less(offer: Offer) -> impl Strategy<Value = Offer> {
         Feature::TaskStorage,
         Feature::TaskIterator,
         Feature::RingBuffer,
+        Feature::CpuSamples,
     ];
     let lack = prop::sample::subsequence(features.to_vec(), 0..=1);
     let lockdowns = [None, Some(Lockdown::None), Some(Lockdown::Integrity)];

@@ -19,10 +19,13 @@ use aya::{
     util::{nr_cpus, online_cpus},
 };
 use lockwatch_ebpf::{
-    beats::{Beat, BeatConfig, BeatStack, NeedResched, STACKS_MAX, StackKey},
+    beats::{Beat, BeatConfig, BeatStack, NeedResched, STACKS_MAX, StackKey, WAKEUPS_WANTED},
     survey::TaskLayout,
 };
-use rustix::time::{ClockId, clock_gettime};
+use rustix::{
+    thread::{CpuSet, sched_getaffinity, sched_setaffinity},
+    time::{ClockId, clock_gettime},
+};
 
 use crate::{
     detect::Thresholds,
@@ -105,7 +108,7 @@ impl BeatProbes {
         // Of the possible ones, which x86 numbers without a gap.
         let slots = nr_cpus().map_err(|(_, error)| LoadError::Cpus(error))? as u32;
         let task = TaskLayoutGlobal(layout.task);
-        let config = Config(pace.config(layout.thread_flags));
+        let config = Config(pace.config(layout.task_flags, layout.task_prio));
         let mut ebpf = EbpfLoader::new()
             .btf(None)
             .override_global("TASK_LAYOUT", &task, true)
@@ -204,10 +207,16 @@ impl BeatProbes {
         })
     }
 
-    /// Gives the learner a moment: some wake-ups on a CPU that was idle, our own for one. On
-    /// a machine that is never idle the bit is learned when it is.
+    /// Shows the learner some wake-ups that mark a reschedule for sure: to leave a CPU, our
+    /// thread wakes the one that moves it, which no other task keeps from running. Where
+    /// there is but one CPU, it has to wait for idle ones.
     fn learn(&mut self) {
         const NAPS: u32 = 20;
+        // A thread of its own, for the CPUs that ours may use are not ours to change.
+        let moved = thread::Builder::new().name("lockwatch-moves".to_owned());
+        if let Ok(moves) = moved.spawn(move_about) {
+            let _ = moves.join();
+        }
         for _ in 0..NAPS {
             if self.knows_pending() {
                 return self.stop_learning();
@@ -357,6 +366,25 @@ impl BeatProbes {
         let ended: Vec<(u32, u64)> = ended.map(|(&cpu, slot)| (cpu, slot.kept_stacks)).collect();
         self.cleaned.extend(ended);
         found
+    }
+}
+
+/// Goes from CPU to CPU, of those that this thread may use.
+fn move_about() {
+    const MOVES: usize = 4 * WAKEUPS_WANTED as usize;
+    let Ok(allowed) = sched_getaffinity(None) else {
+        return;
+    };
+    let cpus: Vec<usize> = (0..CpuSet::MAX_CPU)
+        .filter(|&cpu| allowed.is_set(cpu))
+        .take(2)
+        .collect();
+    for &cpu in cpus.iter().cycle().take(MOVES) {
+        let mut one = CpuSet::new();
+        one.set(cpu);
+        if let Err(error) = sched_setaffinity(None, &one) {
+            tracing::debug!("cannot go to CPU {cpu}: {error}");
+        }
     }
 }
 

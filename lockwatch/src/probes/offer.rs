@@ -70,6 +70,7 @@ fn try_all(btf: Option<&Btf>) -> Trial {
         Feature::RingBuffer,
         Feature::TaskStorage,
         Feature::TaskIterator,
+        Feature::CpuSamples,
     ] {
         if let Err(why) = try_feature(feature, btf) {
             trial.lacking.insert(feature, why);
@@ -162,14 +163,77 @@ fn try_feature(feature: Feature, btf: Option<&Btf>) -> Result<(), String> {
                 .ok_or("this kernel has no BPF iterator over tasks")?;
             Attempt::tracing(Attach::Iterator, id).load()
         }
+        Feature::CpuSamples => {
+            Attempt::of(Type::PerfEvent).load()?;
+            open_clock().map_err(|error| words(&error))
+        }
     }
 }
+
+/// Opens the event of this CPU's clock for all tasks, stopped, and closes it. Of this CPU, for
+/// another one is asked and may not answer.
+fn open_clock() -> io::Result<()> {
+    let attributes = EventAttributes {
+        kind: SOFTWARE,
+        size: size_of::<EventAttributes>() as u32,
+        config: CPU_CLOCK,
+        period: 1_000_000_000,
+        flags: DISABLED,
+        ..EventAttributes::default()
+    };
+    let (all_tasks, alone, close_on_exec) = (-1, -1, 8);
+    let cpu = rustix::thread::sched_getcpu() as libc::c_int;
+    // SAFETY: the attributes are as long as they say, and live until the kernel returns.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_perf_event_open,
+            &raw const attributes,
+            all_tasks,
+            cpu,
+            alone,
+            close_on_exec,
+        )
+    };
+    match i32::try_from(fd) {
+        Ok(fd) if fd >= 0 => {
+            // SAFETY: a fresh file descriptor that nobody else knows.
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+            Ok(())
+        }
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// `struct perf_event_attr` (include/uapi/linux/perf_event.h), as far as 5.10 has it.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct EventAttributes {
+    kind: u32,
+    size: u32,
+    config: u64,
+    period: u64,
+    sample_type: u64,
+    read_format: u64,
+    flags: u64,
+    rest: [u64; 9],
+}
+
+/// `PERF_ATTR_SIZE_VER6`
+const _: () = assert!(size_of::<EventAttributes>() == 120);
+
+/// `PERF_TYPE_SOFTWARE`
+const SOFTWARE: u32 = 1;
+/// `PERF_COUNT_SW_CPU_CLOCK`
+const CPU_CLOCK: u64 = 0;
+/// The first flag: not counting yet.
+const DISABLED: u64 = 1;
 
 /// `enum bpf_prog_type` (include/uapi/linux/bpf.h).
 #[derive(Clone, Copy)]
 #[repr(u32)]
 enum Type {
     Kprobe = 2,
+    PerfEvent = 7,
     RawTracepoint = 17,
     Tracing = 26,
 }

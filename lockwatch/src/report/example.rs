@@ -3,6 +3,7 @@
 mod daemons;
 mod directory;
 mod incident;
+mod lockups;
 
 pub(crate) use daemons::{daemon_in_its_own_directory, idle_daemon};
 pub(crate) use directory::{
@@ -10,6 +11,9 @@ pub(crate) use directory::{
 };
 pub(crate) use incident::{
     granted_reader, incident, no_stall, partly_known_readers, several_possible, unknown_holder,
+};
+pub(crate) use lockups::{
+    hard_lockup, piled_up_timers, soft_lockup_in_softirq, soft_lockup_of_task,
 };
 
 use crate::{

@@ -1,14 +1,20 @@
-//! The waiters' stacks folded, for flame graphs: `lock;task;outermost;…;innermost µs`.
+//! The waiters' stacks folded, for flame graphs: `lock;task;outermost;…;innermost µs`; and
+//! the profiles of CPUs that do not go on: `CPU 3 soft lockup;task;outermost;…;innermost µs`.
 
 use std::{
     collections::BTreeMap,
     io::{self, Write},
 };
 
-use super::{Report, text};
+use super::{Lockup, Report, text};
+use crate::lockup::LockupKind;
 
 /// Writes a line for each distinct stack with the waits of all who have it, in µs. The
 /// root frame is the lock, the next one the name of the waiting tasks.
+///
+/// Of a CPU that does not go on, a line for each stack of its profile with its share of the
+/// time that this lasted, in µs. The root frame begins with `CPU ` and its number; no name of
+/// a lock does.
 ///
 /// # Errors
 /// When `out` does.
@@ -20,23 +26,47 @@ pub fn write_report(out: &mut dyn Write, report: &Report) -> io::Result<()> {
                 .stack
                 .and_then(|index| report.stacks.get(index as usize));
             let mut line = format!("{};{}", frame(&lock.name), frame(&waiter.comm));
-            let frames = stack.map_or(&[][..], Vec::as_slice);
-            for function in frames.iter().rev() {
-                // Offsets would keep apart what belongs together.
-                let name = function.split("+0x").next().unwrap_or(function);
-                line.push(';');
-                line.push_str(&frame(name));
-            }
-            if frames.is_empty() {
-                line.push_str(";[no stack]");
-            }
+            push_frames(&mut line, stack.map_or(&[][..], Vec::as_slice));
             *lines.entry(line).or_default() += waiter.wait_ns.0 / 1_000;
+        }
+    }
+    for lockup in &report.lockups {
+        for spin in &lockup.profile {
+            let mut line = root(lockup);
+            let stack = report.stacks.get(spin.stack as usize);
+            push_frames(&mut line, stack.map_or(&[][..], Vec::as_slice));
+            let micros = u128::from(lockup.lasted_ns.0 / 1_000) * u128::from(spin.count)
+                / u128::from(lockup.samples.max(1));
+            *lines.entry(line).or_default() += u64::try_from(micros).unwrap_or(u64::MAX);
         }
     }
     for (line, micros) in lines {
         writeln!(out, "{line} {micros}")?;
     }
     Ok(())
+}
+
+/// `CPU 3 soft lockup;tar`
+fn root(lockup: &Lockup) -> String {
+    let kind = match lockup.kind {
+        LockupKind::Soft => "soft lockup",
+        LockupKind::Hard => "hard lockup",
+    };
+    let comm = lockup.task.as_ref().map_or("[idle]", |task| &task.comm);
+    format!("CPU {} {kind};{}", lockup.cpu, frame(comm))
+}
+
+/// Adds a stack, outermost first.
+fn push_frames(line: &mut String, frames: &[String]) {
+    for function in frames.iter().rev() {
+        // Offsets would keep apart what belongs together.
+        let name = function.split("+0x").next().unwrap_or(function);
+        line.push(';');
+        line.push_str(&frame(name));
+    }
+    if frames.is_empty() {
+        line.push_str(";[no stack]");
+    }
 }
 
 /// A name without what would end a frame or a line.
@@ -69,6 +99,25 @@ mod tests {
     #[test]
     fn the_incident_folded() {
         insta::assert_snapshot!(written(&example::incident()));
+    }
+
+    #[test]
+    fn a_profile_weighs_as_much_as_the_lockup_lasted() {
+        let survey = example::soft_lockup_of_task();
+        let text = written(&survey);
+        let of_cpu = text
+            .lines()
+            .filter(|line| line.starts_with("CPU 3 soft lockup;mmap-spin;"));
+        let sum: u64 = of_cpu
+            .map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap())
+            .sum();
+        assert!((23_999_990..=24_000_000).contains(&sum), "{text}");
+        assert!(text.contains("\nmmap_lock of mmap-spin[410];ps;"), "{text}");
+    }
+
+    #[test]
+    fn piled_up_timers_folded() {
+        insta::assert_snapshot!(written(&example::piled_up_timers()));
     }
 
     #[test]

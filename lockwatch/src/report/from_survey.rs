@@ -2,7 +2,9 @@
 //! contract's.
 
 mod daemons;
+mod hung;
 mod locks;
+mod lockups;
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
@@ -70,12 +72,15 @@ impl Report {
                 .into_iter()
                 .map(|daemon| Daemon::new(daemon, &survey.stacks))
                 .collect(),
+            hung: hung::groups(survey, thresholds.hung_task),
+            lockups: lockups::lockups(survey, &chains, &findings),
             chains: chains
                 .into_iter()
                 .map(|chain| Chain::new(chain, &survey.locks))
                 .collect(),
             findings: findings.into_iter().map(Finding::from).collect(),
             threshold: thresholds.wait,
+            hung_threshold: thresholds.hung_task,
         };
         // These follow from everything else.
         let awaited = ways_out::Awaited::new(&survey.daemons);

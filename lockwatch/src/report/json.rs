@@ -134,6 +134,19 @@ mod tests {
     }
 
     #[test]
+    fn lockups_by_example() {
+        for (name, survey) in [
+            ("soft", example::soft_lockup_in_softirq()),
+            ("hard", example::hard_lockup()),
+        ] {
+            let report = example::report(&survey, example::SEC);
+            let lockups = serde_json::to_value(&report.lockups).unwrap();
+            let text = serde_json::to_string_pretty(&lockups).unwrap();
+            insta::assert_snapshot!(format!("lockups_by_example_{name}"), text);
+        }
+    }
+
+    #[test]
     fn what_a_terminal_would_obey_is_escaped_and_still_the_same_text() {
         let name = "a\u{9b}31m\u{202e}\u{7f}\x1b[0m ü";
         let mut out = Vec::new();

@@ -9,8 +9,10 @@ pub mod dot;
 pub mod folded;
 mod from_survey;
 mod host;
+mod hung;
 pub mod json;
 mod lock;
+pub mod lockup;
 pub mod next;
 pub mod over_time;
 pub mod perfetto;
@@ -28,7 +30,9 @@ use std::collections::{BTreeMap, BTreeSet};
 pub use daemon::{Client, Daemon, DaemonThread};
 pub(crate) use from_survey::lock_id;
 pub use host::Host;
+pub use hung::{Awaits, Hung, HungTask};
 pub use lock::{BlockDevice, Evidence, Holder, Lock, Object, Stuck, Waiter};
+pub use lockup::Lockup;
 pub use next::Next;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -67,6 +71,11 @@ pub struct Report {
     pub locks: Vec<Lock>,
     /// User-space servers that tasks wait for, those with most clients first.
     pub daemons: Vec<Daemon>,
+    /// Tasks that have been in uninterruptible sleep for the threshold of `hung-task` or
+    /// longer, by what they wait for, those that most wait for first.
+    pub hung: Vec<Hung>,
+    /// CPUs that do not go on, the worst first.
+    pub lockups: Vec<Lockup>,
     /// Roots and what waits behind them, the one with most blocked tasks first.
     pub chains: Vec<Chain>,
     /// What the detectors say, the most severe first.
@@ -74,6 +83,9 @@ pub struct Report {
     /// A wait this long or longer is a stall.
     #[serde(skip)]
     pub threshold: Nanos,
+    /// An uninterruptible sleep this long or longer is a hang; `None`: none is.
+    #[serde(skip)]
+    pub hung_threshold: Option<Nanos>,
 }
 
 /// What was looked at, and what could not be.
@@ -192,10 +204,28 @@ impl Step {
 }
 
 impl Report {
-    /// True if a task has waited for the threshold or longer, or tasks wait for each other:
-    /// exit code 1.
+    /// True if a task has waited for the threshold or longer or hangs, tasks wait for each other,
+    /// or a CPU does not go on: exit code 1.
     pub fn has_stall(&self) -> bool {
-        self.stalled_locks().next().is_some() || self.deadlocks().next().is_some()
+        self.stalled_locks().next().is_some()
+            || self.deadlocks().next().is_some()
+            || self.hangs().next().is_some()
+            || !self.lockups.is_empty()
+    }
+
+    /// The groups of hanging tasks that the detector was asked for.
+    pub fn hangs(&self) -> impl Iterator<Item = &Hung> {
+        let is_told = |hung: &&Hung| self.finding_of(hung).is_some();
+        self.hung.iter().filter(is_told)
+    }
+
+    /// What the detector says of a group of hanging tasks.
+    pub fn finding_of(&self, hung: &Hung) -> Option<&Finding> {
+        let is_its = |finding: &&Finding| match &finding.subject {
+            Some(Subject::Awaited(awaited)) => *awaited == hung.awaited,
+            _ => false,
+        };
+        self.findings.iter().find(is_its)
     }
 
     /// The circles of tasks that wait for each other.

@@ -6,7 +6,7 @@ use rustc_hash::FxHashMap;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{Lock, Report, Step, next::Queue};
+use super::{HungTask, Lock, Report, Step, next::Queue};
 use crate::{
     daemon::Daemon,
     figures::Count,
@@ -38,9 +38,11 @@ pub enum Way {
     AbortConnection,
     /// Thaw the file system.
     Thaw,
-    /// Kill waiters: those that a fatal signal wakes.
+    /// Kill waiters, or tasks that hang: those that a fatal signal wakes.
     KillWaiters,
 }
+
+const KILL_RISK: &str = "a killed process loses what it was doing";
 
 /// Which daemons tasks wait for.
 pub(super) struct Awaited<'a> {
@@ -110,6 +112,35 @@ fn abort(daemon: &Daemon) -> WayOut {
     }
 }
 
+/// The ways out for tasks that hang on no lock; `daemon` is what they wait for, if one.
+pub(super) fn of_hung(daemon: Option<&Daemon>, tasks: &[HungTask]) -> Vec<WayOut> {
+    let killable: Vec<Tid> = tasks
+        .iter()
+        .filter(|task| task.killable)
+        .map(|task| task.tid)
+        .collect();
+    let words = match (killable.len(), tasks.len()) {
+        (0, _) => None,
+        (_, 1) => Some("it is killable".to_owned()),
+        (killable, all) if killable == all => {
+            Some(format!("all {} tasks are killable", Count::of(all)))
+        }
+        (killable, all) => Some(format!(
+            "{} of {} tasks {} killable",
+            Count::of(killable),
+            Count::of(all),
+            if killable == 1 { "is" } else { "are" }
+        )),
+    };
+    let kill = words.map(|sentence| WayOut {
+        way: Way::KillWaiters,
+        sentence,
+        risk: KILL_RISK.to_owned(),
+        tids: killable,
+    });
+    daemon.map(abort).into_iter().chain(kill).collect()
+}
+
 fn thaw(lock: &Lock) -> Option<WayOut> {
     // Only a freeze leaves a lock write-held that no task holds.
     let is_frozen = lock.class == "s_writers" && lock.note.is_some();
@@ -153,7 +184,7 @@ fn kill(lock: &Lock) -> Option<WayOut> {
     Some(WayOut {
         way: Way::KillWaiters,
         sentence: words,
-        risk: "a killed process loses what it was doing".to_owned(),
+        risk: KILL_RISK.to_owned(),
         tids: killable,
     })
 }

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use lockwatch_ebpf::survey::{OpenFileLayout, TaskLayout, TaskRecord};
+use lockwatch_ebpf::{
+    Member,
+    survey::{OpenFileLayout, TaskLayout, TaskRecord},
+};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::{
@@ -73,6 +76,8 @@ pub(super) const PERCPU_RWSEM: LockLayout = LockLayout {
 /// Where things lie in this kernel. FUSE has the members of 5.10 to 7.1.
 pub(super) fn layout() -> Layout {
     Layout {
+        task_flags: Member::ABSENT,
+        task_prio: Member::ABSENT,
         task: TaskLayout::default(),
         locks: LockLayouts {
             queued: vec![RWSEM],

@@ -11,13 +11,15 @@ use lockwatch_ebpf::survey::TaskRecord;
 use zerocopy::FromZeros;
 
 use crate::{
-    detect::{Detectors, Thresholds},
+    detect::{Detector as _, Detectors, Finding, HungTask, Scene, Subject, Thresholds},
+    graph::chain::chains,
     kernel::{btf, layout::Layout, symbols::Symbols},
-    lock::{Confidence, EvidenceKind, Lock, LockMode, LockState},
+    lock::{Confidence, EvidenceKind, Lock, LockAddr, LockMode, LockState},
     report::{
         Host, Report,
         text::{Style, write_report},
     },
+    sleeper::Awaited,
     survey::{
         Survey,
         image::{Image, THREAD_SIZE, as_words},
@@ -41,7 +43,10 @@ const TYPES: &str = "
     timespec 16: tv_sec@0=8 tv_nsec@8=8
     thread_struct 192: sp0@24=8 sp@32=8
     thread_union 16384: stack@0=16384
-    task_struct 4096: state@0=8 stack@8=8 flags@20=4 on_cpu@40=4 on_rq@88=4 sched_info@1056=sched_info mm@1104=8 exit_state@1136=4 pid@1188=4 tgid@1192=4 nvcsw@1400=8 nivcsw@1408=8 start_time@1416=timespec real_start_time@1432=timespec comm@1544=16 thread@1600=thread_struct nsproxy@1816=8 files@1808=8
+    sched_entity 256: load@0=16 exec_start@48=8 sum_exec_runtime@56=8 cfs_rq@200=8
+    cfs_rq 512: load@0=16 rq@256=8
+    rq 2432: lock@0=4 clock@2200=8 clock_task@2208=8 cpu@2300=4
+    task_struct 4096: state@0=8 stack@8=8 flags@20=4 on_cpu@40=4 on_rq@88=4 se@104=sched_entity sched_info@1056=sched_info mm@1104=8 exit_state@1136=4 pid@1188=4 tgid@1192=4 nvcsw@1400=8 nivcsw@1408=8 start_time@1416=timespec real_start_time@1432=timespec comm@1544=16 thread@1600=thread_struct nsproxy@1816=8 files@1808=8
     mm_struct 1600: mmap@0=8 mmap_sem@120=rw_semaphore owner@904=8
     nonlinear 40: nonlinear@0=list_head
     vm_area_struct 216: vm_start@0=8 vm_end@8=8 vm_mm@64=8 shared@88=nonlinear vm_pgoff@152=8
@@ -102,6 +107,13 @@ const HCTX: u64 = 0xffff_8805_3000_0000;
 const fn queue_of(disk: u64) -> u64 {
     disk + 0x10_0000
 }
+
+/// What the scheduler keeps: the queue of all tasks, and the run queue that it is a part of.
+const GROUP: u64 = 0xffff_8806_1000_0000;
+const RUN_QUEUE: u64 = 0xffff_8806_2000_0000;
+/// What the clock of tasks has left out, and what a task ran before it slept.
+const LEFT_OUT: u64 = 77 * SECOND;
+const RAN: u64 = SECOND / 1_000;
 
 /// Any other address of the kernel's.
 const ELSEWHERE: u64 = 0xffff_8807_1234_5000;
@@ -208,6 +220,10 @@ impl Made {
             image.set(queue_of(disk) + 824 + 24, disk + 72 + 32 + 16);
         }
         image.set(HCTX + 192, queue_of(DISKS[0].1));
+        image.set(GROUP + 256, RUN_QUEUE);
+        image.set_all(RUN_QUEUE + 2_200, &[NOW, NOW - LEFT_OUT]);
+        // Not aligned to a word of the image: its CPU is 0.
+        image.set(RUN_QUEUE + 2_300, 0);
         Self {
             image,
             tasks: Vec::new(),
@@ -224,6 +240,9 @@ impl Made {
     ) {
         let base = stack_of(tid);
         self.image.set(task_of(tid) + 8, base);
+        let exec_start = NOW - slept - LEFT_OUT + RAN;
+        self.image.set(task_of(tid) + 104 + 48, exec_start);
+        self.image.set(task_of(tid) + 104 + 200, GROUP);
         let mut record = TaskRecord::new_zeroed();
         record.task = task_of(tid);
         record.start_time_ns = SECOND + u64::from(tid);
@@ -456,6 +475,34 @@ fn the_numbers_of_the_incident_come_out() {
         let device = holder.stuck.device.as_ref();
         assert_eq!(device.map(|device| &*device.name), Some("nvme0n1"));
     }
+}
+
+#[test]
+fn all_who_hang_in_the_incident_make_one_finding_for_each_thing() {
+    let survey = survey(TYPES, &incident());
+    // And the holder, and the thread that waits for a page.
+    assert_eq!(survey.sleepers.len(), 1_471);
+    let chains = chains(&survey.locks, &survey.daemons);
+    let scene = Scene::new(&survey, &chains, Thresholds::of_waits(Nanos(SECOND)));
+    let findings = HungTask.check(&scene);
+    let on_the_lock: Vec<_> = findings
+        .iter()
+        .filter(|finding| finding.locks == [LockAddr(LOCK)])
+        .collect();
+    let [finding] = on_the_lock.as_slice() else {
+        panic!("{findings:?}")
+    };
+    assert_eq!(finding.tasks[0], Tid(4_431));
+    // The last ones have not waited for two minutes.
+    assert_eq!(finding.tasks.len(), 1_260);
+    let awaited = |finding: &Finding| finding.subject.clone();
+    let device = Subject::Awaited(Awaited::Device("nvme0n1".to_owned()));
+    assert!(
+        findings
+            .iter()
+            .any(|it| awaited(it) == Some(device.clone()))
+    );
+    assert_eq!(findings.len(), 3);
 }
 
 #[test]

@@ -50,8 +50,6 @@ pub(super) struct Cpus<'a> {
     pub(super) last: &'a Look,
     /// Where a task keeps its CPU.
     pub(super) layout: &'a TaskLayout,
-    /// The kernel runs on a virtual machine.
-    pub(super) is_virtual: bool,
 }
 
 /// Those of the suspects that are locked up.
@@ -104,7 +102,7 @@ impl<'a> Cpus<'a> {
         let mut returns = None;
         let mut sharers = Vec::new();
         if suspect.kind == LockupKind::Hard {
-            unknown.extend(self.hard_to_know());
+            unknown.extend(Self::hard_to_know());
             returns = task.and_then(|task| self.returns(task, merger));
             if let Some(task) = task {
                 sharers = self.sharers(task, merger.functions);
@@ -191,21 +189,13 @@ impl<'a> Cpus<'a> {
     }
 
     /// What cannot be known of a CPU that takes no interrupts.
-    fn hard_to_know(&self) -> Vec<String> {
-        let mut lines = vec![
-            "where it is now: its registers cannot be read without an NMI; the stack is that of \
-             its last sample, from before it stopped"
+    fn hard_to_know() -> Vec<String> {
+        vec![
+            "where it is now: its registers cannot be read without an NMI, and its samples are \
+             from before it stopped"
                 .to_owned(),
             "whether an interrupt's handler runs there: the interrupt stack is not read".to_owned(),
-        ];
-        if self.is_virtual {
-            lines.push(
-                "whether it ran at all: this is a virtual machine, whose hypervisor may have \
-                 withheld the CPU"
-                    .to_owned(),
-            );
-        }
-        lines
+        ]
     }
 
     /// The functions that words on a task's stack return to.

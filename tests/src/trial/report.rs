@@ -292,6 +292,8 @@ pub struct Finding {
     /// For a deadlock: the ring, each waiting for the next.
     #[serde(default)]
     pub path: Vec<Step>,
+    /// What the kernel's own detector said of it.
+    pub second_opinion: Option<String>,
 }
 
 impl Report {

@@ -13,8 +13,9 @@ use lockwatch_ebpf::{
 };
 
 use super::{
-    access::{Access, Trusted, Word},
+    access::{Access, Word},
     global::global,
+    trusted::Trusted,
 };
 
 #[unsafe(no_mangle)]

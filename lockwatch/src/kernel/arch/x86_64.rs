@@ -51,13 +51,6 @@ pub const fn is_module_address(address: u64) -> bool {
     address >= 0xffff_ffff_c000_0000 && is_image_address(address)
 }
 
-/// Whether the kernel runs on a virtual machine, as hypervisors say (CPUID leaf 1, the flag
-/// `hypervisor` of /proc/cpuinfo: reading that file asks every CPU, and a locked one does not
-/// answer).
-pub fn is_virtual_machine() -> bool {
-    std::arch::x86_64::__cpuid(1).ecx >> 31 == 1
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -62,17 +62,12 @@ fn who(report: &Report, lock: &Lock, holder: &Holder, known: usize) -> Text {
         let least = if lower_bound { "at least " } else { "" };
         text.push(Tone::Plain, format!(" for {least}{}", Span(held)));
     }
-    let confidence = match holder.confidence {
-        Confidence::Certain => "certain",
-        Confidence::Likely => "likely",
-        Confidence::Possible => "possible",
-    };
     let tone = match holder.confidence {
         Confidence::Certain => Tone::Strong,
         Confidence::Likely | Confidence::Possible => Tone::Doubt,
     };
     text.push(Tone::Plain, " · ");
-    text.push(tone, confidence);
+    text.push(tone, holder.confidence.word());
     let mut reasons: Vec<String> = Vec::new();
     for evidence in &holder.evidence {
         let reason = evidence.words();

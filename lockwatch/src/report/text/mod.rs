@@ -4,6 +4,8 @@ mod check;
 mod daemons;
 mod deadlock;
 mod holders;
+mod hung;
+mod lockups;
 mod page;
 mod queue;
 mod roots;
@@ -17,26 +19,34 @@ use std::{
 
 pub use check::write_check;
 use deadlock::write_deadlock;
+pub use hung::write_hung;
+pub use lockups::write_lockup;
 use page::{GLUE, Text, Tone, write_field};
 pub use page::{Style, is_unprintable};
 
-use super::{Finding, Lock, Report, WayOut, ways_out::Way};
+use super::{Finding, Hung, Lock, Report, WayOut, ways_out::Way};
 use crate::{
     figures::{Count, Span},
-    lock::{LockMode, LockState},
+    lock::{LockAddr, LockMode, LockState},
+    sleeper::Awaited,
     task::{StuckClass, Tid},
 };
 
 /// Locks that get a paragraph; the rest is counted.
 const SHOWN: usize = 10;
 
-/// Writes the report for a person: a paragraph for each stalled lock, the worst first,
-/// or one line if no lock is stalled.
+/// Writes the report for a person: a paragraph for each CPU that does not go on and each
+/// stalled lock, the worst first, then one for what else tasks hang on, or one line if there
+/// is nothing to tell.
 ///
 /// # Errors
 /// When `out` does.
 pub fn write_report(out: &mut dyn Write, report: &Report, style: Style) -> io::Result<()> {
     let stalled: Vec<&Lock> = report.stalled_locks().collect();
+    for lockup in &report.lockups {
+        write_lockup(out, report, lockup, style)?;
+        writeln!(out)?;
+    }
     for deadlock in report.deadlocks() {
         write_deadlock(out, report, deadlock, style)?;
         writeln!(out)?;
@@ -63,11 +73,27 @@ pub fn write_report(out: &mut dyn Write, report: &Report, style: Style) -> io::R
         let more = format!("… and {locks} more, {blocked} blocked (use --format json)");
         Text::plain(more).write(out, style, 0)?;
     }
-    if !stalled.is_empty() {
+    let hangs: Vec<&Hung> = elsewhere(report).collect();
+    for (number, hung) in hangs.iter().take(SHOWN).enumerate() {
+        if number > 0 || !stalled.is_empty() {
+            writeln!(out)?;
+        }
+        write_hung(out, report, hung, style)?;
+    }
+    if let Some(rest) = hangs.get(SHOWN..).filter(|rest| !rest.is_empty()) {
         writeln!(out)?;
+        let tasks = rest.iter().map(|hung| hung.tasks.len()).sum();
+        let tasks = Count::of(tasks).nouns("task", "tasks");
+        let more = format!("… and {tasks} more that hang on other things (use --format json)");
+        Text::plain(more).write(out, style, 0)?;
+    }
+    if !stalled.is_empty() || !hangs.is_empty() {
+        writeln!(out)?;
+    }
+    if !stalled.is_empty() || !hangs.is_empty() || !report.lockups.is_empty() {
         checked(report).write(out, style, 0)?;
     }
-    if report.coverage.looks == Some(1) && !stalled.is_empty() {
+    if report.coverage.looks == Some(1) && !(stalled.is_empty() && hangs.is_empty()) {
         Text::new()
             .with(
                 Tone::Doubt,
@@ -82,6 +108,21 @@ pub fn write_report(out: &mut dyn Write, report: &Report, style: Style) -> io::R
             .write(out, style, 0)?;
     }
     Ok(())
+}
+
+/// The groups of hanging tasks that no paragraph of a stalled lock tells of: that of the
+/// lock they wait for, or those of the locks that all of them hold.
+pub fn elsewhere(report: &Report) -> impl Iterator<Item = &Hung> {
+    let stalled: BTreeSet<LockAddr> = report.stalled_locks().map(|lock| lock.at).collect();
+    let holders: BTreeSet<Tid> = report
+        .stalled_locks()
+        .flat_map(Lock::known_holders)
+        .map(|holder| holder.tid)
+        .collect();
+    report.hangs().filter(move |hung| match hung.awaited {
+        Awaited::Lock(address) => !stalled.contains(&address),
+        _ => !hung.tasks.iter().all(|task| holders.contains(&task.tid)),
+    })
 }
 
 /// Writes what there is to say of the stall of one lock: the circles that its waiters wait
@@ -131,6 +172,7 @@ pub fn write_lock(
     let mut field = |label, paragraphs: &[Text]| write_field(&mut *out, style, label, paragraphs);
     field("held by", &holders::lines(report, lock, style))?;
     field("queue", &[queue::line(lock)])?;
+    field("hung", &hung::lines_of_lock(report, lock))?;
     field("why", &why::lines(report, lock))?;
     field("root", &roots::lines(report, lock))?;
     field("next", &[next(lock)])?;
@@ -261,20 +303,7 @@ fn checked(report: &Report) -> Text {
 
 /// Why a task does not go on, in words.
 pub fn stuck_words(class: StuckClass) -> &'static str {
-    match class {
-        StuckClass::BlockIo => "waiting for block I/O",
-        StuckClass::NetworkFs => "waiting for a network file system's server",
-        StuckClass::Fuse => "waiting for a FUSE daemon",
-        StuckClass::Lock => "waiting for another kernel lock",
-        StuckClass::Reclaim => "reclaiming memory or waiting for those who do",
-        StuckClass::Completion => "waiting for a completion inside the kernel",
-        StuckClass::User => "held up by user space (ptrace, freezer or userfaultfd)",
-        StuckClass::Running => "running",
-        StuckClass::Runnable => "could run, but has no CPU",
-        StuckClass::Sleep => "asleep on a timer",
-        StuckClass::Exit => "exiting",
-        StuckClass::Unknown => "what it waits for is unknown",
-    }
+    class.words()
 }
 
 /// `comm[tid]`

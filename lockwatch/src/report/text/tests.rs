@@ -223,3 +223,48 @@ fn a_lower_threshold_makes_a_stall() {
 fn unknown_root() {
     assert_snapshot!(at_both_widths(&example::unknown_root()));
 }
+
+#[test]
+fn soft_lockup_of_task() {
+    assert_snapshot!(at_both_widths(&example::soft_lockup_of_task()));
+}
+
+#[test]
+fn soft_lockup_in_softirq() {
+    assert_snapshot!(at_both_widths(&example::soft_lockup_in_softirq()));
+}
+
+#[test]
+fn piled_up_timers() {
+    assert_snapshot!(at_both_widths(&example::piled_up_timers()));
+}
+
+#[test]
+fn hard_lockup() {
+    assert_snapshot!(at_both_widths(&example::hard_lockup()));
+}
+
+#[test]
+fn a_locked_cpu_is_a_stall_without_any_lock() {
+    let mut survey = example::hard_lockup();
+    assert!(report(&survey).has_stall());
+    survey.lockups.clear();
+    assert!(!report(&survey).has_stall());
+}
+
+#[test]
+fn the_word_of_the_kernel_is_shown_with_the_cpu_it_is_about() {
+    let mut report = report(&example::hard_lockup());
+    report.lockups[0].second_opinion = Some("the kernel says the same".to_owned());
+    let mut out = Vec::new();
+    let style = Style {
+        width: 80,
+        color: false,
+    };
+    write_report(&mut out, &report, style).unwrap();
+    let text = String::from_utf8(out).unwrap();
+    assert!(
+        text.contains("\n  kernel   the kernel says the same\n"),
+        "{text}"
+    );
+}

@@ -21,7 +21,7 @@ use crate::{
 
 /// Words on either side of a frame that waits among which the address of its lock is looked
 /// for: the registers that it and its caller have saved.
-const NEAR: usize = 24;
+pub(super) const NEAR: usize = 24;
 
 /// A word that so many tasks on CPUs have, if all of them do, belongs to no two of them.
 const COMMON: usize = 3;

@@ -12,7 +12,6 @@ use crate::{
     daemon::Daemon,
     figures::Count,
     kernel::{
-        arch::is_virtual_machine,
         layout::Layout,
         memory::{KernelMemory, MemoryError},
         symbols::Symbols,
@@ -321,7 +320,6 @@ impl Kernel {
                 first: first.map(|first| &first.look),
                 last: &last.look,
                 layout: &self.layout.task,
-                is_virtual: is_virtual_machine(),
             },
             &mut merger,
         );

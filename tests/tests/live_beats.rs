@@ -1,0 +1,106 @@
+//! The sampler of CPUs on this machine: every CPU beats, and a machine that does nothing
+//! wrong has no suspects.
+
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+use std::{
+    collections::BTreeMap,
+    thread,
+    time::{Duration, Instant},
+};
+
+use lockwatch::{
+    detect::Thresholds,
+    kernel::{btf::Btf, layout::Layout},
+    lockup::{Mode, Monitor, Readings, Suspect},
+    probes::beats::BeatProbes,
+    task::Nanos,
+};
+use lockwatch_tests::trial;
+
+const SECOND: u64 = 1_000_000_000;
+
+/// How often a test reads.
+const EVERY: Duration = Duration::from_millis(100);
+
+fn thresholds(soft_s: u64, hard_s: u64) -> Thresholds {
+    Thresholds {
+        soft_lockup: Some(Nanos(soft_s * SECOND)),
+        hard_lockup: Some(Nanos(hard_s * SECOND)),
+        ..Thresholds::of_waits(Nanos(SECOND))
+    }
+}
+
+fn open(thresholds: Thresholds) -> BeatProbes {
+    let layout = Layout::from_btf(&Btf::from_sys().unwrap()).unwrap();
+    BeatProbes::open(&layout, thresholds).unwrap()
+}
+
+/// Reads for this long; gives the last readings, and each suspect that there was.
+fn watch(
+    probes: &mut BeatProbes,
+    monitor: &mut Monitor,
+    time: Duration,
+) -> (Readings, Vec<Suspect>) {
+    let deadline = Instant::now() + time;
+    let mut suspects = Vec::new();
+    loop {
+        let readings = probes.read().unwrap();
+        suspects.extend(monitor.suspects(&readings));
+        if Instant::now() >= deadline {
+            return (readings, suspects);
+        }
+        thread::sleep(EVERY);
+    }
+}
+
+#[test]
+fn every_cpu_beats_at_its_rate_and_none_is_suspected() {
+    let thresholds = thresholds(2, 2);
+    let mut probes = open(thresholds);
+    let mut monitor = Monitor::new(thresholds);
+    let deadline = Instant::now() + trial::bound(Duration::from_secs(10));
+    // An idle moment is all it takes.
+    while !probes.knows_pending() {
+        assert!(
+            Instant::now() < deadline,
+            "the bit of a pending reschedule is not learned"
+        );
+        thread::sleep(EVERY);
+    }
+    let mut seen: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
+    let time = Duration::from_secs(3);
+    let end = Instant::now() + time;
+    let mut steps = 0;
+    while Instant::now() < end {
+        let readings = probes.read().unwrap();
+        let suspects = monitor.suspects(&readings);
+        assert!(suspects.is_empty(), "{suspects:#?}\n{readings:#?}");
+        for (&cpu, beat) in &readings.beats {
+            assert!(readings.online.contains(&cpu));
+            // The idle task and no other has no name.
+            assert_eq!(beat.mode == Mode::Idle, beat.task.is_none(), "{beat:#?}");
+            seen.entry(cpu).or_default().push(beat.last_ns);
+        }
+        steps += 1;
+        thread::sleep(Duration::from_nanos(probes.pace().period().0 / 2));
+    }
+    let online = probes.read().unwrap().online;
+    assert_eq!(
+        seen.keys().copied().collect::<Vec<_>>(),
+        online.into_iter().collect::<Vec<_>>()
+    );
+    for (cpu, mut beats) in seen {
+        beats.dedup();
+        let longest = beats
+            .windows(2)
+            .map(|pair| pair[1] - pair[0])
+            .max()
+            .unwrap();
+        eprintln!(
+            "cpu {cpu}: {} beats in {time:?}, longest gap {longest} ns, {steps} reads",
+            beats.len()
+        );
+        assert!(beats.len() > 10, "CPU {cpu} beats: {beats:?}");
+    }
+}
