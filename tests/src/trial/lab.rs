@@ -79,6 +79,14 @@ impl Lab {
         Self::raise_with(scenario, waiters, &["--until-eof"])
     }
 
+    /// As [`Lab::raise`], without the tasks that only look guilty.
+    ///
+    /// # Errors
+    /// When the stall cannot be made.
+    pub fn raise_bare(scenario: Scenario, waiters: u32) -> Result<Self> {
+        Self::raise_with(scenario, waiters, &["--until-eof", "--no-decoys"])
+    }
+
     /// Makes a stall that stands until [`Lab::finish`], or for this long.
     ///
     /// # Errors
@@ -104,6 +112,14 @@ impl Lab {
     /// When the stall cannot be made otherwise.
     pub fn raise_or_skip(scenario: Scenario, waiters: u32) -> Result<Option<Self>> {
         or_skip(scenario, Self::raise(scenario, waiters))
+    }
+
+    /// As [`Lab::raise_bare`]; `None` as in [`Lab::raise_or_skip`].
+    ///
+    /// # Errors
+    /// When the stall cannot be made otherwise.
+    pub fn raise_bare_or_skip(scenario: Scenario, waiters: u32) -> Result<Option<Self>> {
+        or_skip(scenario, Self::raise_bare(scenario, waiters))
     }
 
     /// As [`Lab::raise_for`]; `None` as in [`Lab::raise_or_skip`].

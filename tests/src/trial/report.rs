@@ -31,6 +31,9 @@ pub struct Report {
     /// User-space servers that tasks wait for.
     #[serde(default)]
     pub daemons: Vec<Daemon>,
+    /// Tasks in uninterruptible sleep for longer than the threshold.
+    #[serde(default)]
+    pub hung: Vec<Hung>,
     /// Whom everybody waits for.
     pub chains: Vec<Chain>,
     /// What the detectors say.
@@ -222,6 +225,64 @@ pub struct Daemon {
     pub clients: Vec<Task>,
     /// Threads that have its connection open.
     pub threads: Vec<Task>,
+}
+
+/// Hanging tasks that wait for the same.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Hung {
+    /// What for.
+    pub awaits: Awaits,
+    /// What for, in words.
+    pub name: String,
+    /// Who, the longest first.
+    pub tasks: Vec<HungTask>,
+}
+
+/// What hanging tasks wait for.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Awaits {
+    /// A lock, by its `id`.
+    Lock(String),
+    /// A block device.
+    Device(String),
+    /// A FUSE daemon.
+    Fuse {
+        /// Number of the connection.
+        connection: Option<u32>,
+    },
+    /// A server on the network.
+    Server {
+        /// File system type.
+        fstype: String,
+    },
+    /// Something else with a queue.
+    Queue {
+        /// Which kind of thing.
+        kind: String,
+        /// Where.
+        address: String,
+    },
+    /// Nobody knows.
+    Unknown {
+        /// Where they sleep.
+        function: Option<String>,
+    },
+}
+
+/// A task that hangs.
+#[derive(Clone, Debug, Deserialize)]
+pub struct HungTask {
+    /// Its thread.
+    pub tid: Tid,
+    /// Its comm.
+    pub comm: String,
+    /// A fatal signal would end the sleep.
+    pub killable: bool,
+    /// Counted as waiting for I/O.
+    pub io_wait: bool,
+    /// For how long at least, in ns.
+    pub asleep_ns: u64,
 }
 
 /// A root and what waits behind it.

@@ -21,6 +21,7 @@ const SINGLY: [(&str, &str); 3] = [
 /// Others are one feature together.
 const TOGETHER: [(&str, &str); 8] = [
     ("live_deadlock", "deadlocks, and the incident at full size"),
+    ("live_hung", "hanging tasks, by what they wait for"),
     (
         "live_raw",
         "raw tracepoints do where typed ones are refused",

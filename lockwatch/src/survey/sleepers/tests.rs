@@ -345,7 +345,7 @@ fn on_a_server(image: &mut Image, fstype: u64) {
             0,
             0,
             0,
-            0x32_353a_30,
+            0x3235_3a30,
             0,
             0,
             0,
