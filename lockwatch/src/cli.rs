@@ -311,6 +311,10 @@ pub struct SourceArgs {
     /// that notes it: about 0.1 µs more for each pair.
     #[arg(long)]
     pub track_holds: bool,
+    /// Run as a real-time task of this priority (SCHED_FIFO, 1 to 99), so that busy CPUs do
+    /// not keep lockwatch from telling of them
+    #[arg(long, value_name = "PRIORITY", value_parser = clap::value_parser!(u8).range(1..=99))]
+    pub priority: Option<u8>,
     /// Do without this way of hooking (tp_btf, raw_tp, fentry, fexit, kprobe), as if the
     /// kernel refused it: for tests, and for kernels on which it does harm; may be repeated
     #[arg(long, value_name = "MECHANISM", value_parser = mechanism, hide = true)]

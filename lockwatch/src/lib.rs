@@ -15,6 +15,7 @@ pub mod graph;
 mod hex;
 pub mod kernel;
 pub mod kernel_log;
+pub mod kmsg;
 pub mod lock;
 pub mod lockup;
 pub mod plan;

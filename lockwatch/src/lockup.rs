@@ -1,5 +1,12 @@
 //! Lockups: CPUs that do not go on.
 
+mod monitor;
+mod pace;
+mod readings;
+
+pub use monitor::Monitor;
+pub use pace::Pace;
+pub use readings::{CpuBeat, CpuTimes, Mode, Readings, Run};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -19,10 +26,21 @@ pub struct Lockup {
     /// The task that the CPU was in at the last sample; `None`: its idle task. For a hard
     /// lockup the one that is on it now, where that could be read.
     pub task: Option<TaskName>,
-    /// What runs there. If it is not the task, the task is interrupted, and not to blame.
+    /// What runs there.
     pub context: Context,
+    /// What runs there is not the task's own doing: the task is interrupted, cannot go on, and
+    /// is not to blame.
+    pub is_task_interrupted: bool,
+    /// The BPF program that runs there, by the place that called it, in words: `a BPF
+    /// program on the tracepoint netif_receive_skb`. `None` where none does.
+    pub program: Option<String>,
     /// Where it spins: stacks as the samples found them, the most frequent first.
     pub profile: Vec<Spin>,
+    /// Samples in all; those of [`Self::profile`] may be fewer.
+    pub samples: u32,
+    /// Of a hard lockup, whose CPU lets nobody unwind its stack: the functions that words on
+    /// the task's stack return to, innermost first. Old ones may be among them.
+    pub returns: Option<StackId>,
     /// Tasks that are ready to run there and do not get the CPU, the longest first.
     pub starved: Vec<Starved>,
     /// Tasks on other CPUs that may wait for a spinlock together with it, or hold it.
@@ -52,8 +70,11 @@ pub enum Context {
         /// As /proc/softirqs spells it: `NET_RX`, `TIMER`, `TASKLET`, …; `None` where no
         /// frame tells.
         vector: Option<String>,
-        /// The function that the vector runs, where a frame tells.
+        /// The function that the vector runs, where a frame tells: that of most samples.
         callback: Option<String>,
+        /// How many different ones the samples found: many of them are many timers that
+        /// expired together, for example, of which none alone is to blame.
+        callbacks: u32,
     },
     /// An interrupt's handler.
     Interrupt {
@@ -105,12 +126,17 @@ pub struct Suspect {
     pub cpu: u32,
     /// How much of it stands still.
     pub kind: LockupKind,
-    /// `CLOCK_MONOTONIC` ns: the first sample of this, or its last beat.
+    /// `CLOCK_MONOTONIC` ns. Soft: as long before the last sample as samples without a gap
+    /// between them tell, which is the first sample of this unless the machine stood still
+    /// in between. Hard: its last beat.
     pub since_ns: u64,
     /// The task that the CPU was in at the last sample; `None`: its idle task.
     pub task: Option<TaskName>,
     /// The stacks that were sampled since, the most frequent first.
     pub samples: Vec<Sample>,
+    /// Whether it is known that a reschedule was pending all that time. Where it is not, a
+    /// CPU is locked up only if a task is ready to run there.
+    pub is_reschedule_known: bool,
     /// What could not be known, one line each.
     pub unknown: Vec<String>,
 }

@@ -17,7 +17,7 @@ fn survey() -> Survey {
         deadline: trial::bound(trial::PROMISE),
         ..SurveyOptions::default()
     };
-    Surveyor::open().unwrap().survey(&options).unwrap()
+    Surveyor::open().unwrap().survey(&options, &[]).unwrap()
 }
 
 /// The daemon that serves this mount.

@@ -27,11 +27,19 @@ const MOST_RSS_KIB: u64 = 256 << 10;
 
 /// Files that `diagnose` may touch once it runs: the kernel answers for them
 /// without asking a file system, a process or a device.
-const ALLOWED: [&str; 9] = [
+const ALLOWED: [&str; 16] = [
+    // Opened so that it does not block.
+    "/dev/kmsg",
     "/proc/kallsyms",
     "/proc/self/ns/pid",
     "/proc/self/ns/user",
+    "/proc/sys/kernel/hung_task_timeout_secs",
+    "/proc/sys/kernel/hung_task_warnings",
+    "/proc/sys/kernel/nmi_watchdog",
     "/proc/sys/kernel/random/boot_id",
+    "/proc/sys/kernel/soft_watchdog",
+    "/proc/sys/kernel/watchdog",
+    "/proc/sys/kernel/watchdog_thresh",
     // aya asks for the version of Ubuntu's kernels there.
     "/proc/version_signature",
     // glibc's allocator, before it gives memory back.

@@ -1,6 +1,7 @@
 //! The shared types, one file per object.
 
 pub mod acquisitions;
+pub mod beats;
 pub mod edge;
 pub mod holds;
 pub mod stream;

@@ -110,7 +110,7 @@ fn survey(deadline: Duration, progress: &Sender<Progress>) -> anyhow::Result<Sur
         ..SurveyOptions::default()
     };
     surveyor
-        .survey_in_steps(&options, |first| {
+        .survey_in_steps(&options, &[], |first| {
             let _ = progress.send(Progress::Known(first));
         })
         .context("the survey failed")

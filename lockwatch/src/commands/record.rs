@@ -6,13 +6,15 @@ use super::{
     Outcome, diagnose, lock_memory,
     priority::go_first,
     recorder::{self, Recorder},
-    watch::{self, Summary, by_kind, say},
+    watch::{self, Summary, by_kind, findings_of_hangs, say},
 };
 use crate::{
     cli::{self, RecordArgs},
+    detect::Detectors,
     figures::{Count, Span},
     graph::{Forecasts, Input},
     recording::Header,
+    report::Report,
     stream::{Lost, PolledWaits},
 };
 
@@ -59,9 +61,15 @@ fn once(args: &RecordArgs) -> anyhow::Result<Outcome> {
         .locks
         .iter()
         .filter(|lock| lock.oldest_wait() >= thresholds.wait);
+    let report = Report::from_survey(&survey, &header.host, thresholds, &Detectors::default());
+    let of_hangs = report
+        .findings
+        .iter()
+        .filter(|finding| finding.subject.is_some());
     let summary = Summary {
         waits: None,
         stalls: stalled.count() as u64,
+        findings: of_hangs.count() as u64,
         surveys: 1,
         forecasts: Forecasts::default(),
         lost: Lost::default(),
@@ -75,14 +83,15 @@ fn once(args: &RecordArgs) -> anyhow::Result<Outcome> {
 fn finish(args: &RecordArgs, recorder: Recorder, summary: &Summary) -> anyhow::Result<Outcome> {
     let length = recorder.finish(summary.waits)?;
     say(&format!(
-        "recorded {} and {}, lost: {}; lockwatch report reads {} ({} kB)",
+        "recorded {}{} and {}, lost: {}; lockwatch report reads {} ({} kB)",
         Count(summary.stalls).nouns("stall", "stalls"),
+        findings_of_hangs(summary.findings),
         Count(summary.surveys).nouns("survey", "surveys"),
         by_kind(&summary.lost),
         args.output.display(),
         Count(length.div_ceil(1_000)),
     ));
-    Ok(if summary.stalls > 0 {
+    Ok(if summary.stalls + summary.findings > 0 {
         Outcome::Stall
     } else {
         Outcome::Clear

@@ -123,7 +123,39 @@ fn write_text(
         let report = reported(replayed, stall, detectors);
         write_stall(out, stall, report.as_ref(), &what, "", style)?;
     }
-    write_rest(out, replayed.ended_count, "that ended")
+    write_rest(out, replayed.ended_count, "that ended")?;
+    write_hangs(out, replayed, detectors, style)
+}
+
+/// What hung that is about no lock alone, each as the last survey saw it.
+fn write_hangs(
+    out: &mut dyn Write,
+    replayed: &Replayed,
+    detectors: &Detectors,
+    style: Style,
+) -> io::Result<()> {
+    for hang in replayed.hangs.found.iter().take(SHOWN) {
+        let (first, last) = (clock(replayed, hang.first_ns), clock(replayed, hang.last_ns));
+        writeln!(out, "\n{first} {}, last seen at {last}", hang.detector)?;
+        let report = hang.survey.as_ref();
+        let report = report.map(|survey| replayed.report_of(survey, detectors));
+        let finding = report.as_ref().and_then(|report| {
+            let mut findings = report.findings.iter();
+            findings.find(|finding| finding.subject.as_ref() == Some(&hang.subject))
+        });
+        match (&report, finding) {
+            (Some(report), Some(finding)) => text::write_finding(out, report, finding, style)?,
+            // Its detector is not asked.
+            _ => writeln!(out, "{}", printable(&hang.sentence))?,
+        }
+    }
+    match replayed.hangs.count.saturating_sub(SHOWN as u64) {
+        0 => Ok(()),
+        rest => {
+            let more = Count(rest).nouns("task or CPU that hung", "tasks or CPUs that hung");
+            writeln!(out, "\n… and {more} (--format json --survey N shows each)")
+        }
+    }
 }
 
 fn write_summary(out: &mut dyn Write, replayed: &Replayed, standing: u64) -> io::Result<()> {

@@ -1,12 +1,16 @@
 //! `lockwatch watch`: stalls as they stand and as they end.
 
+mod cpus;
 mod event;
 mod filter;
+mod hangs;
 mod output;
 mod progress;
+mod reports;
 mod session;
 mod sources;
 mod surveys;
+mod ticks;
 mod unseen;
 
 use std::{
@@ -18,14 +22,18 @@ use std::{
 use anyhow::Context as _;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::{MissedTickBehavior, interval, sleep},
+    time::sleep,
 };
 
-pub(super) use self::output::{Summary, by_kind, printable, unsurveyed};
-use self::{filter::Filter, output::Output, session::Session, sources::Sources};
-use super::{Outcome, allow_closed_pipe, lock_memory, recorder::Recorder};
+pub(super) use self::output::{Summary, by_kind, findings_of_hangs, printable, unsurveyed};
+use self::{
+    filter::Filter, output::Output, reports::Reports, session::Session, sources::Sources,
+    ticks::Ticks,
+};
+use super::{Outcome, allow_closed_pipe, lock_memory, priority::be_real_time, recorder::Recorder};
 use crate::{
     cli::{self, RecordArgs, WatchArgs},
+    detect::Detectors,
     figures::Span,
     plan::Gap,
     recording::Header,
@@ -49,17 +57,13 @@ pub fn run(args: &WatchArgs) -> anyhow::Result<Outcome> {
 async fn watch(args: &WatchArgs) -> anyhow::Result<Outcome> {
     let thresholds = cli::thresholds(args.threshold, args.hang, args.lockup);
     let threshold = thresholds.wait;
+    be_real_time(args.sources.priority)?;
     // Everything is loaded and attached before the first wait is looked at: later,
     // on a host that hangs, it might not be possible.
-    let sources = Sources::open(threshold, &args.sources)?;
+    let sources = Sources::open(thresholds, &args.sources)?;
     let stdout = Box::new(io::BufWriter::new(io::stdout()));
-    let mut output = Output::new(
-        stdout,
-        args.format,
-        args.look.for_stdout(),
-        thresholds,
-        args.detect.detectors(),
-    );
+    let mut output = Output::new(stdout, args.format, args.look.for_stdout(), thresholds);
+    let reports = Reports::new(thresholds, args.detect.detectors());
     output
         .watching(&sources.said, &sources.gaps)
         .context("write to standard output")?;
@@ -77,11 +81,11 @@ async fn watch(args: &WatchArgs) -> anyhow::Result<Outcome> {
 
     lock_memory();
     let filter = Filter::from(args);
-    let mut session = Session::new(threshold, filter, Some(output), None, sources);
+    let mut session = Session::new(thresholds, filter, reports, Some(output), None, sources);
     let followed = follow(&mut session, args.threshold, args.duration).await;
     allow_closed_pipe(followed).context("watch")?;
     allow_closed_pipe(session.report_rest()).context("write to standard output")?;
-    let found = session.stall_count() > 0;
+    let found = session.has_found();
     allow_closed_pipe(session.finish().map(drop)).context("write to standard output")?;
     Ok(if found {
         Outcome::Stall
@@ -103,13 +107,16 @@ pub(super) fn record(
     event_loop()?.block_on(async {
         let thresholds = cli::thresholds(args.threshold, args.hang, args.lockup);
         let threshold = thresholds.wait;
-        let sources = Sources::open(threshold, &args.sources)?;
+        be_real_time(args.sources.priority)?;
+        let sources = Sources::open(thresholds, &args.sources)?;
         let gap = |gap: &Gap| format!("{}: {}; {}", gap.missing, gap.why, gap.cost);
         let gaps = sources.gaps.iter().map(gap).collect();
         let header = Header::now(thresholds, sources.said.clone(), gaps);
         let recorder = start(&header)?;
         lock_memory();
-        let mut session = Session::new(threshold, Filter::default(), None, Some(recorder), sources);
+        let reports = Reports::new(thresholds, Detectors::default());
+        let filter = Filter::default();
+        let mut session = Session::new(thresholds, filter, reports, None, Some(recorder), sources);
         follow(&mut session, args.threshold, args.duration)
             .await
             .context("record")?;
@@ -144,9 +151,7 @@ async fn follow(
     let tick = (threshold / TICKS_PER_THRESHOLD).clamp(TICK_MIN, TICK_MAX);
     let mut interrupted = signal(SignalKind::interrupt())?;
     let mut terminated = signal(SignalKind::terminate())?;
-    let mut ticks = interval(tick);
-    // After a survey's printing, say, one tick is enough.
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let ticks = Ticks::start(tick)?;
     let mut over = pin!(async {
         match duration {
             Some(duration) => sleep(duration).await,
@@ -157,7 +162,7 @@ async fn follow(
     while !session.cannot_record() {
         tokio::select! {
             input = session.next() => session.take(input?)?,
-            _ = ticks.tick() => session.tick()?,
+            () = ticks.next() => session.tick()?,
             _ = interrupted.recv() => return Ok(()),
             _ = terminated.recv() => return Ok(()),
             () = &mut over => return Ok(()),

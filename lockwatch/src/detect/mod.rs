@@ -10,6 +10,7 @@ mod inconsistent_lock;
 mod long_hold;
 mod long_wait;
 mod off_cpu_holder;
+pub mod second_opinion;
 mod writer_starvation;
 
 pub use convoy::Convoy;
@@ -36,6 +37,8 @@ use crate::{
 /// What detectors look at.
 #[derive(Clone, Copy, Debug)]
 pub struct Scene<'a> {
+    /// When it was seen, `CLOCK_MONOTONIC` ns.
+    pub at_ns: u64,
     /// Locks with waiters.
     pub locks: &'a [Lock],
     /// Daemons with clients.
@@ -60,6 +63,7 @@ impl<'a> Scene<'a> {
     /// What a survey found, with its chains.
     pub fn new(survey: &'a Survey, chains: &'a [Chain], thresholds: Thresholds) -> Self {
         Self {
+            at_ns: survey.taken_at_ns,
             sleepers: &survey.sleepers,
             lockups: &survey.lockups,
             kernel_log: &survey.kernel_log,

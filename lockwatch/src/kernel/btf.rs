@@ -86,6 +86,15 @@ pub struct Btf {
     tracepoints: Vec<u32>,
 }
 
+/// One bit of a structure, little endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bit {
+    /// Offset of the byte it is in.
+    pub byte: u64,
+    /// That byte with nothing but the bit.
+    pub mask: u8,
+}
+
 /// Where the types and strings of a blob lie.
 struct Sections {
     types: usize,
@@ -248,6 +257,25 @@ impl Btf {
     /// Offset and size of a member, by a path like `task_struct.sched_info.last_arrival`.
     /// Anonymous structures and unions on the way are looked through.
     pub fn member(&self, path: &str) -> Option<Member> {
+        let (bits, id) = self.place(path)?;
+        let size = self.size_of_type(id, 0)?;
+        Some(Member {
+            offset: u32::try_from(bits / 8).ok()?,
+            size: u32::try_from(size).ok()?,
+        })
+    }
+
+    /// Where a member is that is a bit-field of one bit, by a path as for [`Self::member`].
+    pub fn bit(&self, path: &str) -> Option<Bit> {
+        let (bits, _) = self.place(path)?;
+        Some(Bit {
+            byte: bits / 8,
+            mask: 1 << (bits % 8),
+        })
+    }
+
+    /// Bit offset and type of a member.
+    fn place(&self, path: &str) -> Option<(u64, u32)> {
         let mut parts = path.split('.');
         let mut id = *self.by_name.get(parts.next()?.as_bytes())?;
         let mut bits = 0u64;
@@ -256,11 +284,7 @@ impl Btf {
             bits += offset;
             id = member;
         }
-        let size = self.size_of_type(id, 0)?;
-        Some(Member {
-            offset: u32::try_from(bits / 8).ok()?,
-            size: u32::try_from(size).ok()?,
-        })
+        Some((bits, id))
     }
 
     /// As [`Self::member`], for a member that the survey cannot do without.
@@ -522,6 +546,20 @@ mod tests {
         assert_eq!(btf.size_of("outer"), Some(8));
         assert_eq!(btf.enumerator("colour", "BLUE"), Some(7));
         assert!(btf.has_function("go") && !btf.has_function("stop"));
+    }
+
+    #[test]
+    fn a_bit_field_is_found_by_its_bit() {
+        let mut blob = sample();
+        let btf = Btf::parse(blob.clone()).unwrap();
+        assert_eq!(btf.bit("outer.b"), Some(Bit { byte: 4, mask: 1 }));
+        // `outer` as a structure with bit-fields: its `a` is one bit, the eleventh.
+        let head = btf.types[*btf.by_name.get(&b"outer"[..]).unwrap() as usize] as usize;
+        blob[head + 7] |= 0x80;
+        blob[head + 12 + 8..head + 12 + 12].copy_from_slice(&(1u32 << 24 | 10).to_le_bytes());
+        let btf = Btf::parse(blob).unwrap();
+        assert_eq!(btf.bit("outer.a"), Some(Bit { byte: 1, mask: 4 }));
+        assert_eq!(btf.bit("outer.nothing"), None);
     }
 
     #[test]

@@ -7,11 +7,13 @@ use lockwatch_ebpf::{
 
 use super::{
     block::BlockLayout,
-    btf::{Btf, BtfError},
+    btf::{Bit, Btf, BtfError},
     cgroup::CgroupLayout,
     fault::{FAULT_FRAMES, FaultRules, OLD_FAULT_FRAMES},
     fuse::FuseLayout,
     locks::LockLayouts,
+    scheduler::{self, SchedulerLayout},
+    wait_queues::WaitLayout,
 };
 
 /// Every offset the survey uses.
@@ -41,10 +43,18 @@ pub struct Layout {
     pub block: Option<BlockLayout>,
     /// Control groups.
     pub cgroup: Option<CgroupLayout>,
+    /// `task_struct.thread_info.flags`; absent up to 4.8, where it lies on the stack.
+    pub thread_flags: Member,
     /// Open files, as the kernel-side reader needs them.
     pub open_file: OpenFileLayout,
     /// FUSE; `None` where the types of its module have not been read or are not known.
     pub fuse: Option<FuseLayout>,
+    /// When a task went to sleep; `None` where that is kept in another way.
+    pub scheduler: Option<SchedulerLayout>,
+    /// `task_struct.in_iowait`
+    pub io_wait: Option<Bit>,
+    /// Wait queues; `None` where they are made in another way.
+    pub waits: Option<WaitLayout>,
     /// Readers clear their own owner entry when they release
     /// (`DETECT_HUNG_TASK_BLOCKER` for rwsems, 6.17+).
     pub readers_clear_owner: bool,
@@ -204,6 +214,8 @@ pub struct MountLayout {
     pub root: usize,
     /// `mnt_ns`
     pub namespace: usize,
+    /// `mnt_devname`: what was mounted.
+    pub source: Option<u64>,
     /// `task_struct.nsproxy`
     pub task_nsproxy: u64,
     /// `nsproxy.mnt_ns`
@@ -253,6 +265,9 @@ impl Layout {
             },
             block: BlockLayout::from_btf(btf),
             cgroup: CgroupLayout::from_btf(btf),
+            thread_flags: btf
+                .member("task_struct.thread_info.flags")
+                .unwrap_or(Member::ABSENT),
             open_file: OpenFileLayout {
                 task_files: btf.require("task_struct.files")?,
                 operations: btf.require("file.f_op")?,
@@ -263,6 +278,9 @@ impl Layout {
                     .or_else(|_| btf.require("file_operations.aio_read"))?,
             },
             fuse: FuseLayout::from_btf(btf),
+            scheduler: SchedulerLayout::from_btf(btf),
+            io_wait: scheduler::io_wait(btf),
+            waits: WaitLayout::from_btf(btf),
             readers_clear_owner: !cfg!(feature = "mutation-no-reader-owner")
                 && btf.member("task_struct.blocker").is_some()
                 && btf.has_function("rwsem_owner"),
@@ -415,6 +433,7 @@ fn mount_layout(btf: &Btf) -> Result<MountLayout, BtfError> {
         mountpoint: at(btf, "mount.mnt_mountpoint")?,
         root: at(btf, "mount.mnt.mnt_root")?,
         namespace: at(btf, "mount.mnt_ns")?,
+        source: at64(btf, "mount.mnt_devname").ok(),
         task_nsproxy: at64(btf, "task_struct.nsproxy")?,
         nsproxy_namespace: at64(btf, "nsproxy.mnt_ns")?,
         instance: at64(btf, "mount.mnt_instance")

@@ -54,6 +54,26 @@ pub fn is_lock_function(stem: &str) -> bool {
         .any(|family| stem.starts_with(family))
 }
 
+/// Functions in which an uninterruptible sleep is as user space wants it, by the innermost
+/// one: frozen tasks (kernel/freezer.c; up to 6.0 such a sleep looks like any other), and the
+/// parent of a vfork, which its child keeps waiting (kernel/fork.c).
+const BY_DESIGN: &[&str] = &[
+    "__refrigerator",
+    "wait_for_vfork_done",
+    "kernel_clone",
+    "_do_fork",
+    "do_fork",
+];
+
+/// Whether a task sleeps as user space wants it, by the functions it sleeps in, innermost
+/// first.
+pub fn sleeps_by_design(functions: &[&str]) -> bool {
+    functions
+        .iter()
+        .find(|function| !is_trampoline(function))
+        .is_some_and(|innermost| BY_DESIGN.contains(innermost))
+}
+
 /// Functions that take mmap_lock for whoever calls them, and say nothing of why
 /// (mm/memory.c, mm/mmap_lock.c, fs/proc/base.c): the caller that a person wants to know is
 /// the one outside, `proc_pid_cmdline_read` say.

@@ -12,6 +12,18 @@ pub fn detectors() -> KernelDetectors {
     detectors_by(setting)
 }
 
+/// The same, with the settings of the hung-task detector as they are by now. It alone is read
+/// again and again: its files take no lock, and the kernel counts its warnings down. Whoever
+/// changes a setting of the lockup watchdogs has `watchdog_mutex` (kernel/watchdog.c), which
+/// their readers take too, until every CPU has answered: one that is locked up does not.
+pub fn with_hung_task_now(detectors: KernelDetectors) -> KernelDetectors {
+    KernelDetectors {
+        hung_task: hung_task_by(setting),
+        hung_task_warnings: hung_task_warnings_by(setting),
+        ..detectors
+    }
+}
+
 /// From when on something counts, as the running kernel is set: its timeouts alone count,
 /// not whether its detectors are switched on. A timeout of 0 is off; one that the kernel does
 /// not have is the usual one.
@@ -40,6 +52,16 @@ fn thresholds_by(wait: Nanos, read: impl Fn(&str) -> Option<String>) -> Threshol
     }
 }
 
+fn hung_task_by(read: impl Fn(&str) -> Option<String>) -> Option<Nanos> {
+    let seconds: u64 = read("hung_task_timeout_secs")?.trim().parse().ok()?;
+    (seconds != 0).then(|| Nanos(seconds.saturating_mul(SECOND)))
+}
+
+/// `None` also for -1: without end.
+fn hung_task_warnings_by(read: impl Fn(&str) -> Option<String>) -> Option<u64> {
+    read("hung_task_warnings")?.trim().parse().ok()
+}
+
 fn detectors_by(read: impl Fn(&str) -> Option<String>) -> KernelDetectors {
     let number = |name: &str| read(name)?.trim().parse::<i64>().ok();
     // A switch that this kernel does not have does not switch it off.
@@ -48,9 +70,8 @@ fn detectors_by(read: impl Fn(&str) -> Option<String>) -> KernelDetectors {
     let thresh = seconds("watchdog_thresh").filter(|_| is_on("watchdog"));
     let after = |seconds: u64| (seconds != 0).then(|| Nanos(seconds.saturating_mul(SECOND)));
     KernelDetectors {
-        hung_task: seconds("hung_task_timeout_secs").and_then(after),
-        // -1: without end.
-        hung_task_warnings: seconds("hung_task_warnings"),
+        hung_task: hung_task_by(&read),
+        hung_task_warnings: hung_task_warnings_by(&read),
         soft_lockup: thresh
             .filter(|_| is_on("soft_watchdog"))
             .and_then(|seconds| after(seconds.saturating_mul(2))),

@@ -1,5 +1,6 @@
 //! Loading programs into the kernel and attaching them: the only user of aya.
 
+pub mod beats;
 pub mod holds;
 pub mod hook;
 mod iterator;
@@ -56,6 +57,9 @@ pub enum LoadError {
     /// Pages shared with a program cannot be mapped.
     #[error("cannot map the pages shared with the kernel")]
     Map(#[source] io::Error),
+    /// The lists of CPUs in /sys.
+    #[error("cannot read the list of CPUs in /sys/devices/system/cpu: mount /sys")]
+    Cpus(#[source] io::Error),
     /// The task iterator stopped.
     #[error("cannot read the kernel's tasks")]
     Iterate(#[source] io::Error),

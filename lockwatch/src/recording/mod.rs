@@ -5,6 +5,7 @@
 //! order in which the run that recorded it did. docs/recording.md explains the format.
 
 mod format;
+mod hangs;
 mod reader;
 mod replay;
 mod scans;
@@ -12,6 +13,7 @@ mod writer;
 
 pub use format::{CONTRACT, End, Header};
 pub use reader::{Damage, OpenError, Reader};
+pub use hangs::{Hang, Hangs};
 pub use replay::{Chosen, Ended, Replayed};
 pub use writer::Writer;
 

@@ -5,12 +5,13 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use super::{Damage, End, Header, Reader, Record};
+use super::{Damage, End, Hangs, Header, Reader, Record};
 use crate::{
-    detect::Detectors,
+    detect::{Detectors, Thresholds},
     figures::Count,
     graph::{Change, Input, Stall, WaitGraph, timeline::Timeline},
     report::{Report, Source},
+    sleeper::Sleeper,
     stream::{Event, Lost},
     survey::Survey,
     task::Nanos,
@@ -33,7 +34,7 @@ const COUNT_AFTER: usize = 1 << 17;
 /// Which survey of a recording a report is to be about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Chosen {
-    /// The one with the most tasks blocked past the threshold, of equal ones the last; the
+    /// The one with the most tasks blocked past the threshold or hanging, of equal ones the last; the
     /// last of all where none is.
     #[default]
     Worst,
@@ -63,6 +64,8 @@ pub struct Replayed {
     pub ended: Vec<Ended>,
     /// Stalls that ended, those that are not kept among them.
     pub ended_count: u64,
+    /// Tasks and CPUs that hung, in the order of their beginning; no more than a thousand.
+    pub hangs: Hangs,
     /// Surveys.
     pub surveys: u64,
     /// Events.
@@ -103,6 +106,7 @@ impl Replayed {
             graph: WaitGraph::new(threshold),
             ended: Vec::new(),
             ended_count: 0,
+            hangs: Hangs::new(header.thresholds()),
             surveys: 0,
             events: 0,
             chosen: None,
@@ -185,16 +189,20 @@ impl Replayed {
             return None;
         };
         let mut waiters = survey.locks.iter().flat_map(|lock| &lock.waiters);
-        waiters
-            .any(|waiter| waiter.wait > LENGTH_MAX)
-            .then_some("a task waits in it for years")
+        let mut sleepers = survey.sleepers.iter();
+        let is_for_years = waiters.any(|waiter| waiter.wait > LENGTH_MAX)
+            || sleepers.any(|sleeper| sleeper.asleep > LENGTH_MAX);
+        is_for_years.then_some("a task waits in it for years")
     }
 
     fn take(&mut self, input: Input) {
         self.last_ns = self.last_ns.max(time_of(&input));
         match &input {
             Input::Event(_) => self.events += 1,
-            Input::Survey(_) => self.surveys += 1,
+            Input::Survey(survey) => {
+                self.surveys += 1;
+                self.hangs.take(survey, &self.header.host);
+            }
             Input::Scan(_) | Input::Refuted(_) | Input::Clock(_) => {}
         }
         self.timeline.take(&input);
@@ -222,7 +230,7 @@ impl Replayed {
         let wanted = match choice {
             Chosen::Number(wanted) => number == wanted,
             Chosen::At(at) => survey.taken_at <= at,
-            Chosen::Worst => worst.is_as_bad(survey, self.header.threshold_ns),
+            Chosen::Worst => worst.is_as_bad(survey, &self.header.thresholds()),
         };
         if wanted {
             self.chosen = Some((number, Arc::clone(survey)));
@@ -265,9 +273,9 @@ impl Replayed {
         lines
     }
 
-    /// True if a stall stood or ended during the recording.
+    /// True if a stall stood or ended during the recording, or a task or a CPU hung.
     pub fn has_stall(&self) -> bool {
-        self.ended_count > 0 || !self.graph.stalls().is_empty()
+        self.ended_count > 0 || self.hangs.count > 0 || !self.graph.stalls().is_empty()
     }
 
     /// How long the recording is.
@@ -314,17 +322,20 @@ struct Worst(usize);
 
 impl Worst {
     /// True if this one is at least as bad.
-    fn is_as_bad(&mut self, survey: &Survey, threshold: Nanos) -> bool {
+    fn is_as_bad(&mut self, survey: &Survey, thresholds: &Thresholds) -> bool {
         let stalled = survey
             .locks
             .iter()
-            .filter(|lock| lock.oldest_wait() >= threshold);
+            .filter(|lock| lock.oldest_wait() >= thresholds.wait);
         let blocked = stalled
             .flat_map(|lock| &lock.waiters)
             .filter(|waiter| !waiter.granted)
             .count();
-        let is_as_bad = blocked >= self.0;
-        self.0 = self.0.max(blocked);
+        let hangs = |sleeper: &&Sleeper| thresholds.hung_task.is_some_and(|it| sleeper.asleep >= it);
+        let hung = survey.sleepers.iter().filter(hangs).count();
+        let bad = blocked.max(hung) + survey.lockups.len();
+        let is_as_bad = bad >= self.0;
+        self.0 = self.0.max(bad);
         is_as_bad
     }
 }

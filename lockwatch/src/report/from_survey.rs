@@ -117,7 +117,7 @@ fn rank(lock: &lock::Lock, chains: &[&GraphChain]) -> impl Ord + use<> {
     )
 }
 
-fn lock_id(address: LockAddr) -> String {
+pub(crate) fn lock_id(address: LockAddr) -> String {
     format!("lock@{:x}", address.0)
 }
 
@@ -196,7 +196,7 @@ impl From<detect::Finding> for Finding {
             tasks,
             path,
             evidence,
-            subject: _,
+            subject,
             second_opinion,
         } = finding;
         Self {
@@ -208,6 +208,7 @@ impl From<detect::Finding> for Finding {
             path: path.iter().map(Step::from).collect(),
             evidence,
             second_opinion,
+            subject,
         }
     }
 }

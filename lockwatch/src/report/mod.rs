@@ -12,6 +12,7 @@ mod host;
 pub mod json;
 mod lock;
 pub mod next;
+pub mod over_time;
 pub mod perfetto;
 pub mod schema;
 pub mod text;
@@ -22,9 +23,10 @@ pub(crate) mod example;
 #[cfg(test)]
 mod scale;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub use daemon::{Client, Daemon, DaemonThread};
+pub(crate) use from_survey::lock_id;
 pub use host::Host;
 pub use lock::{BlockDevice, Evidence, Holder, Lock, Object, Stuck, Waiter};
 pub use next::Next;
@@ -33,7 +35,7 @@ use serde::Serialize;
 pub use ways_out::WayOut;
 
 use crate::{
-    detect::{Deadlock, Detector as _, Severity},
+    detect::{Deadlock, Detector as _, Severity, Subject},
     graph::chain::Chain as GraphChain,
     task::{Nanos, Tid},
 };
@@ -174,6 +176,9 @@ pub struct Finding {
     /// where it has none for this, or its messages could not be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub second_opinion: Option<String>,
+    /// What it is about where that is no lock alone.
+    #[serde(skip)]
+    pub subject: Option<Subject>,
 }
 
 impl Step {
@@ -229,6 +234,17 @@ impl Report {
     pub fn chains_of(&self, lock: &Lock) -> impl Iterator<Item = &Chain> {
         let indexes = lock.in_chains.iter();
         indexes.filter_map(|&index| self.chains.get(index))
+    }
+
+    /// The roots behind which tasks wait for the locks of a finding.
+    pub fn chains_behind(&self, finding: &Finding) -> Vec<&Chain> {
+        let locks = self.locks.iter();
+        let of_them = locks.filter(|lock| finding.locks.contains(&lock.id));
+        let indexes: BTreeSet<usize> = of_them
+            .flat_map(|lock| lock.in_chains.iter().copied())
+            .collect();
+        let chains = indexes.into_iter();
+        chains.filter_map(|index| self.chains.get(index)).collect()
     }
 
     /// The lock that this task is queued on.

@@ -53,6 +53,16 @@ impl<'a> Functions<'a> {
         self.symbols.place_of_return(address)
     }
 
+    /// Whether a symbol begins exactly here.
+    pub(super) fn is_symbol(&self, address: u64) -> bool {
+        self.symbols.exact(address).is_some()
+    }
+
+    /// Whether a symbol that is no function begins exactly here.
+    pub(super) fn is_data(&self, address: u64) -> bool {
+        self.is_symbol(address) && self.symbols.function_at(address).is_none()
+    }
+
     /// As a report shows it: `function+0x1f`, or the bare address.
     pub(super) fn show(&mut self, address: u64) -> String {
         match self.returned_into(address) {

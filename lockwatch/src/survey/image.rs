@@ -7,6 +7,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::{
     kernel::{
+        btf::Bit,
         fault::{FAULT_FRAMES, FaultRules},
         fuse::{FuseLayout, RequestLayout},
         layout::{
@@ -15,6 +16,8 @@ use crate::{
         },
         locks::{EntryLayout, EntryMode, Granted, LockLayout, LockLayouts, QueueLink, WordLayout},
         memory::{KernelMemory, MemoryError},
+        scheduler::SchedulerLayout,
+        wait_queues::{self, KeyLayout, SimpleLayout, WaitLayout},
     },
     lock::LockKind,
     survey::{look::Look, queue::Row},
@@ -136,6 +139,7 @@ pub(super) fn layout() -> Layout {
             mountpoint: 8,
             root: 16,
             namespace: 24,
+            source: Some(40),
             task_nsproxy: 0x100,
             nsproxy_namespace: 0,
             instance: 32,
@@ -153,9 +157,54 @@ pub(super) fn layout() -> Layout {
         cgroup: None,
         open_file: OpenFileLayout::default(),
         fuse: Some(FUSE),
+        scheduler: Some(SCHEDULER),
+        io_wait: Some(Bit {
+            byte: 0x118,
+            mask: 4,
+        }),
+        waits: Some(WAITS),
         readers_clear_owner: false,
     }
 }
+
+/// Behind what else is kept of a task.
+pub(super) const SCHEDULER: SchedulerLayout = SchedulerLayout {
+    exec_start: 0x120,
+    group_queue: 0x128,
+    run_queue: 8,
+    cpu: 0,
+    clock: 8,
+    clock_task: 16,
+};
+
+/// Wait queues as 6.12 has them.
+pub(super) const WAITS: WaitLayout = WaitLayout {
+    entry: wait_queues::EntryLayout {
+        flags: 0,
+        task: 8,
+        wake: 16,
+        links: 24,
+        size: 40,
+    },
+    head: 8,
+    bit: Some(KeyLayout {
+        word: 0,
+        bit: 8,
+        entry: 24,
+    }),
+    page: Some(KeyLayout {
+        word: 0,
+        bit: 8,
+        entry: 16,
+    }),
+    simple: Some(SimpleLayout {
+        task: 0,
+        links: 8,
+        size: 24,
+        head: 8,
+        completion: Some((16, 0)),
+    }),
+};
 
 /// FUSE as 6.12 has it.
 pub(super) const FUSE: FuseLayout = FuseLayout {

@@ -393,7 +393,9 @@ fn survey(types: &str, made: &Made) -> Survey {
     let layout = Layout::from_btf(&btf::made::btf(types)).unwrap();
     let kernel = Kernel::new(layout, symbols()).unwrap();
     let looks = vec![made.look(), made.look()];
-    let mut survey = kernel.survey_of(looks, &mut made.image.clone()).unwrap();
+    let mut survey = kernel
+        .survey_of(looks, &[], &mut made.image.clone())
+        .unwrap();
     survey.taken_at = "2019-06-14T03:12:09.25Z".parse().unwrap();
     survey.duration = Nanos(50_000_000);
     survey

@@ -17,12 +17,14 @@ mod image;
 #[cfg(test)]
 mod incident;
 mod link;
+mod lockups;
 mod look;
 mod merge;
 mod names;
 mod paths;
 mod queue;
 mod recursion;
+mod sleepers;
 mod stack;
 mod stuck;
 pub mod study;
@@ -77,6 +79,16 @@ pub struct Survey {
     pub kernel_log: KernelLog,
     /// The stacks that all these refer to.
     pub stacks: Stacks,
+}
+
+impl Survey {
+    /// Whether what it does not show was over. One look that found tasks waiting was cut
+    /// short; one that found none needed no second.
+    pub fn can_tell_ends(&self) -> bool {
+        let is_empty =
+            self.locks.is_empty() && self.daemons.is_empty() && self.sleepers.is_empty();
+        self.looks >= 2 || is_empty
+    }
 }
 
 /// How to take a survey.

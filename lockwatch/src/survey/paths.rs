@@ -105,6 +105,27 @@ impl Paths<'_> {
         Ok(None)
     }
 
+    /// What was mounted, as the first of a super block's mounts in our namespace has it:
+    /// `fs1:/home`, `//fs1/share`.
+    ///
+    /// # Errors
+    /// When kernel memory cannot be read at all.
+    pub(super) fn source(&mut self, super_block: u64) -> Result<Option<String>, MemoryError> {
+        let Some(source) = self.layout.mount.source else {
+            return Ok(None);
+        };
+        for mount in self.mounts(super_block)? {
+            let name = self.memory.read_u64(mount.address.wrapping_add(source))?;
+            if let Some(name) = name.filter(|&name| is_kernel_address(name))
+                && let Some(name) = self.string(name)?
+                && !name.is_empty()
+            {
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
+    }
+
     fn dentry(&mut self, dentry: u64) -> Result<Option<Vec<u8>>, MemoryError> {
         if !is_kernel_address(dentry) {
             return Ok(None);

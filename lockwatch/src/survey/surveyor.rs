@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustc_hash::FxHashMap;
+
 pub(super) use self::kernel::Kernel;
 use self::kernel::Sight;
 use crate::{
@@ -22,6 +24,8 @@ use crate::{
         memory::MemoryError,
         symbols::{Symbols, SymbolsError},
     },
+    kmsg::KernelLogReader,
+    lockup::Suspect,
     probes::{LoadError, survey::SurveyProbes},
     survey::{
         Survey, SurveyOptions,
@@ -29,8 +33,9 @@ use crate::{
         fuse::{self, Asker, FuseState},
         holds::HoldSource,
         look::Look,
+        sleepers::History,
     },
-    task::Nanos,
+    task::{BlockDevice, Nanos, Tid},
 };
 
 /// Why no survey can be taken on this host, with the remedy.
@@ -82,6 +87,8 @@ pub struct Surveyor {
     pub(super) probes: SurveyProbes,
     pub(super) holds: Option<Box<dyn HoldSource>>,
     fuse: FuseState,
+    log: KernelLogReader,
+    sleeps: History,
 }
 
 /// Looks beyond the second, where a queue could not be read.
@@ -100,17 +107,25 @@ impl Surveyor {
             let symbols = thread::Builder::new()
                 .spawn_scoped(scope, Symbols::from_proc)
                 .map_err(OpenError::Thread)?;
+            let log = thread::Builder::new()
+                .spawn_scoped(scope, KernelLogReader::open)
+                .map_err(OpenError::Thread)?;
             let layout = Layout::from_btf(&Btf::from_sys_with(MODULE)?)?;
             let btf = aya::Btf::from_sys_fs().map_err(OpenError::AyaBtf)?;
             let probes = SurveyProbes::load(&layout.task, &layout.open_file, &btf)?;
             let symbols = symbols
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            let log = log
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             Ok(Self {
                 kernel: Kernel::new(layout, symbols)?,
                 probes,
                 holds: None,
                 fuse: FuseState::default(),
+                log,
+                sleeps: History::default(),
             })
         })
     }
@@ -129,11 +144,16 @@ impl Surveyor {
 
     /// Takes one survey: two looks, and what both agree on. While queues change faster
     /// than they can be read, a few looks more, of which the best two count.
+    /// `suspects` are CPUs that may be locked up: it says of each whether it is.
     ///
     /// # Errors
     /// When the kernel stops answering.
-    pub fn survey(&mut self, options: &SurveyOptions) -> Result<Survey, SurveyError> {
-        self.survey_in_steps(options, |_| ())
+    pub fn survey(
+        &mut self,
+        options: &SurveyOptions,
+        suspects: &[Suspect],
+    ) -> Result<Survey, SurveyError> {
+        self.survey_in_steps(options, suspects, |_| ())
     }
 
     /// As [`Self::survey`], and hands out what the first look alone says before it
@@ -144,22 +164,24 @@ impl Surveyor {
     pub fn survey_in_steps(
         &mut self,
         options: &SurveyOptions,
+        suspects: &[Suspect],
         preliminary: impl FnOnce(Survey),
     ) -> Result<Survey, SurveyError> {
         let began = Instant::now();
         self.fuse.forget_devices();
         let until = began + options.deadline;
         let first = self.look(until)?;
-        // Nobody waits: nothing can be standing.
-        if first.queues.is_empty() && first.unsettled == 0 && !first.fuse.is_waited_for() {
-            return self.conclude(&[first], began, Vec::new());
+        // Nobody waits, and no CPU seems to hang: nothing can be standing.
+        let is_quiet = first.queues.is_empty() && first.sleepers.is_empty() && suspects.is_empty();
+        if is_quiet && first.unsettled == 0 && !first.fuse.is_waited_for() {
+            return self.conclude(&[first], suspects, began, Vec::new());
         }
         let looks = [first];
         if began.elapsed() + options.pause > options.deadline {
             let reason = "the deadline left time for one look only: nothing is certain".to_owned();
-            return self.conclude(&looks, began, vec![reason]);
+            return self.conclude(&looks, suspects, began, vec![reason]);
         }
-        preliminary(self.conclude(&looks, began, Vec::new())?);
+        preliminary(self.conclude(&looks, suspects, began, Vec::new())?);
         thread::sleep(options.pause);
         let [mut first] = looks;
         let mut second = self.look(until)?;
@@ -182,7 +204,7 @@ impl Surveyor {
             }
             second = third;
         }
-        let mut survey = self.conclude(&[first, second], began, Vec::new())?;
+        let mut survey = self.conclude(&[first, second], suspects, began, Vec::new())?;
         survey.paused = Nanos::from_duration(paused);
         Ok(survey)
     }
@@ -190,18 +212,26 @@ impl Surveyor {
     fn conclude(
         &mut self,
         looks: &[Sight],
+        suspects: &[Suspect],
         began: Instant,
         degraded: Vec<String>,
     ) -> Result<Survey, SurveyError> {
-        let mut survey = self.kernel.conclude(looks, began, degraded);
+        let mut survey = self.kernel.conclude(looks, suspects, began, degraded);
         if let Some(last) = looks.last() {
             self.kernel
                 .describe_holders(&mut survey, &last.look, &mut self.probes)?;
+            survey.kernel_log = self.log.log(last.scheduler_offset_ns);
+            self.kernel
+                .describe_sleepers(&mut survey, &last.look, &mut self.probes)?;
         }
-        for holder in survey.locks.iter_mut().flat_map(|lock| &mut lock.holders) {
-            if let Some(device) = &mut holder.stuck.device {
-                device.in_flight = in_flight(&device.name);
-            }
+        let mut in_flight = InFlight::default();
+        let holders = survey.locks.iter_mut().flat_map(|lock| &mut lock.holders);
+        let sleepers = survey.sleepers.iter_mut();
+        let stuck = holders
+            .map(|holder| &mut holder.stuck)
+            .chain(sleepers.map(|sleeper| &mut sleeper.stuck));
+        for device in stuck.filter_map(|stuck| stuck.device.as_mut()) {
+            in_flight.fill(device);
         }
         survey.duration = Nanos::from_duration(began.elapsed());
         Ok(survey)
@@ -222,6 +252,13 @@ impl Surveyor {
         };
         let scheduler_offset_ns = scheduler_offset(&look, woke_ns);
         let own_tgid = std::process::id();
+        let sleepers = self.kernel.sleepers(
+            &look,
+            scheduler_offset_ns,
+            Some(own_tid()),
+            &mut self.sleeps,
+            &mut self.probes,
+        )?;
         let (queues, unsettled) = self
             .kernel
             .queues(&look, &holds, own_tgid, &mut self.probes)?;
@@ -237,12 +274,28 @@ impl Surveyor {
         Ok(Sight {
             scheduler_offset_ns,
             look,
+            sleepers,
             queues,
             fuse,
             unsettled,
             holds_error,
             took: began.elapsed(),
         })
+    }
+}
+
+/// What is in flight, each disk asked once.
+#[derive(Default)]
+struct InFlight(FxHashMap<String, Option<u64>>);
+
+impl InFlight {
+    fn fill(&mut self, device: &mut BlockDevice) {
+        let known = self.0.get(&device.name).copied();
+        device.in_flight = known.unwrap_or_else(|| {
+            let requests = in_flight(&device.name);
+            self.0.insert(device.name.clone(), requests);
+            requests
+        });
     }
 }
 
@@ -267,14 +320,18 @@ fn own_wake_up() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
+fn own_tid() -> Tid {
+    Tid(rustix::thread::gettid().as_raw_nonzero().get() as u32)
+}
+
 /// What to add to a scheduler time of this look, in which our own thread had got a CPU
 /// right before `woke_ns`.
 fn scheduler_offset(look: &Look, woke_ns: u64) -> Option<i64> {
-    let own_tid = rustix::thread::gettid().as_raw_nonzero().get() as u32;
+    let own_tid = own_tid();
     let own = look
         .tasks
         .iter()
-        .find(|task| task.name.key.tid.0 == own_tid)?;
+        .find(|task| task.name.key.tid == own_tid)?;
     let arrival = own.record.last_arrival_ns;
     (arrival != 0).then(|| woke_ns as i64 - arrival as i64)
 }

@@ -20,11 +20,12 @@ use crate::process::say;
 use crate::workspace::Workspace;
 
 /// The bins of lockwatch-ebpf; each one becomes an object.
-const OBJECTS: [&str; 6] = [
+const OBJECTS: [&str; 7] = [
     "survey",
     "stream",
     "holds",
     "holds_by_tid",
+    "beats",
     "edge",
     "acquisitions",
 ];

@@ -19,7 +19,7 @@ const SINGLY: [(&str, &str); 3] = [
     ("live_holds", "hold tracking"),
 ];
 /// Others are one feature together.
-const TOGETHER: [(&str, &str); 7] = [
+const TOGETHER: [(&str, &str); 8] = [
     ("live_deadlock", "deadlocks, and the incident at full size"),
     (
         "live_raw",
@@ -29,6 +29,10 @@ const TOGETHER: [(&str, &str); 7] = [
     ("live_record", "recordings"),
     ("live_hang_safe", "nothing that can hang is touched"),
     ("live_refusals", "refusals and errors say what is wrong"),
+    (
+        "vm_second_opinion",
+        "what the kernel's own detectors say, beside a finding",
+    ),
     (
         "vm",
         "each program needs at most 200,000 verified instructions",

@@ -8,7 +8,7 @@ use crate::{
     graph::Forecasts,
     lock::{LockKind, LockMode},
     plan::Gap,
-    report::{Chain, Daemon, Finding, Lock},
+    report::{Chain, Daemon, Finding, Lock, over_time::Why},
     task::{Nanos, StuckClass, Tgid, Tid},
 };
 
@@ -25,6 +25,10 @@ pub(super) enum Line<'a> {
     Stall(Box<Standing<'a>>),
     /// A stall has ended.
     StallEnded(Ended<'a>),
+    /// Tasks or a CPU hang.
+    Finding(Box<Found<'a>>),
+    /// They do no longer.
+    FindingEnded(FoundEnded<'a>),
     /// Watching is over.
     Summary(Totals<'a>),
 }
@@ -199,6 +203,45 @@ pub(super) struct SleptIn<'a> {
     pub(super) ns: Nanos,
 }
 
+/// Tasks or a CPU that hang: what a detector says that is about no lock alone.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Found<'a> {
+    /// When, RFC 3339 in UTC.
+    #[schemars(with = "String", extend("format" = "date-time"))]
+    pub(super) at: jiff::Timestamp,
+    /// Number of the finding in this run.
+    pub(super) finding: u64,
+    /// Why it is reported now.
+    pub(super) reason: Why,
+    /// How long it has lasted, in ns.
+    pub(super) age_ns: Nanos,
+    /// What the detector says.
+    #[serde(flatten)]
+    pub(super) said: &'a Finding,
+    /// The roots behind which tasks wait for its locks. Absent if it has none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
+    pub(super) chains: Vec<&'a Chain>,
+    /// Equal stacks, once; others refer to them by index.
+    pub(super) stacks: &'a [Vec<String>],
+}
+
+/// A finding that has ended.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct FoundEnded<'a> {
+    /// When that was seen, RFC 3339 in UTC.
+    #[schemars(with = "String", extend("format" = "date-time"))]
+    pub(super) at: jiff::Timestamp,
+    /// Number of the finding in this run.
+    pub(super) finding: u64,
+    /// Name of the detector.
+    pub(super) detector: &'a str,
+    /// What it last said.
+    pub(super) sentence: &'a str,
+    /// How long it lasted, in ns.
+    pub(super) length_ns: Nanos,
+}
+
 /// The counts of a run.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Totals<'a> {
@@ -210,6 +253,8 @@ pub(super) struct Totals<'a> {
     pub(super) waits: Option<u64>,
     /// Stalls that were reported.
     pub(super) stalls: u64,
+    /// Findings about tasks or CPUs that were reported.
+    pub(super) findings: u64,
     /// Surveys that were taken.
     pub(super) surveys: u64,
     /// Forecasts that were checked. Absent if none was.

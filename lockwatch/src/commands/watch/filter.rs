@@ -3,7 +3,9 @@
 use crate::{
     cli::WatchArgs,
     graph::{Facts, Stall},
-    lock::{LockAddr, LockClass},
+    lock::{Lock, LockAddr, LockClass},
+    report::{self, Finding},
+    survey::Survey,
     task::{TaskName, Tgid},
 };
 
@@ -44,18 +46,52 @@ impl Filter {
             && any(&self.classes, |wanted| *wanted == class)
     }
 
+    /// True if this finding about tasks or a CPU is asked for: one of its tasks, and one of
+    /// its locks.
+    pub(super) fn matches_finding(&self, finding: &Finding, survey: &Survey) -> bool {
+        let lock_of = |id: &String| {
+            let mut locks = survey.locks.iter();
+            locks.find(|lock| report::lock_id(lock.address) == *id)
+        };
+        let locks: Vec<&Lock> = finding.locks.iter().filter_map(lock_of).collect();
+        let is_on = |matches: &dyn Fn(&Lock) -> bool| locks.iter().any(|lock| matches(lock));
+        let by_lock = self.locks.is_empty()
+            || is_on(&|lock| {
+                any(&self.locks, |wanted| {
+                    matches_lock(wanted, lock.address, &lock.name)
+                })
+            });
+        let by_class = self.classes.is_empty()
+            || is_on(&|lock| any(&self.classes, |wanted| *wanted == lock.class.to_string()));
+        let sleepers = survey.sleepers.iter().map(|sleeper| &sleeper.task);
+        let on_cpus = survey
+            .lockups
+            .iter()
+            .filter_map(|lockup| lockup.task.as_ref());
+        let waiters = locks.iter().flat_map(|lock| &lock.waiters);
+        let holders = locks.iter().flat_map(|lock| &lock.holders);
+        let mut tasks = sleepers
+            .chain(on_cpus)
+            .filter(|task| finding.tasks.contains(&task.key.tid))
+            .chain(waiters.map(|waiter| &waiter.task))
+            .chain(holders.map(|holder| &holder.task));
+        let by_task = self.pids.is_empty() && self.comms.is_empty();
+        by_lock && by_class && (by_task || tasks.any(|task| self.has(task)))
+    }
+
+    fn has(&self, task: &TaskName) -> bool {
+        any(&self.pids, |&pid| {
+            task.tgid == pid || task.key.tid.0 == pid.0
+        }) && any(&self.comms, |comm| *comm == task.comm)
+    }
+
     fn matches_tasks(&self, stall: &Stall) -> bool {
         let mut tasks = stall
             .blocked
             .values()
             .map(|wait| &wait.task)
             .chain(stall.holders.iter().map(|span| &span.holder.task));
-        let has = |task: &TaskName| {
-            any(&self.pids, |&pid| {
-                task.tgid == pid || task.key.tid.0 == pid.0
-            }) && any(&self.comms, |comm| *comm == task.comm)
-        };
-        self.pids.is_empty() && self.comms.is_empty() || tasks.any(has)
+        self.pids.is_empty() && self.comms.is_empty() || tasks.any(|task| self.has(task))
     }
 }
 

@@ -1,27 +1,27 @@
 //! What `watch` prints: a stall while it stands, and once more when it has ended.
 
-use std::{
-    io::{self, Write},
-    sync::Arc,
-};
+use std::io::{self, Write};
 
 use crate::{
     cli::Format,
     commands::watch::{
         event::{
-            CONTRACT, Checked, Ended, HolderSpent, Line, SleptIn, Standing, Totals, Unsurveyed,
-            Waiting, Watching,
+            CONTRACT, Checked, Ended, Found, FoundEnded, HolderSpent, Line, SleptIn, Standing,
+            Totals, Unsurveyed, Waiting, Watching,
         },
         progress::Reason,
     },
-    detect::{Detectors, Thresholds},
+    detect::Thresholds,
     figures::{Count, Span},
-    graph::{Facts, Forecasts, Stall},
+    graph::{Forecasts, Stall},
     lock::{LockClass, LockKind, LockMode},
     plan::Gap,
-    report::{Host, Lock, Report, json, text},
+    report::{
+        Lock, Report, json,
+        over_time::{self, Due, Why},
+        text,
+    },
     stream::{AsleepIn, Lost, Times, Wait},
-    survey::Survey,
     task::{Nanos, TaskName},
 };
 
@@ -52,6 +52,7 @@ pub(in crate::commands) struct Summary {
     /// `None` where no tracepoint counts them.
     pub(in crate::commands) waits: Option<u64>,
     pub(in crate::commands) stalls: u64,
+    pub(in crate::commands) findings: u64,
     pub(in crate::commands) surveys: u64,
     pub(in crate::commands) forecasts: Forecasts,
     pub(in crate::commands) lost: Lost,
@@ -63,10 +64,6 @@ pub(super) struct Output {
     format: Format,
     style: text::Style,
     thresholds: Thresholds,
-    detectors: Detectors,
-    host: Host,
-    /// The report of the last survey: several stalls may be in it.
-    report: Option<(Arc<Survey>, Report)>,
 }
 
 impl Output {
@@ -75,16 +72,12 @@ impl Output {
         format: Format,
         style: text::Style,
         thresholds: Thresholds,
-        detectors: Detectors,
     ) -> Self {
         Self {
             out,
             format,
             style,
             thresholds,
-            detectors,
-            host: Host::this(),
-            report: None,
         }
     }
 
@@ -103,11 +96,13 @@ impl Output {
         }))
     }
 
-    /// A stall that stands. `waits`: who waits now, the longest first. `holders`: how they
-    /// have spent their time so far.
+    /// A stall that stands. `report`: of the survey that found its lock, if one has.
+    /// `waits`: who waits now, the longest first. `holders`: how they have spent their time
+    /// so far.
     pub(super) fn stall(
         &mut self,
         stall: &Stall,
+        report: Option<&Report>,
         waits: &[&Wait],
         holders: &[HolderTimes],
         reason: Reason,
@@ -115,11 +110,7 @@ impl Output {
     ) -> io::Result<()> {
         let Now { at, ns: now_ns } = now;
         let (style, format) = (self.style, self.format);
-        if let Some(facts) = &stall.facts {
-            self.make_report(facts);
-        }
-        let report = self.report.as_ref().map(|(_, report)| report);
-        let found = stall.facts.as_ref().and(report).and_then(|report| {
+        let found = report.and_then(|report| {
             let lock = report.locks.iter().find(|lock| lock.at == stall.lock)?;
             Some((report, lock))
         });
@@ -182,6 +173,70 @@ impl Output {
         self.out.flush()
     }
 
+    /// Tasks or a CPU that hang.
+    pub(super) fn finding(&mut self, due: &Due<'_>, report: &Report, now: Now) -> io::Result<()> {
+        let Due {
+            standing,
+            why,
+            finding,
+        } = due;
+        let age_ns = standing.age(now.ns);
+        if self.format == Format::Json {
+            return self.line(&Line::Finding(Box::new(Found {
+                at: now.at,
+                finding: standing.id,
+                reason: *why,
+                age_ns,
+                said: finding,
+                chains: report.chains_behind(finding),
+                stacks: &report.stacks,
+            })));
+        }
+        let still = match why {
+            Why::Found => "for",
+            Why::Stands => "still, for",
+        };
+        writeln!(
+            self.out,
+            "{} finding {} {} {still} {}",
+            clock(now.at),
+            standing.id,
+            finding.detector,
+            Span(age_ns)
+        )?;
+        text::write_finding(&mut self.out, report, finding, self.style)?;
+        writeln!(self.out)?;
+        self.out.flush()
+    }
+
+    /// Tasks or a CPU that go on again.
+    pub(super) fn finding_ended(
+        &mut self,
+        ended: &over_time::Standing,
+        now: Now,
+    ) -> io::Result<()> {
+        let length_ns = ended.age(now.ns);
+        if self.format == Format::Json {
+            return self.line(&Line::FindingEnded(FoundEnded {
+                at: now.at,
+                finding: ended.id,
+                detector: &ended.detector,
+                sentence: &ended.sentence,
+                length_ns,
+            }));
+        }
+        writeln!(
+            self.out,
+            "{} finding {} {} ended after {} · {}\n",
+            clock(now.at),
+            ended.id,
+            ended.detector,
+            Span(length_ns),
+            printable(&ended.sentence),
+        )?;
+        self.out.flush()
+    }
+
     /// How holders spent their time.
     fn spent(&mut self, holders: &[HolderTimes]) -> io::Result<()> {
         for holder in holders {
@@ -196,6 +251,7 @@ impl Output {
         let Summary {
             waits,
             stalls,
+            findings,
             surveys,
             forecasts,
             lost,
@@ -207,6 +263,7 @@ impl Output {
                 at,
                 waits,
                 stalls,
+                findings,
                 surveys,
                 forecasts: Checked::of(forecasts),
                 lost,
@@ -223,8 +280,9 @@ impl Output {
             )
         });
         super::say(&format!(
-            "watched{watched}: {}, {} taken{told}, lost: {}",
+            "watched{watched}: {}{}, {} taken{told}, lost: {}",
             Count(stalls).nouns("stall", "stalls"),
+            findings_of_hangs(findings),
             Count(surveys).nouns("survey", "surveys"),
             by_kind(&lost),
         ));
@@ -234,27 +292,6 @@ impl Output {
     fn line(&mut self, line: &Line<'_>) -> io::Result<()> {
         json::write_line(&mut self.out, line)?;
         self.out.flush()
-    }
-
-    /// Whether the survey has found a deadlock that the lock's waiters wait for.
-    pub(super) fn is_deadlocked(&mut self, facts: &Facts) -> bool {
-        self.make_report(facts);
-        self.report.as_ref().is_some_and(|(_, report)| {
-            let address = facts.lock().address;
-            let mut locks = report.locks.iter();
-            locks
-                .find(|lock| lock.at == address)
-                .is_some_and(|lock| report.deadlocks_on(lock).next().is_some())
-        })
-    }
-
-    fn make_report(&mut self, facts: &Facts) {
-        let is_current = |(survey, _): &(Arc<Survey>, Report)| Arc::ptr_eq(survey, facts.survey());
-        if !self.report.as_ref().is_some_and(is_current) {
-            let report =
-                Report::from_survey(facts.survey(), &self.host, self.thresholds, &self.detectors);
-            self.report = Some((Arc::clone(facts.survey()), report));
-        }
     }
 }
 
@@ -419,6 +456,17 @@ fn spent(holder: &HolderTimes) -> String {
         Span(times.running),
         Span(times.runnable),
     )
+}
+
+/// `, 2 findings of hanging tasks or CPUs`; nothing where there are none.
+pub(in crate::commands) fn findings_of_hangs(findings: u64) -> String {
+    match findings {
+        0 => String::new(),
+        count => format!(
+            ", {} of hanging tasks or CPUs",
+            Count(count).nouns("finding", "findings")
+        ),
+    }
 }
 
 /// `begins 3, ends 1`, kinds that lost nothing left out.

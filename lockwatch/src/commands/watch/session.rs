@@ -8,15 +8,19 @@ use crate::{
         recorder::Recorder,
         watch::{
             filter::Filter,
+            hangs::Hangs,
             output::{HolderTimes, Now, Output, Summary, by_kind},
             progress::{Progress, Reason, WatchedHolder},
+            reports::Reports,
             sources::Sources,
             surveys::{SurveyAnswer, Surveys},
             unseen::{self, Seeds},
         },
     },
+    detect::Thresholds,
     graph::{Change, Forecasts, Input as GraphInput, Stall, StallId, WaitGraph},
     kernel::symbols::Symbols,
+    report::{Finding, over_time::Standing},
     stream::{Lost, PolledWaits, Stream, UnseenEnds, Wait, asleep_in, now_ns},
     survey::{Survey, SurveyError},
     task::Nanos,
@@ -46,6 +50,8 @@ pub(super) struct Session {
     seeds: Seeds,
     progress: BTreeMap<StallId, Progress>,
     filter: Filter,
+    hangs: Hangs,
+    reports: Reports,
     /// `None`: nothing is printed.
     output: Option<Output>,
     stall_count: u64,
@@ -59,14 +65,15 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn new(
-        threshold: Nanos,
+        thresholds: Thresholds,
         filter: Filter,
+        reports: Reports,
         output: Option<Output>,
         recorder: Option<Recorder>,
         sources: Sources,
     ) -> Self {
         Self {
-            graph: WaitGraph::new(threshold),
+            graph: WaitGraph::new(thresholds.wait),
             recorder,
             stream: sources.stream,
             surveys: sources.surveys,
@@ -75,12 +82,14 @@ impl Session {
             seeds: Seeds::default(),
             progress: BTreeMap::new(),
             filter,
+            hangs: Hangs::new(thresholds, sources.cpus),
+            reports,
             output,
             stall_count: 0,
             forecasts: Forecasts::default(),
             lost: Lost::default(),
             survey_error: None,
-            threshold,
+            threshold: thresholds.wait,
             is_hinted: false,
         }
     }
@@ -88,7 +97,7 @@ impl Session {
     /// Asks for the survey that shows the waits that are there already.
     pub(super) fn start(&mut self) {
         if let Some(surveys) = &mut self.surveys {
-            surveys.request(now_ns());
+            surveys.request(now_ns(), Vec::new());
         }
     }
 
@@ -154,13 +163,21 @@ impl Session {
             .as_ref()
             .is_none_or(|surveys| surveys.is_overdue(now_ns));
         self.report(None, no_survey, now_ns)?;
-        let needs_survey = self.needs_survey_for_ends()
+        let over = self.hangs.tick();
+        self.end_findings(&over, now_ns)?;
+        let has_news = self.hangs.has_news(now_ns);
+        let needs_survey = has_news
+            || self.hangs.is_look_due(now_ns)
+            || self.needs_survey_for_ends()
             || self.progress.iter().any(|(&id, progress)| {
                 let stall = self.graph.stall(id);
                 stall.is_some_and(|stall| progress.needs_survey(stall, now_ns))
             });
         if needs_survey && let Some(surveys) = &mut self.surveys {
-            surveys.request(now_ns);
+            if has_news {
+                surveys.allow_now();
+            }
+            surveys.request(now_ns, self.hangs.suspects());
         }
         Ok(())
     }
@@ -213,7 +230,7 @@ impl Session {
                     && let Some(surveys) = &mut self.surveys
                 {
                     surveys.allow_now();
-                    surveys.request(now_ns());
+                    surveys.request(now_ns(), self.hangs.suspects());
                 }
                 for wait in refuted {
                     self.feed(GraphInput::Refuted(wait));
@@ -234,7 +251,38 @@ impl Session {
         for progress in self.progress.values_mut() {
             progress.surveyed(now_ns);
         }
-        self.report(Some(&survey), false, now_ns)
+        self.report(Some(&survey), false, now_ns)?;
+        self.report_findings(&survey, now_ns)
+    }
+
+    /// Reports what hangs that is about no lock alone, where it is new or due.
+    fn report_findings(&mut self, survey: &Arc<Survey>, now_ns: u64) -> io::Result<()> {
+        let findings = &mut self.hangs.findings;
+        if !self.reports.may_hang(survey) && !findings.has_hung_tasks() {
+            self.hangs.surveyed(now_ns);
+            return Ok(());
+        }
+        let report = self.reports.of(survey);
+        let is_asked_for = |finding: &Finding| self.filter.matches_finding(finding, survey);
+        let (due, over) = findings.take(survey, &report, is_asked_for, now_ns);
+        let at = jiff::Timestamp::now();
+        if let Some(output) = &mut self.output {
+            for due in &due {
+                output.finding(due, &report, Now { at, ns: now_ns })?;
+            }
+        }
+        self.hangs.surveyed(now_ns);
+        self.end_findings(&over, now_ns)
+    }
+
+    fn end_findings(&mut self, over: &[Standing], now_ns: u64) -> io::Result<()> {
+        let at = jiff::Timestamp::now();
+        if let Some(output) = &mut self.output {
+            for ended in over {
+                output.finding_ended(ended, Now { at, ns: now_ns })?;
+            }
+        }
+        Ok(())
     }
 
     /// Reports the stalls that stand and are due.
@@ -255,9 +303,8 @@ impl Session {
             if is_surveyed && let Some(stream) = &mut self.stream {
                 watch_holders(stream, stall, progress);
             }
-            if let (true, Some(facts), Some(output)) = (is_surveyed, &stall.facts, &mut self.output)
-            {
-                progress.is_deadlocked = output.is_deadlocked(facts);
+            if let (true, Some(facts), true) = (is_surveyed, &stall.facts, self.output.is_some()) {
+                progress.is_deadlocked = self.reports.is_deadlocked(facts);
             }
             let Some(reason) = progress.due(stall, is_surveyed, no_survey, now_ns) else {
                 continue;
@@ -278,7 +325,9 @@ impl Session {
                 _ => Vec::new(),
             };
             if let Some(output) = &mut self.output {
-                output.stall(stall, &waits, &holders, reason, now)?;
+                let facts = stall.facts.as_ref();
+                let report = facts.map(|facts| self.reports.of(facts.survey()));
+                output.stall(stall, report.as_deref(), &waits, &holders, reason, now)?;
             }
             progress.reported(stall, reason, now_ns);
         }
@@ -366,9 +415,9 @@ impl Session {
         }
     }
 
-    /// Stalls that were reported.
-    pub(super) fn stall_count(&self) -> u64 {
-        self.stall_count
+    /// True if a stall, or a hanging task or CPU, was found.
+    pub(super) fn has_found(&self) -> bool {
+        self.stall_count > 0 || self.hangs.findings.count() > 0
     }
 
     /// Reports what has crossed the threshold and was still waiting for its survey: the
@@ -383,6 +432,7 @@ impl Session {
         let summary = Summary {
             waits: self.stream.as_ref().map(Stream::wait_count),
             stalls: self.stall_count,
+            findings: self.hangs.findings.count(),
             surveys: self.surveys.as_ref().map_or(0, Surveys::count),
             forecasts: self.forecasts,
             lost: self.lost,

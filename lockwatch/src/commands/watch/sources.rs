@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 
-use super::surveys::Surveys;
+use super::{cpus::Cpus, surveys::Surveys};
 use crate::{
     cli::SourceArgs,
+    detect::Thresholds,
     kernel::{btf::Btf, capabilities, layout::Layout, symbols::Symbols},
     plan::{Gap, Mechanism, Plan, Purpose, Wanted, plan},
     probes::{
@@ -19,7 +20,6 @@ use crate::{
     },
     stream::{Stream, StreamOptions, TracedHolds},
     survey::Surveyor,
-    task::Nanos,
 };
 
 /// What is attached and ready.
@@ -28,6 +28,8 @@ pub(super) struct Sources {
     pub(super) surveys: Option<Surveys>,
     /// Names of kernel functions; there with surveys.
     pub(super) symbols: Option<Arc<Symbols>>,
+    /// `None` where nothing samples the CPUs.
+    pub(super) cpus: Option<Cpus>,
     /// In words.
     pub(super) said: Vec<String>,
     /// What cannot be known.
@@ -36,10 +38,10 @@ pub(super) struct Sources {
 
 impl Sources {
     /// Opens what this host allows; what is missing is said, with its cost.
-    pub(super) fn open(threshold: Nanos, args: &SourceArgs) -> anyhow::Result<Self> {
+    pub(super) fn open(thresholds: Thresholds, args: &SourceArgs) -> anyhow::Result<Self> {
         capabilities::check_namespaces()?;
         let options = StreamOptions {
-            ends_from: threshold,
+            ends_from: thresholds.wait,
             begins: false,
         };
         let surveyor = Surveyor::open().map_err(anyhow::Error::new);
@@ -47,7 +49,13 @@ impl Sources {
             holds: args.track_holds,
         };
         let symbols = surveyor.as_ref().ok().map(Surveyor::symbols);
-        let attached = Attached::by_plan(wanted, &args.without, symbols.as_deref(), &options);
+        let attached = Attached::by_plan(
+            wanted,
+            &args.without,
+            symbols.as_deref(),
+            &options,
+            thresholds,
+        );
         let has_stream = attached
             .as_ref()
             .is_ok_and(|attached| attached.stream.is_some());
@@ -65,15 +73,15 @@ impl Sources {
             said.push("lock waits from a survey a second".to_owned());
         }
         let mut gaps = Vec::new();
-        let (stream, holds) = match attached {
+        let (stream, holds, cpus) = match attached {
             Ok(attached) => {
                 said.extend(attached.said());
                 gaps = attached.plan.gaps;
-                (attached.stream, attached.holds)
+                (attached.stream, attached.holds, attached.cpus)
             }
             Err(error) => {
                 tracing::warn!("short stalls are missed, and all times are rough: {error:#}");
-                (None, None)
+                (None, None, None)
             }
         };
         let no_surveys = surveyor.as_ref().err().map(|error| format!("{error:#}"));
@@ -95,6 +103,7 @@ impl Sources {
             stream,
             surveys,
             symbols,
+            cpus,
             said,
             gaps,
         })
@@ -107,6 +116,8 @@ struct Attached {
     /// `None` where the plan sees no waits.
     stream: Option<Stream>,
     holds: Option<HoldProbes>,
+    /// `None` where the plan does not sample, or no threshold asks for it.
+    cpus: Option<Cpus>,
 }
 
 impl Attached {
@@ -117,6 +128,7 @@ impl Attached {
         without: &[Mechanism],
         symbols: Option<&Symbols>,
         options: &StreamOptions,
+        thresholds: Thresholds,
     ) -> anyhow::Result<Self> {
         let types = Btf::from_sys()?;
         let layout = Layout::from_btf(&types)?;
@@ -129,8 +141,9 @@ impl Attached {
         loop {
             let carried_out =
                 Self::carry_out(plan(&offer, wanted), &layout, symbols, &btf, options);
-            let Err(error) = carried_out else {
-                return carried_out;
+            let error = match carried_out {
+                Ok(attached) => return Ok(attached.and_cpus(&layout, thresholds)),
+                Err(error) => error,
             };
             match refusal(&error) {
                 Some(refused) if !offer.refused.contains_key(&refused.mechanism) => {
@@ -166,7 +179,17 @@ impl Attached {
             plan,
             stream,
             holds,
+            cpus: None,
         })
+    }
+
+    /// Samples the CPUs, too. What forbids that takes nothing else away.
+    fn and_cpus(mut self, layout: &Layout, thresholds: Thresholds) -> Self {
+        match Cpus::open(layout, thresholds) {
+            Ok(cpus) => self.cpus = cpus,
+            Err(error) => self.plan.lack_lockups(&one_line(&error.into())),
+        }
+        self
     }
 
     fn said(&self) -> Vec<String> {
@@ -206,7 +229,8 @@ impl Attached {
                 Purpose::HolderSwitch { .. } | Purpose::HolderWakeup
             )
         });
-        [waits, holds, times].into_iter().flatten().collect()
+        let beats = self.cpus.as_ref().map(Cpus::said);
+        [waits, holds, times, beats].into_iter().flatten().collect()
     }
 }
 

@@ -6,6 +6,7 @@ use std::{io, sync::Arc, thread};
 use tokio::sync::mpsc;
 
 use crate::{
+    lockup::Suspect,
     survey::{Survey, SurveyError, SurveyOptions, Surveyor},
     task::Nanos,
 };
@@ -22,7 +23,7 @@ const PATIENCE: Nanos = Nanos(3_000_000_000);
 /// The surveyor's thread, and when it may be asked again.
 #[derive(Debug)]
 pub(super) struct Surveys {
-    requests: mpsc::UnboundedSender<()>,
+    requests: mpsc::UnboundedSender<Vec<Suspect>>,
     results: mpsc::UnboundedReceiver<Result<Survey, SurveyError>>,
     asked_at_ns: Option<u64>,
     /// Until then, time has been spent on surveys taken.
@@ -40,8 +41,8 @@ impl Surveys {
         thread::Builder::new()
             .name("survey".into())
             .spawn(move || {
-                while asked.blocking_recv().is_some() {
-                    if answer.send(surveyor.survey(&options)).is_err() {
+                while let Some(suspects) = asked.blocking_recv() {
+                    if answer.send(surveyor.survey(&options, &suspects)).is_err() {
                         break;
                     }
                 }
@@ -55,10 +56,10 @@ impl Surveys {
         })
     }
 
-    /// Asks for a survey if the budget allows one now.
-    pub(super) fn request(&mut self, now_ns: u64) {
+    /// Asks for a survey if the budget allows one now; it looks into these CPUs, too.
+    pub(super) fn request(&mut self, now_ns: u64, suspects: Vec<Suspect>) {
         let affordable = now_ns + CREDIT.0 >= self.paid_until_ns;
-        if self.asked_at_ns.is_none() && affordable && self.requests.send(()).is_ok() {
+        if self.asked_at_ns.is_none() && affordable && self.requests.send(suspects).is_ok() {
             self.asked_at_ns = Some(now_ns);
         }
     }

@@ -45,6 +45,19 @@ pub const fn is_image_address(address: u64) -> bool {
     address >= 0xffff_ffff_8000_0000 && address < 0xffff_ffff_ff00_0000
 }
 
+/// Where modules and BPF programs are mapped beside a kernel image of up to 1 GiB, as where
+/// its addresses are random; a smaller image has them from 0xffffffffa0000000 on, too.
+pub const fn is_module_address(address: u64) -> bool {
+    address >= 0xffff_ffff_c000_0000 && is_image_address(address)
+}
+
+/// Whether the kernel runs on a virtual machine, as hypervisors say (CPUID leaf 1, the flag
+/// `hypervisor` of /proc/cpuinfo: reading that file asks every CPU, and a locked one does not
+/// answer).
+pub fn is_virtual_machine() -> bool {
+    std::arch::x86_64::__cpuid(1).ecx >> 31 == 1
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

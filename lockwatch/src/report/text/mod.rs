@@ -20,7 +20,7 @@ use deadlock::write_deadlock;
 use page::{GLUE, Text, Tone, write_field};
 pub use page::{Style, is_unprintable};
 
-use super::{Lock, Report, WayOut, ways_out::Way};
+use super::{Finding, Lock, Report, WayOut, ways_out::Way};
 use crate::{
     figures::{Count, Span},
     lock::{LockMode, LockState},
@@ -99,6 +99,22 @@ pub fn write_stalled(
         write_deadlock(out, report, deadlock, style)?;
     }
     write_lock(out, report, lock, style)
+}
+
+/// Writes what there is to say of hanging tasks or a CPU that hangs.
+///
+/// # Errors
+/// When `out` does.
+pub fn write_finding(
+    out: &mut dyn Write,
+    report: &Report,
+    finding: &Finding,
+    style: Style,
+) -> io::Result<()> {
+    let _ = report;
+    Text::plain(&finding.sentence).write(out, style, 0)?;
+    let said = finding.second_opinion.iter().map(Text::plain);
+    write_field(out, style, "kernel", &said.collect::<Vec<_>>())
 }
 
 /// Writes the paragraph of one lock.

@@ -12,12 +12,14 @@ use crate::{
     daemon::Daemon,
     figures::Count,
     kernel::{
+        arch::is_virtual_machine,
         layout::Layout,
         memory::{KernelMemory, MemoryError},
         symbols::Symbols,
     },
     kernel_log::KernelLog,
     lock::{LockAddr, LockClass, LockKind, Stacks},
+    lockup,
     survey::{
         Survey, cgroup,
         clock::{Clocks, tick_rate},
@@ -26,12 +28,14 @@ use crate::{
         fuse::SeenFuse,
         holders::{self, Scene, Suspect},
         holds::{self, TracedHold},
+        lockups::{self, Cpus},
         look::Look,
         merge::{Merger, Seen},
         names::{self, Identity},
         queue::{self, Queue, Row},
+        sleepers::{self, Asleep, History},
     },
-    task::{BlockDevice, Nanos, StuckClass},
+    task::{BlockDevice, Nanos, StuckClass, Tid},
 };
 
 /// What is known of a kernel before any of its tasks is looked at. The kernel may be the
@@ -155,6 +159,41 @@ impl Kernel {
         Ok(())
     }
 
+    /// The tasks of a look that have slept uninterruptibly for long; `own` is our own
+    /// thread.
+    ///
+    /// # Errors
+    /// When the memory cannot be read at all.
+    pub(super) fn sleepers(
+        &self,
+        look: &Look,
+        scheduler_offset_ns: Option<i64>,
+        own: Option<Tid>,
+        history: &mut History,
+        memory: &mut dyn KernelMemory,
+    ) -> Result<Vec<Asleep>, MemoryError> {
+        let clocks = Clocks {
+            scheduler_offset_ns,
+            hz: None,
+        };
+        let mut functions = Functions::new(&self.symbols);
+        let layout = &self.layout;
+        sleepers::seen(look, &clocks, own, layout, &mut functions, history, memory)
+    }
+
+    /// Says what the sleepers wait for. The look is the survey's last one.
+    ///
+    /// # Errors
+    /// When the memory cannot be read at all.
+    pub(super) fn describe_sleepers(
+        &self,
+        survey: &mut Survey,
+        look: &Look,
+        memory: &mut dyn KernelMemory,
+    ) -> Result<(), MemoryError> {
+        sleepers::describe(survey, look, &self.layout, &self.symbols, memory)
+    }
+
     /// What looks at the memory of a kernel say that somebody has kept. Its tasks' times
     /// are those of its scheduler.
     ///
@@ -164,15 +203,19 @@ impl Kernel {
     pub(in crate::survey) fn survey_of(
         &self,
         looks: Vec<Look>,
+        suspects: &[lockup::Suspect],
         memory: &mut dyn KernelMemory,
     ) -> Result<Survey, MemoryError> {
         let began = Instant::now();
         let mut sights = Vec::new();
+        let mut history = History::default();
         for look in looks {
             let (queues, unsettled) = self.queues(&look, &[], 0, memory)?;
+            let sleepers = self.sleepers(&look, Some(0), None, &mut history, memory)?;
             sights.push(Sight {
                 scheduler_offset_ns: Some(0),
                 look,
+                sleepers,
                 queues,
                 fuse: SeenFuse::default(),
                 unsettled,
@@ -180,9 +223,10 @@ impl Kernel {
                 took: Duration::ZERO,
             });
         }
-        let mut survey = self.conclude(&sights, began, Vec::new());
+        let mut survey = self.conclude(&sights, suspects, began, Vec::new());
         if let Some(last) = sights.last() {
             self.describe_holders(&mut survey, &last.look, memory)?;
+            self.describe_sleepers(&mut survey, &last.look, memory)?;
         }
         Ok(survey)
     }
@@ -190,6 +234,7 @@ impl Kernel {
     pub(super) fn conclude(
         &self,
         looks: &[Sight],
+        suspects: &[lockup::Suspect],
         began: Instant,
         mut degraded: Vec<String>,
     ) -> Survey {
@@ -261,7 +306,25 @@ impl Kernel {
             own_tgid,
             &mut merger,
         );
+        let sleepers = sleepers::standing(
+            first.map(|first| &first.look),
+            &last.look,
+            &last.sleepers,
+            &locks,
+            &daemons,
+            &mut merger,
+        );
         degraded.extend(unknown_daemons(first, last, &daemons));
+        let lockups = lockups::lockups(
+            suspects,
+            &Cpus {
+                first: first.map(|first| &first.look),
+                last: &last.look,
+                layout: &self.layout.task,
+                is_virtual: is_virtual_machine(),
+            },
+            &mut merger,
+        );
         if last.unsettled > 0 {
             degraded.push(format!(
                 "{}: tasks come and go there, and whether others are stuck behind them is not known; ask again",
@@ -285,8 +348,8 @@ impl Kernel {
             degraded,
             locks,
             daemons,
-            sleepers: Vec::new(),
-            lockups: Vec::new(),
+            sleepers,
+            lockups,
             kernel_log: KernelLog::default(),
             stacks,
         }
@@ -298,6 +361,8 @@ pub(super) struct Sight {
     /// As in [`Clocks`], by this look alone.
     pub(super) scheduler_offset_ns: Option<i64>,
     pub(super) look: Look,
+    /// Tasks that have slept uninterruptibly for long.
+    pub(super) sleepers: Vec<Asleep>,
     pub(super) queues: Vec<SeenQueue>,
     pub(super) fuse: SeenFuse,
     pub(super) unsettled: u32,

@@ -1,0 +1,97 @@
+//! Hanging tasks and CPUs: when to look for them, and what is told of them.
+
+use super::cpus::Cpus;
+use crate::{
+    detect::{Detector as _, HardLockup, SoftLockup, Thresholds},
+    lockup::{LockupKind, Suspect},
+    report::over_time::{Findings, Standing},
+    task::Nanos,
+};
+
+/// Hanging tasks are looked for so often within their threshold …
+const LOOKS_PER_THRESHOLD: u64 = 8;
+/// … but neither more nor less often than this.
+const PAUSE_MIN: Nanos = Nanos(500_000_000);
+const PAUSE_MAX: Nanos = Nanos(10_000_000_000);
+/// A CPU that a survey did not confirm is not looked into again before this.
+const DOUBT: Nanos = Nanos(1_000_000_000);
+
+/// What hangs that is no lock.
+#[derive(Debug)]
+pub(super) struct Hangs {
+    /// `None`: nothing samples the CPUs.
+    cpus: Option<Cpus>,
+    /// The CPUs that seem to be locked up now.
+    suspects: Vec<Suspect>,
+    pub(super) findings: Findings,
+    /// Pause between looks at all tasks; `None`: none is looked for.
+    pause: Option<Nanos>,
+    look_due_ns: u64,
+    /// Until then no survey is asked for because of a CPU: the last one did not confirm it.
+    doubted_until_ns: u64,
+}
+
+impl Hangs {
+    pub(super) fn new(thresholds: Thresholds, cpus: Option<Cpus>) -> Self {
+        let pause =
+            |threshold: Nanos| Nanos(threshold.0 / LOOKS_PER_THRESHOLD).clamp(PAUSE_MIN, PAUSE_MAX);
+        Self {
+            cpus,
+            suspects: Vec::new(),
+            findings: Findings::default(),
+            pause: thresholds.hung_task.map(pause),
+            look_due_ns: 0,
+            doubted_until_ns: 0,
+        }
+    }
+
+    /// Looks at the CPUs. The findings that are over.
+    pub(super) fn tick(&mut self) -> Vec<Standing> {
+        let Some(suspects) = self.cpus.as_mut().and_then(Cpus::suspects) else {
+            return Vec::new();
+        };
+        self.suspects = suspects;
+        let locked_up: Vec<(&str, u32)> = self.suspects.iter().map(detector_and_cpu).collect();
+        self.findings.end_cpus(&locked_up)
+    }
+
+    /// The CPUs that a survey should look into.
+    pub(super) fn suspects(&self) -> Vec<Suspect> {
+        self.suspects.clone()
+    }
+
+    /// True if there is something of a CPU to be told, for which a survey is wanted now.
+    pub(super) fn has_news(&self, now_ns: u64) -> bool {
+        now_ns >= self.doubted_until_ns && self.is_any_due(now_ns)
+    }
+
+    fn is_any_due(&self, now_ns: u64) -> bool {
+        self.suspects.iter().any(|suspect| {
+            let (detector, cpu) = detector_and_cpu(suspect);
+            self.findings.is_due(detector, cpu, now_ns)
+        })
+    }
+
+    /// True if it is time to look at all tasks.
+    pub(super) fn is_look_due(&self, now_ns: u64) -> bool {
+        self.pause.is_some() && now_ns >= self.look_due_ns
+    }
+
+    /// All tasks have been looked at, and what was found has been told.
+    pub(super) fn surveyed(&mut self, now_ns: u64) {
+        if self.is_any_due(now_ns) {
+            self.doubted_until_ns = now_ns + DOUBT.0;
+        }
+        if let Some(pause) = self.pause {
+            self.look_due_ns = now_ns + pause.0;
+        }
+    }
+}
+
+fn detector_and_cpu(suspect: &Suspect) -> (&'static str, u32) {
+    let detector = match suspect.kind {
+        LockupKind::Soft => SoftLockup.name(),
+        LockupKind::Hard => HardLockup.name(),
+    };
+    (detector, suspect.cpu)
+}

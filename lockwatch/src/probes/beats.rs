@@ -1,0 +1,381 @@
+//! The sampler of CPUs: a program that each CPU's own timer runs, and the slots it keeps.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io, thread,
+    time::Duration,
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap, MapData},
+    programs::{
+        PerfEvent, RawTracePoint,
+        perf_event::{
+            PerfEventConfig, PerfEventLinkId, PerfEventScope, SamplePolicy, SoftwareEvent,
+        },
+        raw_trace_point::RawTracePointLinkId,
+    },
+    util::{nr_cpus, online_cpus},
+};
+use lockwatch_ebpf::{
+    beats::{Beat, BeatConfig, BeatStack, NeedResched, STACKS_MAX, StackKey},
+    survey::TaskLayout,
+};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::{
+    detect::Thresholds,
+    kernel::{cpus, layout::Layout},
+    lockup::{CpuBeat, CpuTimes, Pace, Readings, Sample},
+    probes::{LoadError, iterator, map, pod},
+    task::Nanos,
+};
+
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!("object/beats.bpf.o");
+
+/// The program of the events.
+const BEAT: &str = "beat";
+/// The program that learns the bit of a pending reschedule.
+const LEARNER: &str = "learn_need_resched";
+/// The program that sees CPUs come and go.
+const HOTPLUG: &str = "hotplug";
+
+/// A CPU that has taken no step for so long has come, or gone.
+const SETTLED: Nanos = Nanos(200_000_000);
+/// Times of CPUs are read so often at most.
+const TIMES_EVERY: Nanos = Nanos(1_000_000_000);
+/// A slot that is being written is read again.
+const READ_ATTEMPTS: u32 = 5;
+
+pod!(
+    TaskLayoutGlobal(TaskLayout),
+    Config(BeatConfig),
+    Slot(Beat),
+    Key(StackKey),
+    Stack(BeatStack),
+    Learned(NeedResched)
+);
+
+/// The sampler at work. Dropping it closes all events, as the end of the process does:
+/// nothing is pinned.
+///
+/// To open, close and read an event the kernel asks its CPU, and waits for the answer: with
+/// one that is locked up, for ever. So all are opened at the start, and closed only when
+/// their CPU has just come or gone, or the process ends. [`read`](Self::read) asks no CPU.
+///
+/// Blind: a CPU that was locked up before.
+pub struct BeatProbes {
+    pace: Pace,
+    /// A CPU without a beat for this long is late.
+    late: Option<Nanos>,
+    events: BTreeMap<u32, OpenEvent>,
+    slots: Array<MapData, Slot>,
+    hotplugged: Array<MapData, u64>,
+    stacks: HashMap<MapData, Key, Stack>,
+    learned: Array<MapData, Learned>,
+    /// Attached until the bit is learned.
+    learner: Option<RawTracePointLinkId>,
+    /// How many stacks each CPU had kept when those of its past runs were taken out.
+    cleaned: BTreeMap<u32, u64>,
+    times: (u64, BTreeMap<u32, CpuTimes>),
+    is_virtual: bool,
+    ebpf: Ebpf,
+}
+
+struct OpenEvent {
+    link: PerfEventLinkId,
+    opened_at_ns: u64,
+}
+
+impl std::fmt::Debug for BeatProbes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BeatProbes").finish_non_exhaustive()
+    }
+}
+
+impl BeatProbes {
+    /// Loads the programs and begins to sample every online CPU, as often as the thresholds
+    /// ask for.
+    ///
+    /// # Errors
+    /// When the kernel refuses a program, a map or an event.
+    pub fn open(layout: &Layout, thresholds: Thresholds) -> Result<Self, LoadError> {
+        let pace = Pace::of(thresholds);
+        // Of the possible ones, which x86 numbers without a gap.
+        let slots = nr_cpus().map_err(|(_, error)| LoadError::Cpus(error))? as u32;
+        let task = TaskLayoutGlobal(layout.task);
+        let config = Config(pace.config(layout.thread_flags));
+        let mut ebpf = EbpfLoader::new()
+            .btf(None)
+            .override_global("TASK_LAYOUT", &task, true)
+            .override_global("BEAT_CONFIG", &config, true)
+            .map_max_entries("BEATS", slots)
+            .map_max_entries("HOTPLUGGED", slots)
+            .load(OBJECT)
+            .map_err(LoadError::object)?;
+        // Before there is an event that could go.
+        attach(&mut ebpf, HOTPLUG, "cpuhp_enter")?;
+        let learner = attach(&mut ebpf, LEARNER, "sched_wakeup")?;
+        let beat: &mut PerfEvent = iterator::program(&mut ebpf, BEAT)?;
+        beat.load().map_err(LoadError::program)?;
+        let typed = |error| LoadError::Map(io::Error::other(error));
+        let mut probes = Self {
+            pace,
+            late: thresholds
+                .hard_lockup
+                .map(|Nanos(ns)| pace.gap.max(Nanos(ns / 2))),
+            events: BTreeMap::new(),
+            slots: Array::try_from(map(&mut ebpf, "BEATS")?).map_err(typed)?,
+            hotplugged: Array::try_from(map(&mut ebpf, "HOTPLUGGED")?).map_err(typed)?,
+            stacks: HashMap::try_from(map(&mut ebpf, "BEAT_STACKS")?).map_err(typed)?,
+            learned: Array::try_from(map(&mut ebpf, "NEED_RESCHED")?).map_err(typed)?,
+            learner: Some(learner),
+            cleaned: BTreeMap::new(),
+            times: (0, BTreeMap::new()),
+            is_virtual: cpus::is_virtual(),
+            ebpf,
+        };
+        probes.learn();
+        for cpu in cpus_of(online_cpus())? {
+            probes.open_event(cpu)?;
+        }
+        Ok(probes)
+    }
+
+    /// How often CPUs are sampled.
+    pub fn pace(&self) -> Pace {
+        self.pace
+    }
+
+    /// Whether it is known which bit says that a reschedule is pending.
+    pub fn knows_pending(&self) -> bool {
+        self.learned
+            .get(&0, 0)
+            .is_ok_and(|learned| learned.0.mask != 0)
+    }
+
+    /// Reads what there is of all CPUs, and follows those that come and go.
+    ///
+    /// # Errors
+    /// When a map or the list of CPUs cannot be read.
+    pub fn read(&mut self) -> Result<Readings, LoadError> {
+        let now_ns = now_ns();
+        let online: BTreeSet<u32> = cpus_of(online_cpus())?.into_iter().collect();
+        self.follow_hotplug(&online);
+        if self.learner.is_some() && self.knows_pending() {
+            self.stop_learning();
+        }
+        let slots = self.read_slots();
+        let mut stacks = self.read_stacks(&slots);
+        let is_late = |cpu: &u32| {
+            let last = slots.get(cpu).map(|slot| slot.last.at_ns);
+            self.late
+                .zip(last)
+                .is_some_and(|(late, last_ns)| Nanos::between(last_ns, now_ns) >= late)
+        };
+        let timer_interrupts = if online.iter().any(is_late) {
+            cpus::timer_interrupts()
+                .inspect_err(|error| tracing::debug!("cannot read interrupts: {error}"))
+                .unwrap_or_default()
+        } else {
+            BTreeMap::new()
+        };
+        if self.times.1.is_empty() || Nanos::between(self.times.0, now_ns) >= TIMES_EVERY {
+            let times = cpus::times()
+                .inspect_err(|error| tracing::debug!("cannot read times: {error}"))
+                .unwrap_or_default();
+            self.times = (now_ns, times);
+        }
+        let beats = slots
+            .iter()
+            .map(|(&cpu, slot)| {
+                let stacks = stacks.remove(&cpu).unwrap_or_default();
+                (cpu, CpuBeat::decode(slot, self.hotplugged_at(cpu), stacks))
+            })
+            .collect();
+        Ok(Readings {
+            now_ns,
+            online,
+            beats,
+            times: self.times.1.clone(),
+            timer_interrupts,
+            is_virtual: self.is_virtual,
+        })
+    }
+
+    /// Gives the learner a moment: some wake-ups on a CPU that was idle, our own for one. On
+    /// a machine that is never idle the bit is learned when it is.
+    fn learn(&mut self) {
+        const NAPS: u32 = 20;
+        for _ in 0..NAPS {
+            if self.knows_pending() {
+                return self.stop_learning();
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        tracing::debug!("it is not known yet how the kernel marks a pending reschedule");
+    }
+
+    fn stop_learning(&mut self) {
+        let Some(link) = self.learner.take() else {
+            return;
+        };
+        let learner: Result<&mut RawTracePoint, _> = iterator::program(&mut self.ebpf, LEARNER);
+        if let Ok(learner) = learner
+            && let Err(error) = learner.detach(link)
+        {
+            tracing::debug!("cannot detach {LEARNER}: {error}");
+        }
+    }
+
+    fn open_event(&mut self, cpu: u32) -> Result<(), LoadError> {
+        // Before, so that a step taken meanwhile is not missed.
+        let opened_at_ns = now_ns();
+        let rate = self.pace.rate;
+        let beat: &mut PerfEvent = iterator::program(&mut self.ebpf, BEAT)?;
+        let link = beat
+            .attach(
+                PerfEventConfig::Software(SoftwareEvent::CpuClock),
+                PerfEventScope::AllProcessesOneCpu { cpu },
+                SamplePolicy::Frequency(rate),
+                false,
+            )
+            .map_err(LoadError::program)?;
+        self.events.insert(cpu, OpenEvent { link, opened_at_ns });
+        Ok(())
+    }
+
+    fn close_event(&mut self, cpu: u32) {
+        let Some(event) = self.events.remove(&cpu) else {
+            return;
+        };
+        let beat: Result<&mut PerfEvent, _> = iterator::program(&mut self.ebpf, BEAT);
+        if let Ok(beat) = beat
+            && let Err(error) = beat.detach(event.link)
+        {
+            tracing::debug!("cannot close the event of CPU {cpu}: {error}");
+        }
+    }
+
+    /// Gives an event to each CPU that has come, and to each that was gone meanwhile, and
+    /// takes it from each that has gone.
+    fn follow_hotplug(&mut self, online: &BTreeSet<u32>) {
+        let gone = |cpu: &u32| !online.contains(cpu);
+        for cpu in self.events.keys().copied().filter(gone).collect::<Vec<_>>() {
+            self.close_event(cpu);
+        }
+        for &cpu in online {
+            let stepped_ns = self.hotplugged_at(cpu);
+            let is_current = |event: &OpenEvent| event.opened_at_ns > stepped_ns;
+            if self.events.get(&cpu).is_some_and(is_current)
+                || Nanos::between(stepped_ns, now_ns()) < SETTLED
+            {
+                continue;
+            }
+            self.close_event(cpu);
+            // Gone again, or not there yet: the next reading sees.
+            if let Err(error) = self.open_event(cpu) {
+                tracing::debug!("no event for CPU {cpu} yet: {error}");
+            }
+        }
+    }
+
+    fn hotplugged_at(&self, cpu: u32) -> u64 {
+        self.hotplugged.get(&cpu, 0).unwrap_or(0)
+    }
+
+    /// The slots of all CPUs that have ever beaten.
+    fn read_slots(&self) -> BTreeMap<u32, Beat> {
+        (0..self.slots.len())
+            .filter_map(|cpu| Some((cpu, self.read_slot(cpu)?)))
+            .collect()
+    }
+
+    /// One slot; `None` if the CPU has never beaten, or stands still inside of the program.
+    fn read_slot(&self, cpu: u32) -> Option<Beat> {
+        let mut last: Option<Beat> = None;
+        for _ in 0..READ_ATTEMPTS {
+            let slot = self.slots.get(&cpu, 0).ok()?.0;
+            if slot.done == 0 {
+                return None;
+            }
+            // Twice the same, for the kernel copies it in no promised order.
+            if last == Some(slot) && slot.begun == slot.done {
+                return last;
+            }
+            last = Some(slot);
+        }
+        None
+    }
+
+    /// The stacks of runs that may become lockups, by CPU. Takes out those of runs that
+    /// have ended.
+    fn read_stacks(&mut self, slots: &BTreeMap<u32, Beat>) -> BTreeMap<u32, Vec<Sample>> {
+        let after_ns = self.pace.stacks_after.0;
+        let is_long = |slot: &Beat| {
+            let run = slot.run();
+            run.samples > 1 && run.counted_ns >= after_ns
+        };
+        let is_clean = |(cpu, slot): (&u32, &Beat)| {
+            self.cleaned.get(cpu).copied().unwrap_or(0) == slot.kept_stacks
+        };
+        if slots.iter().all(is_clean) {
+            return BTreeMap::new();
+        }
+        let mut found: BTreeMap<u32, Vec<Sample>> = BTreeMap::new();
+        let mut over = Vec::new();
+        // A walk can start over when the entry under it goes.
+        for key in self.stacks.keys().take(4 * STACKS_MAX as usize).flatten() {
+            let Some(slot) = slots.get(&key.0.cpu) else {
+                continue;
+            };
+            if !is_long(slot) {
+                over.push(key);
+                continue;
+            }
+            let Ok(Stack(stack)) = self.stacks.get(&key, 0) else {
+                continue;
+            };
+            if stack.run_since_ns == slot.run().since_ns {
+                let frames = &stack.frames[..stack.frames.len().min(stack.frame_count as usize)];
+                let samples = found.entry(key.0.cpu).or_default();
+                let sample = Sample {
+                    frames: frames.to_vec(),
+                    count: stack.count,
+                };
+                if !samples.contains(&sample) {
+                    samples.push(sample);
+                }
+            }
+        }
+        for key in over {
+            // Not there: a walk that started over had it twice.
+            let _ = self.stacks.remove(&key);
+        }
+        let ended = slots.iter().filter(|(_, slot)| !is_long(slot));
+        let ended: Vec<(u32, u64)> = ended.map(|(&cpu, slot)| (cpu, slot.kept_stacks)).collect();
+        self.cleaned.extend(ended);
+        found
+    }
+}
+
+/// Loads a raw tracepoint's program and attaches it.
+fn attach(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    tracepoint: &str,
+) -> Result<RawTracePointLinkId, LoadError> {
+    let program: &mut RawTracePoint = iterator::program(ebpf, name)?;
+    program.load().map_err(LoadError::program)?;
+    program.attach(tracepoint).map_err(LoadError::program)
+}
+
+fn cpus_of(listed: Result<Vec<u32>, (&str, io::Error)>) -> Result<Vec<u32>, LoadError> {
+    listed.map_err(|(_, error)| LoadError::Cpus(error))
+}
+
+fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}

@@ -1,0 +1,120 @@
+//! What sleepers wait for that no lock and no daemon tells.
+
+use std::time::{Duration, Instant};
+
+use rustc_hash::FxHashMap;
+
+use super::{
+    queues::{Queued, Queues},
+    server,
+};
+use crate::{
+    figures::Count,
+    kernel::{
+        layout::Layout,
+        memory::{KernelMemory, MemoryError},
+        symbols::Symbols,
+    },
+    sleeper::{Awaited, Sleeper},
+    survey::{Survey, device, functions::Functions, look::Look},
+    task::{BlockDevice, StuckClass},
+};
+
+/// How long devices and servers are asked for: each task's stack has to be gone through.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Says of the sleepers of a survey which device, server, wait queue, completion or bit they
+/// wait for, as far as something points back at them. The look is the survey's last one.
+///
+/// # Errors
+/// When kernel memory cannot be read at all.
+pub(in crate::survey) fn describe(
+    survey: &mut Survey,
+    look: &Look,
+    layout: &Layout,
+    symbols: &Symbols,
+    memory: &mut dyn KernelMemory,
+) -> Result<(), MemoryError> {
+    let is_open = |sleeper: &Sleeper| {
+        matches!(sleeper.awaits, Awaited::Function(_) | Awaited::Unknown)
+            && sleeper.stuck.class != StuckClass::Lock
+    };
+    let tasks = look.by_key();
+    let mut open: Vec<(&mut Sleeper, usize)> = survey
+        .sleepers
+        .iter_mut()
+        .filter(|sleeper| is_open(sleeper))
+        .filter_map(|sleeper| {
+            let index = *tasks.get(&sleeper.task.key)?;
+            Some((sleeper, index))
+        })
+        .collect();
+    if open.is_empty() {
+        return Ok(());
+    }
+    let mut functions = Functions::new(symbols);
+    let until = Instant::now() + PATIENCE;
+    let mut unasked = 0;
+    for (sleeper, index) in &mut open {
+        let task = &look.tasks[*index];
+        let is_network = sleeper.stuck.class == StuckClass::NetworkFs;
+        let is_device = sleeper.stuck.class == StuckClass::BlockIo || sleeper.io_wait;
+        if !is_network && !is_device {
+            continue;
+        }
+        if Instant::now() >= until {
+            unasked += 1;
+            continue;
+        }
+        if is_network {
+            if let Some(server) = server::of_task(look, task, layout, memory)? {
+                sleeper.awaits = server;
+            }
+        } else if let Some(name) = device::of_task(&mut functions, look, task, layout, memory)? {
+            sleeper.awaits = Awaited::Device(name.clone());
+            sleeper.stuck.device = Some(BlockDevice {
+                name,
+                in_flight: None,
+            });
+        }
+    }
+    open.retain(|(sleeper, _)| is_open(sleeper));
+    if let Some(layout) = &layout.waits {
+        let mut queues = Queues {
+            look,
+            layout,
+            symbols,
+            memory,
+        };
+        let asked: Vec<usize> = open.iter().map(|(_, index)| *index).collect();
+        let found = queues.of_tasks(&asked)?;
+        say_queues(open, &found);
+    }
+    if unasked > 0 {
+        survey.degraded.push(format!(
+            "which block device or server {} was not asked: too many do",
+            Count(unasked).nouns("more task waits for", "more tasks wait for")
+        ));
+    }
+    Ok(())
+}
+
+/// Those that wait for the same have the same function: the longest sleeper's.
+fn say_queues(open: Vec<(&mut Sleeper, usize)>, found: &FxHashMap<usize, Queued>) {
+    let mut functions: FxHashMap<u64, String> = FxHashMap::default();
+    for (sleeper, index) in open {
+        let Some(&Queued { kind, address }) = found.get(&index) else {
+            continue;
+        };
+        let function = match &sleeper.awaits {
+            Awaited::Function(function) => function.clone(),
+            _ => String::new(),
+        };
+        let function = functions.entry(address).or_insert(function).clone();
+        sleeper.awaits = Awaited::Queue {
+            kind,
+            address,
+            function,
+        };
+    }
+}
