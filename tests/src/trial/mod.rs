@@ -3,6 +3,7 @@
 
 pub mod event;
 pub mod lab;
+pub mod lockup;
 pub mod program;
 pub mod report;
 pub mod summary;
