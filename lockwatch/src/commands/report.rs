@@ -135,7 +135,10 @@ fn write_hangs(
     style: Style,
 ) -> io::Result<()> {
     for hang in replayed.hangs.found.iter().take(SHOWN) {
-        let (first, last) = (clock(replayed, hang.first_ns), clock(replayed, hang.last_ns));
+        let (first, last) = (
+            clock(replayed, hang.first_ns),
+            clock(replayed, hang.last_ns),
+        );
         writeln!(out, "\n{first} {}, last seen at {last}", hang.detector)?;
         let report = hang.survey.as_ref();
         let report = report.map(|survey| replayed.report_of(survey, detectors));

@@ -197,7 +197,6 @@ impl Monitor {
             cpu,
             kind: LockupKind::Soft,
             since_ns: beat.last_ns,
-            is_reschedule_known: beat.is_pending.is_some(),
             task: beat.task.clone(),
             samples: beat.stacks.clone(),
             is_reschedule_known: beat.is_pending.is_some(),

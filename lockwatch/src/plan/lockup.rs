@@ -19,12 +19,29 @@ pub(super) fn add(plan: &mut Plan, offer: &Offer) {
     let of_memory = memory_refusal(offer, "the program that samples CPUs has");
     let remedy = of_memory.is_some().then(|| MEMORY_REMEDY.to_owned());
     if let Some(why) = of_memory.or_else(|| lacking(offer)) {
-        plan.gaps.push(Gap {
-            subject: Subject::Lockups,
-            missing: "soft and hard lockups: CPUs that do not go on".to_owned(),
-            why,
-            cost: "of a CPU that is locked up, only the kernel's own messages tell".to_owned(),
-            remedy,
-        });
+        plan.gaps.push(gap(why, remedy));
+    }
+}
+
+impl Plan {
+    /// Whether CPUs are sampled, as far as the offer tells.
+    pub fn samples_cpus(&self) -> bool {
+        self.gaps_in(Subject::Lockups).next().is_none()
+    }
+
+    /// Adds that they are not after all.
+    pub fn lacks_lockups(&mut self, why: String) {
+        self.gaps.push(gap(why, None));
+        self.gaps.sort_by_key(|gap| gap.subject);
+    }
+}
+
+fn gap(why: String, remedy: Option<String>) -> Gap {
+    Gap {
+        subject: Subject::Lockups,
+        missing: "soft and hard lockups: CPUs that do not go on".to_owned(),
+        why,
+        cost: "of a CPU that is locked up, only the kernel's own messages tell".to_owned(),
+        remedy,
     }
 }

@@ -12,8 +12,8 @@ mod scans;
 mod writer;
 
 pub use format::{CONTRACT, End, Header};
-pub use reader::{Damage, OpenError, Reader};
 pub use hangs::{Hang, Hangs};
+pub use reader::{Damage, OpenError, Reader};
 pub use replay::{Chosen, Ended, Replayed};
 pub use writer::Writer;
 

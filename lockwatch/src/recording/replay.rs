@@ -331,7 +331,8 @@ impl Worst {
             .flat_map(|lock| &lock.waiters)
             .filter(|waiter| !waiter.granted)
             .count();
-        let hangs = |sleeper: &&Sleeper| thresholds.hung_task.is_some_and(|it| sleeper.asleep >= it);
+        let hangs =
+            |sleeper: &&Sleeper| thresholds.hung_task.is_some_and(|it| sleeper.asleep >= it);
         let hung = survey.sleepers.iter().filter(hangs).count();
         let bad = blocked.max(hung) + survey.lockups.len();
         let is_as_bad = bad >= self.0;

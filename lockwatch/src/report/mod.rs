@@ -266,6 +266,22 @@ impl Report {
         indexes.filter_map(|&index| self.chains.get(index))
     }
 
+    /// The CPU that a finding is about, if it is about one.
+    pub fn lockup_of(&self, finding: &Finding) -> Option<&Lockup> {
+        let Some(Subject::Cpu(cpu)) = &finding.subject else {
+            return None;
+        };
+        self.lockups.iter().find(|lockup| lockup.cpu == *cpu)
+    }
+
+    /// The hanging tasks that a finding is about, if it is about any.
+    pub fn hung_of(&self, finding: &Finding) -> Option<&Hung> {
+        let Some(Subject::Awaited(awaited)) = &finding.subject else {
+            return None;
+        };
+        self.hangs().find(|hung| hung.awaited == *awaited)
+    }
+
     /// The roots behind which tasks wait for the locks of a finding.
     pub fn chains_behind(&self, finding: &Finding) -> Vec<&Chain> {
         let locks = self.locks.iter();

@@ -85,8 +85,7 @@ impl Survey {
     /// Whether what it does not show was over. One look that found tasks waiting was cut
     /// short; one that found none needed no second.
     pub fn can_tell_ends(&self) -> bool {
-        let is_empty =
-            self.locks.is_empty() && self.daemons.is_empty() && self.sleepers.is_empty();
+        let is_empty = self.locks.is_empty() && self.daemons.is_empty() && self.sleepers.is_empty();
         self.looks >= 2 || is_empty
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     graph::Forecasts,
     lock::{LockKind, LockMode},
     plan::Gap,
-    report::{Chain, Daemon, Finding, Lock, over_time::Why},
+    report::{Chain, Daemon, Finding, Hung, Lock, Lockup, over_time::Why},
     task::{Nanos, StuckClass, Tgid, Tid},
 };
 
@@ -218,6 +218,12 @@ pub(super) struct Found<'a> {
     /// What the detector says.
     #[serde(flatten)]
     pub(super) said: &'a Finding,
+    /// The CPU. Absent where it is about tasks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) lockup: Option<&'a Lockup>,
+    /// The tasks, and what they wait for. Absent where it is about a CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) hung: Option<&'a Hung>,
     /// The roots behind which tasks wait for its locks. Absent if it has none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(default)]

@@ -11,7 +11,7 @@ use crate::{
         },
         progress::Reason,
     },
-    detect::Thresholds,
+    detect::{Subject, Thresholds},
     figures::{Count, Span},
     graph::{Forecasts, Stall},
     lock::{LockClass, LockKind, LockMode},
@@ -188,6 +188,8 @@ impl Output {
                 reason: *why,
                 age_ns,
                 said: finding,
+                lockup: report.lockup_of(finding),
+                hung: report.hung_of(finding),
                 chains: report.chains_behind(finding),
                 stacks: &report.stacks,
             })));
@@ -225,9 +227,14 @@ impl Output {
                 length_ns,
             }));
         }
+        let bound = match ended.subject {
+            Subject::Cpu(_) => "",
+            // The next look at all tasks has found it to be over.
+            Subject::Awaited(_) => "at most ",
+        };
         writeln!(
             self.out,
-            "{} finding {} {} ended after {} · {}\n",
+            "{} finding {} {} ended after {bound}{} · {}\n",
             clock(now.at),
             ended.id,
             ended.detector,

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use super::{cpus::Cpus, surveys::Surveys};
 use crate::{
     cli::SourceArgs,
+    commands::one_line,
     detect::Thresholds,
     kernel::{btf::Btf, capabilities, layout::Layout, symbols::Symbols},
     plan::{Gap, Mechanism, Plan, Purpose, Wanted, plan},
@@ -185,9 +186,11 @@ impl Attached {
 
     /// Samples the CPUs, too. What forbids that takes nothing else away.
     fn and_cpus(mut self, layout: &Layout, thresholds: Thresholds) -> Self {
-        match Cpus::open(layout, thresholds) {
-            Ok(cpus) => self.cpus = cpus,
-            Err(error) => self.plan.lack_lockups(&one_line(&error.into())),
+        if self.plan.samples_cpus() {
+            match Cpus::open(layout, thresholds) {
+                Ok(cpus) => self.cpus = cpus,
+                Err(error) => self.plan.lacks_lockups(one_line(&error.into())),
+            }
         }
         self
     }

@@ -152,10 +152,13 @@ pub fn write_finding(
     finding: &Finding,
     style: Style,
 ) -> io::Result<()> {
-    let _ = report;
-    Text::plain(&finding.sentence).write(out, style, 0)?;
-    let said = finding.second_opinion.iter().map(Text::plain);
-    write_field(out, style, "kernel", &said.collect::<Vec<_>>())
+    if let Some(lockup) = report.lockup_of(finding) {
+        return write_lockup(out, report, lockup, style);
+    }
+    match report.hung_of(finding) {
+        Some(hung) => write_hung(out, report, hung, style),
+        None => Text::plain(&finding.sentence).write(out, style, 0),
+    }
 }
 
 /// Writes the paragraph of one lock.
