@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::initramfs;
 use super::outcome::Outcome;
-use super::transcript::Verdict;
+use crate::live::run::Verdict;
 use crate::verified::Loaded;
 
 /// A whole run.
@@ -40,7 +40,7 @@ pub(crate) struct TestResult {
     pub(crate) name: String,
     pub(crate) verdict: Word,
     pub(crate) why: Option<String>,
-    /// Why it was tried a second time, if it was.
+    /// Why the first try has failed, if this is the second; one that passed is a pass.
     #[serde(default)]
     pub(crate) first_try: Option<String>,
     pub(crate) took_s: f64,
@@ -69,10 +69,10 @@ fn result(outcome: &Outcome) -> KernelResult {
             Verdict::Failed(why) => (Word::Failed, Some(why.clone())),
         };
         TestResult {
-            name: format!("{}::{}", run.target, run.name),
+            name: run.full_name(),
             verdict,
             why,
-            first_try: run.first_try.clone(),
+            first_try: run.first.as_ref().map(|first| first.why.clone()),
             took_s: run.took.as_secs_f64(),
         }
     });
