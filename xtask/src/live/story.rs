@@ -110,6 +110,7 @@ fn last_lines(output: &str) -> String {
     let is_frame = |line: &&str| {
         line.trim().is_empty()
             || *line == AFTER
+            || *line == "successes:"
             || line.starts_with("running ")
             || line.starts_with("test ")
             || Story::title_of(line).is_some()
