@@ -44,7 +44,7 @@ pub(crate) struct Args {
 const LIMIT: Duration = Duration::from_secs(15 * 60);
 
 /// Where these tests run, as stories name it.
-const HERE: &str = "running kernel:";
+const HERE: &str = "running kernel";
 
 /// Before the number of flaky tests, on a line of its own.
 pub(crate) const FLAKY: &str = "flaky: ";
@@ -78,21 +78,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     for (target, name) in targets::chosen(&targets, &args.filter) {
         runs.push(try_test(&workspace, args, target, name)?);
     }
-    let mut trouble = None;
-    second::give("running kernel", &mut runs, |failed| {
-        let tests = failed.iter().filter_map(|run| {
-            let target = targets.iter().find(|target| target.name == run.target)?;
-            Some((target, &run.name))
-        });
-        let again = tests.map(|(target, name)| try_test(&workspace, args, target, name));
-        again.collect::<Result<_>>().unwrap_or_else(|error| {
-            trouble = Some(error);
-            Vec::new()
-        })
-    });
-    if let Some(error) = trouble {
-        return Err(error);
+    let mut seconds = Vec::new();
+    for (target, name) in second::wanted(HERE, &runs) {
+        if let Some(target) = targets.iter().find(|one| one.name == target) {
+            seconds.push(try_test(&workspace, args, target, &name)?);
+        }
     }
+    second::take(&mut runs, seconds);
     Ok(conclude(Story::of(HERE, &runs), Count::of(&runs)))
 }
 

@@ -7,34 +7,36 @@ use crate::process::say;
 /// that shows now and then must not hide behind second tries.
 pub(crate) const MOST_FLAKY: usize = 3;
 
-/// Gives the failed ones of these tests a second try: `again` runs them and says how they went.
+/// The tests that get a second try, after all the others: each of these that has failed, by
+/// target and name.
 ///
 /// With more than [`MOST_FLAKY`] of them, no second try could make the run pass, and none is
 /// made.
-pub(crate) fn give(
-    place: &str,
-    runs: &mut [TestRun],
-    again: impl FnOnce(&[&TestRun]) -> Vec<TestRun>,
-) {
-    let failed: Vec<&TestRun> = runs.iter().filter(|run| run.failure().is_some()).collect();
-    if failed.is_empty() {
-        return;
-    }
+pub(crate) fn wanted(place: &str, runs: &[TestRun]) -> Vec<(String, String)> {
+    let failed: Vec<(&TestRun, &str)> = runs
+        .iter()
+        .filter_map(|run| Some((run, run.failure()?)))
+        .collect();
     if failed.len() > MOST_FLAKY {
+        let number = failed.len();
         say(format_args!(
-            "{place}: {} tests have failed, too many for a second try",
-            failed.len()
+            "{place}: {number} tests have failed, too many for a second try"
         ));
-        return;
+        return Vec::new();
     }
-    for run in &failed {
+    for (run, why) in &failed {
         say(format_args!(
-            "{place}: {} is tried again: {}",
-            run.full_name(),
-            run.failure().unwrap_or_default()
+            "{place}: {} is tried again: {why}",
+            run.full_name()
         ));
     }
-    for second in again(&failed) {
+    let name = |(run, _): (&TestRun, &str)| (run.target.clone(), run.name.clone());
+    failed.into_iter().map(name).collect()
+}
+
+/// Lets the failed tests know how their second tries went.
+pub(crate) fn take(runs: &mut [TestRun], seconds: Vec<TestRun>) {
+    for second in seconds {
         let is_first = |run: &&mut TestRun| {
             run.failure().is_some() && (&run.target, &run.name) == (&second.target, &second.name)
         };
@@ -70,13 +72,14 @@ mod tests {
             run("three", Some("wrong")),
             run("four", Some("wrong")),
         ];
-        let mut asked = Vec::new();
-        give("6.12", &mut runs, |failed| {
-            asked.extend(failed.iter().map(|run| run.name.clone()));
-            // The machine broke before the last one.
-            vec![run("two", None), run("three", Some("wrong again"))]
-        });
-        assert_eq!(asked, ["two", "three", "four"]);
+        let wanted = wanted("6.12", &runs);
+        let names: Vec<&str> = wanted.iter().map(|(_, name)| name.as_str()).collect();
+        assert_eq!(names, ["two", "three", "four"]);
+        // The machine broke before the last one.
+        take(
+            &mut runs,
+            vec![run("two", None), run("three", Some("wrong again"))],
+        );
         let flaky: Vec<bool> = runs.iter().map(TestRun::is_flaky).collect();
         assert_eq!(flaky, [false, true, false, false]);
         let failures: Vec<Option<&str>> = runs.iter().map(TestRun::failure).collect();
@@ -87,13 +90,12 @@ mod tests {
 
     #[test]
     fn nothing_is_tried_again_where_it_could_not_help() {
-        let mut passed = [run("one", None)];
-        give("6.12", &mut passed, |_| panic!("nothing has failed"));
-        let mut many: Vec<TestRun> = (0..=MOST_FLAKY)
+        assert!(wanted("6.12", &[run("one", None)]).is_empty());
+        let many: Vec<TestRun> = (0..=MOST_FLAKY)
             .map(|number| run(&number.to_string(), Some("wrong")))
             .collect();
-        give("6.12", &mut many, |_| panic!("too many have failed"));
-        assert!(many.iter().all(|run| run.failure().is_some()));
+        assert_eq!(wanted("6.12", &many[1..]).len(), MOST_FLAKY);
+        assert!(wanted("6.12", &many).is_empty());
     }
 
     #[test]

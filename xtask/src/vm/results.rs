@@ -87,3 +87,25 @@ fn result(outcome: &Outcome) -> KernelResult {
         check: outcome.fact(initramfs::CHECK).ok(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::live::run::TestRun;
+    use crate::vm::catalogue::Kernel;
+
+    #[test]
+    fn a_flaky_test_has_passed() {
+        let mut flaky = TestRun::failed("live", "one", "late");
+        flaky.tried_again(TestRun {
+            verdict: Verdict::Passed,
+            ..TestRun::failed("live", "one", "")
+        });
+        let mut outcome = Outcome::unavailable(Kernel::by_name("6.12").unwrap(), String::new());
+        outcome.runs = vec![flaky];
+        let read: Results = serde_json::from_str(&document(&[outcome]).unwrap()).unwrap();
+        let test = &read.kernels[0].tests[0];
+        assert_eq!((test.verdict, &test.why), (Word::Passed, &None));
+        assert_eq!(test.first_try.as_deref(), Some("late"));
+    }
+}

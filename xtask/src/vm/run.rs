@@ -160,22 +160,22 @@ impl Runner<'_> {
         image: &Image,
         runs: &mut [TestRun],
     ) -> Option<String> {
-        let mut found = None;
-        second::give(kernel.name, runs, |failed| {
-            let planned: Vec<PlannedTest> = failed
-                .iter()
-                .map(|run| self.planned(&run.target, &run.name))
-                .collect();
-            for name in ["console", "guest"] {
-                self.keep_log(kernel, name, "first-try");
-            }
-            let mut transcript = Transcript::default();
-            let ending = self.boot(kernel, image, (&planned, &[]), &mut transcript, &mut None);
-            found = trouble(&ending, &transcript, false);
-            transcript.interrupted(found.as_deref().unwrap_or("it was not run"));
-            transcript.runs
-        });
-        found
+        let planned: Vec<PlannedTest> = second::wanted(kernel.name, runs)
+            .iter()
+            .map(|(target, name)| self.planned(target, name))
+            .collect();
+        if planned.is_empty() {
+            return None;
+        }
+        for name in ["console", "guest"] {
+            self.keep_log(kernel, name, "first-try");
+        }
+        let mut transcript = Transcript::default();
+        let ending = self.boot(kernel, image, (&planned, &[]), &mut transcript, &mut None);
+        let trouble = trouble(&ending, &transcript, false);
+        transcript.interrupted(trouble.as_deref().unwrap_or("it was not run"));
+        second::take(runs, transcript.runs);
+        trouble
     }
 
     /// The tests that are asked for.
