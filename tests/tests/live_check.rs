@@ -12,7 +12,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 fn check(arguments: &[&str]) -> Ended {
     let mut command = Command::new(trial::lockwatch().unwrap());
-    Program::run(command.arg("check").args(arguments), LIMIT).unwrap()
+    Program::run(command.arg("check").args(arguments), trial::bound(LIMIT)).unwrap()
 }
 
 fn parsed(ended: &Ended) -> Value {
@@ -101,7 +101,7 @@ fn without_privileges_it_says_what_is_missing_and_what_it_could_not_ask() {
         .args(["--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"])
         .arg(trial::lockwatch().unwrap())
         .args(["check", "--format", "json"]);
-    let ended = Program::run(&mut command, LIMIT).unwrap();
+    let ended = Program::run(&mut command, trial::bound(LIMIT)).unwrap();
     let checked = parsed(&ended);
     assert_eq!(ended.code(), Some(2), "{}", ended.describe());
     assert_eq!(text(&checked, "works"), "not");
@@ -124,7 +124,7 @@ fn a_kernel_without_btf_has_no_plan_that_works() {
         .args(["--mount", "sh", "-c"])
         .arg("mount -t tmpfs none /sys/kernel/btf && exec \"$0\" check")
         .arg(trial::lockwatch().unwrap());
-    let ended = Program::run(&mut command, LIMIT).unwrap();
+    let ended = Program::run(&mut command, trial::bound(LIMIT)).unwrap();
     assert_eq!(ended.code(), Some(2), "{}", ended.describe());
     for words in ["does not work", "CONFIG_DEBUG_INFO_BTF"] {
         assert!(ended.stdout.contains(words), "{}", ended.describe());

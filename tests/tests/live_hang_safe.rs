@@ -64,7 +64,7 @@ fn traced(program: &Path, arguments: &[&str]) -> (Ended, String) {
         .args(arguments)
         // Cargo's makes the loader look for libraries in its own folders.
         .env_remove("LD_LIBRARY_PATH");
-    let ended = Program::run(&mut command, LIMIT)
+    let ended = Program::run(&mut command, trial::bound(LIMIT))
         .unwrap_or_else(|error| panic!("install strace (cargo xtask test does): {error:#}"));
     let text = fs::read_to_string(&record).unwrap_or_default();
     let _ = fs::remove_file(&record);
@@ -112,7 +112,7 @@ fn try_scenario(scenario: Scenario) {
     let (traced, text) = traced(&lockwatch, &arguments);
     let mut command = Command::new(&lockwatch);
     command.args(arguments);
-    let plain = Program::run(&mut command, LIMIT).unwrap();
+    let plain = Program::run(&mut command, trial::bound(LIMIT)).unwrap();
 
     let truth = lab.truth.clone();
     lab.finish().unwrap();

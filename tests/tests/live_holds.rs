@@ -42,11 +42,7 @@ const COMM: &std::ffi::CStr = c"edge-act";
 fn until(what: &str, mut happened: impl FnMut() -> bool) {
     let deadline = Instant::now() + trial::bound(PATIENCE);
     while !happened() {
-        assert!(
-            Instant::now() < deadline,
-            "{}not seen: {what}",
-            trial::NO_FAIR_TRIAL
-        );
+        assert!(Instant::now() < deadline, "not seen: {what}");
     }
 }
 

@@ -110,7 +110,7 @@ fn a_stall_recorded_until_sigkill_is_in_the_file() {
     let lab = Lab::raise(Scenario::MmapReadHeld, 6).unwrap();
     thread::sleep(trial::bound(WRITTEN));
     recording.signal(Signal::SIGKILL);
-    recording.end(PATIENCE).unwrap();
+    recording.end(trial::bound(PATIENCE)).unwrap();
     let ended_ns = clock::monotonic_ns();
     let truth = lab.truth.clone();
     lab.finish().unwrap();

@@ -19,7 +19,7 @@ use lockwatch_tests::{
 const LIMIT: Duration = Duration::from_secs(20);
 
 fn run(command: &mut Command) -> Ended {
-    Program::run(command, LIMIT).unwrap()
+    Program::run(command, trial::bound(LIMIT)).unwrap()
 }
 
 fn diagnose(arguments: &[&str]) -> Ended {

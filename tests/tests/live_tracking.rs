@@ -151,7 +151,7 @@ fn track(scenario: Scenario) {
         assert!(held + trial::bound(EXACT) >= waited, "{stall:#?}");
     }
     tracking.program.signal(Signal::SIGINT);
-    let done = tracking.program.end(PATIENCE).unwrap();
+    let done = tracking.program.end(trial::bound(PATIENCE)).unwrap();
     assert_eq!(done.code(), Some(1), "{}", done.describe());
 }
 
@@ -214,11 +214,11 @@ fn nothing_of_it_stays_after_sigkill_while_tasks_are_inside() {
     let attached = Attached::by(tracking.program.pid().as_raw());
     assert_eq!(attached.left(), attached, "its objects are not listed");
     tracking.program.signal(Signal::SIGKILL);
-    let ended = tracking.program.wait(PATIENCE).unwrap();
+    let ended = tracking.program.wait(trial::bound(PATIENCE)).unwrap();
     assert!(ended.is_some(), "it was not killed");
     let begun = Instant::now();
     let mut left = attached.left();
-    while left != Attached::default() && begun.elapsed() < PATIENCE {
+    while left != Attached::default() && begun.elapsed() < trial::bound(PATIENCE) {
         thread::sleep(Duration::from_millis(50));
         left = attached.left();
     }

@@ -8,6 +8,7 @@ mod ebpf;
 mod formats;
 mod kernels;
 mod learn;
+mod live;
 mod mutation;
 mod packages;
 mod process;
@@ -40,6 +41,7 @@ enum Verb {
     Demo(demo::Args),
     Formats(formats::Args),
     Mutation(mutation::Args),
+    Live(live::Args),
     Vm(vm::Args),
     Verified(verified::Args),
     Kernels(kernels::Args),
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         Verb::Demo(args) => demo::run(&args),
         Verb::Formats(args) => formats::run(&args),
         Verb::Mutation(args) => mutation::run(&args),
+        Verb::Live(args) => live::run(&args),
         Verb::Vm(args) => vm::run(&args),
         Verb::Kernels(args) => kernels::run(&args),
         Verb::Learn(args) => learn::run(&args),

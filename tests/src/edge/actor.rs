@@ -27,7 +27,7 @@ use nix::{
     unistd::{ForkResult, Pid, fork, getppid},
 };
 
-use crate::{trial::NO_FAIR_TRIAL, truth::Tid};
+use crate::truth::Tid;
 
 /// What an actor unmaps at once, in small pages: some 10 ms of work at least.
 const MUCH: usize = 192 << 20;
@@ -122,7 +122,7 @@ impl Actor {
         while !reached(self.board.get()) {
             if Instant::now() >= deadline {
                 bail!(
-                    "{NO_FAIR_TRIAL}an actor was not that far after {limit:?}: {:?}",
+                    "an actor was not that far after {limit:?}: {:?}",
                     self.board.get()
                 );
             }

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::Signal;
 
-use super::{NO_FAIR_TRIAL, Program, stall_lab};
+use super::{Program, stall_lab};
 use crate::truth::{Cleared, Event, NOT_HERE, Ready, Scenario};
 
 /// How often a stall is tried to be made.
@@ -56,7 +56,7 @@ struct Otherwise(String);
 
 impl fmt::Display for Otherwise {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{NO_FAIR_TRIAL}the lab made no stall: {}", self.0)
+        write!(f, "the lab made no stall: {}", self.0)
     }
 }
 

@@ -53,12 +53,6 @@ pub fn bound(time: Duration) -> Duration {
 /// `diagnose` must have ended by then, whatever is stuck.
 pub const PROMISE: Duration = Duration::from_secs(2);
 
-/// Before what is said of something that did not come in its time, or of a stall that could
-/// not be made: it tells of the machine as well as of lockwatch. The verb that runs these
-/// tests in virtual machines tries such a test a second time, and no other
-/// (xtask/src/vm/transcript.rs).
-pub const NO_FAIR_TRIAL: &str = "no fair trial: ";
-
 /// Arguments of a `diagnose` that keeps its promise on this machine.
 pub fn diagnose() -> [String; 3] {
     diagnose_within(bound(PROMISE))

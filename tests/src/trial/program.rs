@@ -13,7 +13,6 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::{errno::Errno, libc, sys::signal, unistd::Pid};
 
-use super::NO_FAIR_TRIAL;
 use crate::clock;
 
 /// Time between two looks at a child.
@@ -144,7 +143,7 @@ impl Program {
 
     fn silence(&self, stream: &str, limit: Duration) -> String {
         format!(
-            "{NO_FAIR_TRIAL}`{}` wrote no line to its {stream} within {limit:?}\n--- stdout\n{}\n--- stderr\n{}",
+            "`{}` wrote no line to its {stream} within {limit:?}\n--- stdout\n{}\n--- stderr\n{}",
             self.name, self.out_so_far, self.err_so_far
         )
     }
@@ -186,7 +185,7 @@ impl Program {
             self.kill();
             self.drain();
             bail!(
-                "{NO_FAIR_TRIAL}`{}` was still running after {limit:?} and was killed\n--- stdout\n{}\n--- stderr\n{}",
+                "`{}` was still running after {limit:?} and was killed\n--- stdout\n{}\n--- stderr\n{}",
                 self.name,
                 self.out_so_far,
                 self.err_so_far

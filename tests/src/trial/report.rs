@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use super::{Ended, NO_FAIR_TRIAL};
+use super::Ended;
 use crate::truth::{LockKind, LockState, Mode, Tgid, Tid};
 
 /// The contract's name.
@@ -363,7 +363,8 @@ impl Report {
     /// # Errors
     /// When it is none; with everything that the program said.
     pub fn read(ended: &Ended) -> Result<Self> {
-        let report: Self = serde_json::from_str(&ended.stdout).with_context(|| no_report(ended))?;
+        let report: Self = serde_json::from_str(&ended.stdout)
+            .with_context(|| format!("no report: {}", ended.describe()))?;
         if report.schema != CONTRACT {
             bail!("the report follows {}, not {CONTRACT}", report.schema);
         }
@@ -380,18 +381,6 @@ impl Report {
         };
         Some(frames.iter().map(|frame| &frame[..stem(frame)]).collect())
     }
-}
-
-/// What `diagnose` says when its deadline has passed before it knew anything.
-const NO_ANSWER: &str = "no answer within";
-
-fn no_report(ended: &Ended) -> String {
-    let mark = if ended.stderr.contains(NO_ANSWER) {
-        NO_FAIR_TRIAL
-    } else {
-        ""
-    };
-    format!("{mark}no report: {}", ended.describe())
 }
 
 /// `None` for a word that is not known here.

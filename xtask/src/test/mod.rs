@@ -10,7 +10,8 @@ use anyhow::{Result, bail};
 
 use self::step::{Action, Machines, Plan};
 use self::tally::{Outcome, Tally};
-use crate::packages::{self, Program};
+use crate::live::story::Story;
+use crate::live::{self, second};
 use crate::process::{self, End};
 use crate::workspace::Workspace;
 
@@ -18,20 +19,6 @@ const BUDGET: Duration = Duration::from_secs(45 * 60);
 const LONG_BUDGET: Duration = Duration::from_secs(100 * 60);
 /// More of it for virtual machines, their downloads included.
 const VM_BUDGET: Duration = Duration::from_secs(40 * 60);
-
-/// Shows which files lockwatch opens during a stall.
-const STRACE: Program = Program {
-    name: "strace",
-    package: "strace",
-    purpose: "traces which files lockwatch opens during a stall",
-};
-
-/// Contends for locks all the time.
-const STRESS_NG: Program = Program {
-    name: "stress-ng",
-    package: "stress-ng",
-    purpose: "loads the host while lockwatch watches it",
-};
 
 /// Run all checks and tests of the project, within a time budget.
 ///
@@ -48,6 +35,10 @@ const STRESS_NG: Program = Program {
 /// mutation (a live test must notice a defect made on purpose), demo, docs.
 ///
 /// What the steps need of Debian's packages is installed if it is missing.
+///
+/// What failed tests have said is told once more at the end, before the summary. A live test
+/// that fails is tried a second time; what passes then is flaky, and more than three flaky
+/// tests, of all steps together, are a failure.
 ///
 /// Nothing is skipped silently: a step that cannot run here fails the run,
 /// unless --allow-skip names it.
@@ -100,9 +91,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     if !args.steps.is_empty() {
         let wanted = |name: &str| args.steps.iter().any(|step| step == name);
-        // The tests on a machine run the released programs.
-        let needs_binaries = wanted("live");
-        steps.retain(|step| wanted(step.name) || (needs_binaries && step.name == "binaries"));
+        steps.retain(|step| wanted(step.name));
     }
     let mut budget = if args.long { LONG_BUDGET } else { BUDGET };
     if !args.no_vm {
@@ -128,9 +117,6 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         // Who can do without the machines can do without what is made of their results.
         let allowed = may_skip(step.name)
             || step::needs_machines(step.name) && (args.no_vm || may_skip(step::VM));
-        if matches!(step.action, Action::Tests(_)) && step.name == "live" {
-            packages::ensure(&[STRACE, STRESS_NG])?;
-        }
         let mut tally = perform(step.action, limit)?;
         if step.must_test && args.filter.is_none() && tally.is_empty() {
             tally = tally.and_failed("no test was run");
@@ -173,12 +159,26 @@ fn perform(action: Action, limit: Duration) -> Result<Tally> {
         End::Exited(status) if status.success() => Tally::passed(),
         // Failed tests are counted already; else it did not even come to tests.
         End::Exited(_) if tally.failed > 0 => tally,
+        End::Exited(_) if second::too_many(tally.flaky).is_some() => {
+            let why = second::too_many(tally.flaky);
+            tally.and_failed(why.unwrap_or_default())
+        }
         End::Exited(status) => tally.and_failed(format!("ended with {status}")),
     })
 }
 
 /// Prints the table and, last, the sum.
 fn summary(outcomes: &[Outcome], filter: Option<&str>) -> ExitCode {
+    let stories: Vec<Story> = outcomes
+        .iter()
+        .flat_map(|outcome| outcome.tally.stories())
+        .collect();
+    if !stories.is_empty() {
+        println!("\nwhat failed tests have said\n");
+    }
+    for story in stories {
+        println!("{story}");
+    }
     println!("\nsummary");
     for outcome in outcomes {
         println!("  {outcome}");
@@ -195,11 +195,18 @@ fn summary(outcomes: &[Outcome], filter: Option<&str>) -> ExitCode {
         );
         green = false;
     }
+    if let Some(why) = second::too_many(total.flaky) {
+        println!("the run fails: {why}");
+        green = false;
+    }
     if let Some(filter) = filter
         && total.passed + total.failed == 0
     {
         println!("the run fails: no test was run whose name contains `{filter}`");
         green = false;
+    }
+    if total.flaky > 0 {
+        println!("{}{}", live::FLAKY, total.flaky);
     }
     println!(
         "{} passed, {} failed, {} skipped",

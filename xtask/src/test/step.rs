@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+use crate::live::targets;
 use crate::workspace::{self, Workspace};
 use crate::{bpf, demo, vm};
 
@@ -89,10 +90,9 @@ pub(crate) fn steps(workspace: &Workspace, plan: &Plan<'_>) -> Result<Vec<Step>>
         check("binaries", 10, demo::build_command(workspace)),
         check("formats", 5, verb(&["formats"])),
         step(
-            "live",
+            LIVE,
             if plan.long { 65 } else { 20 },
-            live_tests(workspace, plan)
-                .unwrap_or_else(|| Action::Fail(format!("tests/tests/ has no {LIVE}_*.rs"))),
+            live_tests(&xtask, workspace, plan),
         ),
     ];
     let vm = in_machines(&xtask, plan);
@@ -111,7 +111,7 @@ pub(crate) fn steps(workspace: &Workspace, plan: &Plan<'_>) -> Result<Vec<Step>>
     steps.push(check("demo", 8, verb(&["demo"])));
     steps.push(check("docs", 8, docs));
     if plan.filter.is_some() {
-        let mut with_tests = vec!["tests", "doc-tests", "binaries", "live"];
+        let mut with_tests = vec!["tests", "doc-tests", LIVE];
         // They boot for minutes: who looks for one test has to ask for them.
         with_tests.extend(plan.asked_for_vm.then_some(VM));
         steps.retain(|step| with_tests.contains(&step.name));
@@ -119,9 +119,8 @@ pub(crate) fn steps(workspace: &Workspace, plan: &Plan<'_>) -> Result<Vec<Step>>
     Ok(steps)
 }
 
-/// Test targets with these names need root and BPF, or a virtual machine; the latter is also
-/// the name of a step.
-const LIVE: &str = "live";
+/// The steps that run the live tests, here and in virtual machines.
+pub(crate) const LIVE: &str = "live";
 pub(crate) const VM: &str = "vm";
 
 /// Whether a step needs virtual machines, or their results.
@@ -147,7 +146,7 @@ fn in_machines(xtask: &Path, plan: &Plan<'_>) -> Action {
     Action::Tests(command)
 }
 
-/// All tests that anyone can run: every target but those for a machine of its own.
+/// All tests that anyone can run: every target but the live ones.
 ///
 /// Those are left out by name, not by their `#[ignore]`, so that no test is
 /// counted as skipped here and as passed there.
@@ -160,52 +159,33 @@ fn plain_tests(workspace: &Workspace, plan: &Plan<'_>) -> Command {
         "--lib",
         "--bins",
     ]);
-    let special = |name: &str| belongs(name, LIVE) || belongs(name, VM);
-    for target in workspace.test_targets.iter().filter(|name| !special(name)) {
+    let targets = workspace.test_targets.iter();
+    for target in targets.filter(|name| !targets::is_live(name)) {
         command.args(["--test", target]);
     }
     filtered(command, plan)
 }
 
-/// The tests of targets named `live` or `live_…`, ignored ones included.
-fn live_tests(workspace: &Workspace, plan: &Plan<'_>) -> Option<Action> {
-    let targets: Vec<&String> = workspace
+/// The live tests on the running kernel.
+fn live_tests(xtask: &Path, workspace: &Workspace, plan: &Plan<'_>) -> Action {
+    if !workspace
         .test_targets
         .iter()
-        .filter(|name| belongs(name, LIVE))
-        .collect();
-    if targets.is_empty() {
-        return None;
+        .any(|name| targets::is_live(name))
+    {
+        return Action::Fail(format!("tests/tests/ has no {LIVE}_*.rs"));
     }
     if let Some(reason) = bpf::refusal() {
-        return Some(Action::Skip(reason));
+        return Action::Skip(reason);
     }
-    let mut command = workspace::cargo();
-    command
-        .current_dir(&workspace.root)
-        .args(["test", "--workspace", "--no-fail-fast"]);
-    for target in targets {
-        command.args(["--test", target]);
+    let mut command = Command::new(xtask);
+    command.arg("live");
+    command.args(["--runs", if plan.long { "200" } else { "30" }]);
+    command.args(["--soak", if plan.long { "1200" } else { "180" }]);
+    if let Some(filter) = plan.filter {
+        command.args(["--filter", filter]);
     }
-    command = filtered(command, plan);
-    command
-        // They make stalls on the one machine there is: one after the other.
-        .args(["--", "--include-ignored", "--test-threads=1"])
-        .env("LOCKWATCH_BIN", workspace.release_binary("lockwatch"))
-        .env("STALL_LAB_BIN", workspace.release_binary("stall-lab"))
-        .env("LOCKUP_LAB_BIN", workspace.release_binary("lockup-lab"))
-        .env("LOCKWATCH_RUNS", if plan.long { "200" } else { "30" })
-        .env(
-            "LOCKWATCH_SOAK_SECONDS",
-            if plan.long { "1200" } else { "180" },
-        );
-    Some(Action::Tests(command))
-}
-
-fn belongs(target: &str, kind: &str) -> bool {
-    target
-        .strip_prefix(kind)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+    Action::Tests(command)
 }
 
 fn filtered(mut command: Command, plan: &Plan<'_>) -> Command {
@@ -249,7 +229,7 @@ mod tests {
 
     #[test]
     fn plain_tests_leave_out_what_needs_a_machine() {
-        let command = plain_tests(&workspace(&["cli", "live_mmap", "lively", "vm_old"]), &PLAN);
+        let command = plain_tests(&workspace(&["cli", "live_mmap", "lively"]), &PLAN);
         let line = process::name(&command);
         assert!(
             line.ends_with("--lib --bins --test cli --test lively"),
@@ -296,7 +276,7 @@ mod tests {
             .iter()
             .map(|step| step.name)
             .collect();
-        assert_eq!(names, ["tests", "doc-tests", "binaries", "live"]);
+        assert_eq!(names, ["tests", "doc-tests", LIVE]);
         let plan = Plan {
             asked_for_vm: true,
             ..plan

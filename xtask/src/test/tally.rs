@@ -4,7 +4,8 @@ use std::fmt::{self, Display, Formatter};
 use std::iter::Sum;
 use std::time::Duration;
 
-use crate::vm;
+use crate::live;
+use crate::live::story::{self, Story};
 
 /// Numbers of tests, and why there are not more.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -12,8 +13,11 @@ pub(crate) struct Tally {
     pub(crate) passed: u64,
     pub(crate) failed: u64,
     pub(crate) skipped: u64,
-    /// Of those that passed or failed in a virtual machine.
-    tried_twice: u64,
+    /// Of those that passed, the live tests that failed at first.
+    pub(crate) flaky: usize,
+    /// What failed tests have said; the last may be still going on.
+    stories: Vec<Story>,
+    is_telling: bool,
     reason: Option<String>,
     /// The whole step was left out, not single tests in it.
     left_out: bool,
@@ -55,11 +59,17 @@ impl Tally {
         self.passed + self.failed == 0 && !self.left_out
     }
 
-    /// Adds the numbers of a test binary's last line, or of a verb's sum; other
-    /// lines say nothing.
+    /// What failed tests have said, not more of each than fits on a screen.
+    pub(crate) fn stories(&self) -> impl Iterator<Item = Story> + '_ {
+        self.stories.iter().map(Story::shortened)
+    }
+
+    /// Adds the numbers of a test binary's last line, or of a verb's sum, and what failed tests
+    /// have said; other lines say nothing.
     pub(crate) fn add_line(&mut self, line: &str) {
-        if let Some(number) = line.strip_prefix(vm::TRIED_TWICE) {
-            self.tried_twice += number.parse().unwrap_or(0);
+        self.listen(line);
+        if let Some(number) = line.strip_prefix(live::FLAKY) {
+            self.flaky += number.parse().unwrap_or(0);
             return;
         }
         let numbers = match line.strip_prefix("test result: ") {
@@ -82,6 +92,19 @@ impl Tally {
             }
         }
     }
+
+    /// Takes the words of a failed test from the part of the output that is for them.
+    fn listen(&mut self, line: &str) {
+        if line == story::AFTER {
+            self.is_telling = false;
+        } else if let Some(title) = Story::title_of(line) {
+            self.stories.push(Story::new(title, ""));
+            self.is_telling = true;
+        } else if let Some(story) = self.stories.last_mut().filter(|_| self.is_telling) {
+            story.text.push_str(line);
+            story.text.push('\n');
+        }
+    }
 }
 
 /// `N passed, N failed, N skipped`, the last line of our own verbs.
@@ -101,6 +124,7 @@ impl<'t> Sum<&'t Tally> for Tally {
             passed: sum.passed + tally.passed,
             failed: sum.failed + tally.failed,
             skipped: sum.skipped + tally.skipped,
+            flaky: sum.flaky + tally.flaky,
             ..sum
         })
     }
@@ -149,8 +173,8 @@ impl Display for Outcome {
             took.as_secs_f64(),
             limit.as_secs()
         )?;
-        if tally.tried_twice > 0 {
-            write!(f, "  ({}{})", vm::TRIED_TWICE, tally.tried_twice)?;
+        if tally.flaky > 0 {
+            write!(f, "  ({}{})", live::FLAKY, tally.flaky)?;
         }
         match &tally.reason {
             Some(reason) => write!(f, "  ({reason})"),
@@ -185,18 +209,48 @@ mod tests {
     }
 
     #[test]
-    fn tests_that_were_tried_twice_are_told() {
+    fn flaky_tests_are_told_and_added_up() {
+        let one = tally(&["flaky: 2", "9 passed, 0 failed, 0 skipped"]);
+        let sum: Tally = [&one, &one].into_iter().sum();
+        assert_eq!((sum.passed, sum.flaky), (18, 4));
         let outcome = Outcome {
             name: "vm",
             limit: Duration::from_secs(60),
             took: Duration::ZERO,
-            tally: tally(&["tried twice: 2", "9 passed, 0 failed, 0 skipped"]),
+            tally: one,
             allowed: false,
         };
-        assert!(
-            outcome.to_string().ends_with("(tried twice: 2)"),
-            "{outcome}"
+        assert!(outcome.to_string().ends_with("(flaky: 2)"), "{outcome}");
+    }
+
+    #[test]
+    fn what_failed_tests_have_said_is_kept() {
+        let found = tally(&[
+            "test one ... FAILED",
+            "failures:",
+            "",
+            "---- one stdout ----",
+            "a word",
+            "---- 6.12 live::two (FAILED) ----",
+            "thread 'two' panicked at x.rs:1:2:",
+            "another",
+            "",
+            "failures:",
+            "    one",
+            "test result: FAILED. 0 passed; 2 failed; 0 ignored",
+        ]);
+        let stories: Vec<Story> = found.stories().collect();
+        assert_eq!(
+            stories,
+            [
+                Story::new("one stdout", "a word"),
+                Story::new(
+                    "6.12 live::two (FAILED)",
+                    "thread 'two' panicked at x.rs:1:2:\nanother"
+                ),
+            ]
         );
+        assert_eq!(found.failed, 2);
     }
 
     #[test]

@@ -8,7 +8,8 @@ use anyhow::{Context as _, Result};
 
 use super::cpio::Archive;
 use super::image::Image;
-use super::programs::{self, Target};
+use super::programs;
+use crate::live::targets::Target;
 use crate::packages::{self, Program};
 
 /// The first process.

@@ -2,13 +2,14 @@
 
 use std::fmt::Write as _;
 
-use super::outcome::{Count, Outcome};
-use super::transcript::{TestRun, Verdict};
+use super::outcome::Outcome;
+use crate::live::count::Count;
+use crate::live::run::{TestRun, Verdict};
 
 /// The whole document.
 pub(crate) fn document(outcomes: &[Outcome]) -> String {
     let mut xml = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
-    let all = Count::of_all(outcomes);
+    let all = outcomes.iter().map(Outcome::count).sum();
     open(&mut xml, 0, "testsuites", &[("name", "lockwatch vm")], all);
     for outcome in outcomes {
         let release = outcome.release.as_deref().unwrap_or("unavailable");
@@ -18,12 +19,8 @@ pub(crate) fn document(outcomes: &[Outcome]) -> String {
         open(&mut xml, 2, "testsuite", &attributes, outcome.count());
         if let Some(trouble) = &outcome.trouble {
             let machine = TestRun {
-                target: "vm".to_owned(),
-                name: "machine".to_owned(),
                 took: outcome.total,
-                verdict: Verdict::Failed(trouble.clone()),
-                output: String::new(),
-                first_try: None,
+                ..TestRun::failed("vm", "machine", trouble.as_str())
             };
             case(&mut xml, outcome, &machine);
         }
@@ -44,8 +41,8 @@ fn open(xml: &mut String, indent: usize, tag: &str, attributes: &[(&str, &str)],
     let tests = count.passed + count.failed + count.skipped;
     let _ = writeln!(
         xml,
-        " tests=\"{tests}\" failures=\"{}\" skipped=\"{}\">",
-        count.failed, count.skipped
+        " tests=\"{tests}\" failures=\"{}\" skipped=\"{}\" flakes=\"{}\">",
+        count.failed, count.skipped, count.flaky
     );
 }
 
@@ -60,8 +57,12 @@ fn case(xml: &mut String, outcome: &Outcome, run: &TestRun) {
     );
     // What build servers know from Maven's Surefire: a first try that failed.
     let first = |element: &str| {
-        let why = run.first_try.as_ref()?;
-        Some(format!("\n      <{element} message=\"{}\"/>", escaped(why)))
+        let first = run.first.as_ref()?;
+        Some(format!(
+            "\n      <{element} message=\"{}\" type=\"\"><system-out>{}</system-out></{element}>",
+            escaped(&first.why),
+            escaped(&first.output)
+        ))
     };
     let _ = match &run.verdict {
         Verdict::Passed => match first("flakyFailure") {
@@ -117,12 +118,9 @@ mod tests {
             boot: None,
             total: Duration::from_secs(2),
             runs: vec![TestRun {
-                target: "live".to_owned(),
-                name: "one".to_owned(),
                 took: Duration::from_secs(1),
-                verdict: Verdict::Failed("a < \"b\"".to_owned()),
                 output: "\u{1b}[1mred & \n".to_owned(),
-                first_try: None,
+                ..TestRun::failed("live", "one", "a < \"b\"")
             }],
             is_whole: true,
             facts: BTreeMap::new(),
@@ -137,5 +135,34 @@ mod tests {
         );
         assert!(xml.contains("message=\"a &lt; &quot;b&quot;\">\u{fffd}[1mred &amp; \n</failure>"));
         assert!(xml.contains("name=\"machine\""), "{xml}");
+    }
+
+    #[test]
+    fn a_flaky_test_is_a_pass_with_its_failure_in_it() {
+        let kernel = Kernel::by_name("6.12").unwrap();
+        let mut outcome = Outcome::unavailable(kernel, String::new());
+        outcome.trouble = None;
+        let mut flaky = TestRun {
+            output: "late & wrong".to_owned(),
+            ..TestRun::failed("live", "one", "late")
+        };
+        flaky.tried_again(TestRun {
+            verdict: Verdict::Passed,
+            ..TestRun::failed("live", "one", "")
+        });
+        outcome.runs = vec![flaky];
+        let xml = document(&[outcome]);
+        assert!(
+            xml.contains("tests=\"1\" failures=\"0\" skipped=\"0\" flakes=\"1\""),
+            "{xml}"
+        );
+        assert!(
+            xml.contains(
+                "<flakyFailure message=\"late\" type=\"\">\
+                 <system-out>late &amp; wrong</system-out></flakyFailure>"
+            ),
+            "{xml}"
+        );
+        assert!(!xml.contains("<failure"), "{xml}");
     }
 }

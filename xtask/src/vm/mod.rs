@@ -30,13 +30,15 @@ use self::catalogue::{KERNELS, Kernel};
 use self::image::Image;
 use self::initramfs::Base;
 pub(crate) use self::initramfs::Question;
-use self::outcome::{Count, Outcome, Table};
+use self::outcome::{Outcome, Table};
 use self::run::Runner;
 use self::settings::Settings;
 pub(crate) use self::switch::{Args as SwitchArgs, run as switch_off};
 use crate::cache;
+use crate::live::count::Count;
+use crate::live::{self, targets};
 use crate::packages::{self, Program};
-use crate::process::{say, timed};
+use crate::process::{self, say, timed};
 use crate::verified::{Loaded, Programs};
 use crate::workspace::Workspace;
 
@@ -53,8 +55,9 @@ use crate::workspace::Workspace;
 /// The last line is the sum: `N passed, N failed, N skipped`. A kernel that cannot be fetched
 /// or booted is a failure. A test whose stall a kernel cannot have leaves itself
 /// out, with the reason, and counts as skipped; the catalogue names it beforehand. A test
-/// that has had no fair trial, for something took too long or the stall could not be made,
-/// is tried once more, and the table says so. A wrong name or number is a failure at once.
+/// that fails is tried once more, in a machine of its own. If it passes then, it counts as
+/// passed, and as flaky, and is listed with its failure; more than three flaky tests are a
+/// failure.
 ///
 /// Needs a Debian system; QEMU, busybox and strace are installed if they are missing
 /// and we are root.
@@ -122,19 +125,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     print!("\n{}", Table(&outcomes));
     println!("logs, junit.xml and {RESULTS}: {}", home.display());
-    let count = Count::of_all(&outcomes);
+    let count: Count = outcomes.iter().map(Outcome::count).sum();
     if args.command.is_none() && count.passed + count.failed == 0 {
         bail!("no test was run: --filter leaves none");
     }
-    if count.retried > 0 {
-        println!("{TRIED_TWICE}{}", count.retried);
-    }
-    println!("{count}");
-    Ok(if count.failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(live::conclude(
+        outcomes.iter().flat_map(Outcome::stories),
+        count,
+    ))
 }
 
 /// Why no machine can be run here; `None`: it can be tried.
@@ -217,11 +215,11 @@ fn send(
     let images = fetch(kernels, &cache()?, wants_generators)?;
     let targets = timed("building what runs in the machines", || match errand {
         Errand::Script { bare: true, .. } | Errand::Facts | Errand::Ask { .. } => {
-            programs::build(workspace).map(|()| Vec::new())
+            build_programs(workspace).map(|()| Vec::new())
         }
-        Errand::Tests { .. } | Errand::Script { .. } => {
-            programs::build(workspace).and_then(|()| programs::build_tests(workspace))
-        }
+        // The soak would take too long there.
+        Errand::Tests { .. } | Errand::Script { .. } => build_programs(workspace)
+            .and_then(|()| targets::build(workspace, |name| name != targets::SOAK)),
     })?;
     let home = home(workspace);
     fs::create_dir_all(&home).with_context(|| format!("cannot create {}", home.display()))?;
@@ -244,14 +242,16 @@ fn send(
     Ok(run_all(&runner, kernels, images))
 }
 
+/// Builds lockwatch and the lab as released.
+fn build_programs(workspace: &Workspace) -> Result<()> {
+    process::run(&mut crate::demo::build_command(workspace))
+}
+
 const QEMU: Program = Program {
     name: "qemu-system-x86_64",
     package: "qemu-system-x86",
     purpose: "runs the test machines",
 };
-
-/// Before the number of tests that were tried twice, on a line of its own.
-pub(crate) const TRIED_TWICE: &str = "tried twice: ";
 
 /// The machine-readable results of the last whole run, in [`home`].
 pub(crate) const RESULTS: &str = "results.json";

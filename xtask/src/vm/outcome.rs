@@ -5,7 +5,10 @@ use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
 use super::catalogue::Kernel;
-use super::transcript::{Fact, TestRun, Verdict};
+use super::transcript::Fact;
+use crate::live::count::Count;
+use crate::live::run::{TestRun, Verdict};
+use crate::live::story::Story;
 
 /// One kernel's part of a run.
 #[derive(Debug)]
@@ -24,16 +27,6 @@ pub(crate) struct Outcome {
     pub(crate) facts: BTreeMap<String, Fact>,
     /// What went wrong apart from tests: no kernel, no boot, a crash.
     pub(crate) trouble: Option<String>,
-}
-
-/// Numbers of tests; a kernel in trouble counts as one failure more.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Count {
-    pub(crate) passed: usize,
-    pub(crate) failed: usize,
-    pub(crate) skipped: usize,
-    /// Those of the passed and failed ones that were tried twice.
-    pub(crate) retried: usize,
 }
 
 impl Outcome {
@@ -63,21 +56,21 @@ impl Outcome {
         })
     }
 
+    /// Numbers of its tests; trouble counts as one failure more.
     pub(crate) fn count(&self) -> Count {
-        let of = |wanted: fn(&Verdict) -> bool| {
-            self.runs.iter().filter(|run| wanted(&run.verdict)).count()
-        };
-        Count {
-            passed: of(|verdict| matches!(verdict, Verdict::Passed)),
-            failed: of(|verdict| matches!(verdict, Verdict::Failed(_)))
-                + usize::from(self.trouble.is_some()),
-            skipped: of(|verdict| matches!(verdict, Verdict::Skipped(_))),
-            retried: self
-                .runs
-                .iter()
-                .filter(|run| run.first_try.is_some())
-                .count(),
-        }
+        let mut count = Count::of(&self.runs);
+        count.failed += usize::from(self.trouble.is_some());
+        count
+    }
+
+    /// What has failed on it.
+    pub(crate) fn stories(&self) -> impl Iterator<Item = Story> + '_ {
+        let name = self.kernel.name;
+        let machine = format!("{name} (the machine)");
+        let trouble = self.trouble.iter();
+        trouble
+            .map(move |trouble| Story::new(machine.clone(), trouble.clone()))
+            .chain(Story::of(name, &self.runs))
     }
 
     /// Scenarios that the catalogue calls impossible here, and that no test has left out.
@@ -110,33 +103,6 @@ impl Outcome {
     }
 }
 
-impl Count {
-    /// The sum over all kernels.
-    pub(crate) fn of_all(outcomes: &[Outcome]) -> Self {
-        outcomes
-            .iter()
-            .map(Outcome::count)
-            .fold(Self::default(), |sum, count| Self {
-                passed: sum.passed + count.passed,
-                failed: sum.failed + count.failed,
-                skipped: sum.skipped + count.skipped,
-                retried: sum.retried + count.retried,
-            })
-    }
-}
-
-impl Display for Count {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Self {
-            passed,
-            failed,
-            skipped,
-            retried: _,
-        } = self;
-        write!(f, "{passed} passed, {failed} failed, {skipped} skipped")
-    }
-}
-
 /// The table: a row per kernel, below it what did not pass.
 #[derive(Debug)]
 pub(crate) struct Table<'o>(pub(crate) &'o [Outcome]);
@@ -145,22 +111,23 @@ impl Display for Table<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:<8} {:<28} {:>7} {:>7} {:>6} {:>6} {:>7}",
-            "kernel", "version", "boot s", "test s", "passed", "failed", "skipped"
+            "{:<8} {:<28} {:>7} {:>7} {:>6} {:>6} {:>7} {:>5}",
+            "kernel", "version", "boot s", "test s", "passed", "failed", "skipped", "flaky"
         )?;
         for outcome in self.0 {
             let seconds = |time: Duration| format!("{:.1}", time.as_secs_f64());
             let count = outcome.count();
             writeln!(
                 f,
-                "{:<8} {:<28} {:>7} {:>7} {:>6} {:>6} {:>7}",
+                "{:<8} {:<28} {:>7} {:>7} {:>6} {:>6} {:>7} {:>5}",
                 outcome.kernel.name,
                 outcome.release.as_deref().unwrap_or("-"),
                 outcome.boot.map_or_else(|| "-".to_owned(), seconds),
                 seconds(outcome.testing()),
                 count.passed,
                 count.failed,
-                count.skipped
+                count.skipped,
+                count.flaky
             )?;
             if let Some(trouble) = &outcome.trouble {
                 writeln!(f, "  FAILED   {trouble}")?;
@@ -178,6 +145,7 @@ impl Display for Table<'_> {
             }
             for run in &outcome.runs {
                 let (word, why) = match &run.verdict {
+                    Verdict::Passed if run.is_flaky() => ("flaky", ""),
                     Verdict::Passed => ("ok", ""),
                     Verdict::Failed(why) => ("FAILED", why.as_str()),
                     Verdict::Skipped(why) => ("skipped", why.as_str()),
@@ -193,8 +161,12 @@ impl Display for Table<'_> {
                     "" => writeln!(f)?,
                     why => writeln!(f, "  ({})", shortened(why))?,
                 }
-                if let Some(why) = &run.first_try {
-                    writeln!(f, "           tried twice; at first: {}", shortened(why))?;
+                if let Some(first) = &run.first {
+                    writeln!(
+                        f,
+                        "           tried twice; at first: {}",
+                        shortened(&first.why)
+                    )?;
                 }
             }
         }
@@ -217,12 +189,9 @@ mod tests {
 
     fn run(name: &str, verdict: Verdict) -> TestRun {
         TestRun {
-            target: "live".to_owned(),
-            name: name.to_owned(),
             took: Duration::from_millis(1250),
             verdict,
-            output: String::new(),
-            first_try: None,
+            ..TestRun::failed("live", name, "")
         }
     }
 
@@ -232,12 +201,15 @@ mod tests {
         let mut outcome = Outcome::unavailable(kernel, String::new());
         outcome.trouble = None;
         outcome.runs = vec![run("one", Verdict::Passed), run("two", Verdict::Passed)];
-        outcome.runs[1].first_try = Some("no fair trial: it took 12 s".to_owned());
-        assert_eq!(outcome.count().retried, 1);
+        let mut twice = run("two", Verdict::Failed("it took 12 s".to_owned()));
+        twice.tried_again(run("two", Verdict::Passed));
+        outcome.runs[1] = twice;
+        let count = outcome.count();
+        assert_eq!((count.passed, count.failed, count.flaky), (2, 0, 1));
         let table = Table(&[outcome]).to_string();
         assert!(
             table.ends_with(
-                "live::two\n           tried twice; at first: no fair trial: it took 12 s\n"
+                "  flaky       1.2 s  live::two\n           tried twice; at first: it took 12 s\n"
             ),
             "{table}"
         );
@@ -264,7 +236,11 @@ mod tests {
             },
         ];
         assert_eq!(
-            Count::of_all(&outcomes).to_string(),
+            outcomes
+                .iter()
+                .map(Outcome::count)
+                .sum::<Count>()
+                .to_string(),
             "1 passed, 2 failed, 1 skipped"
         );
         let table = Table(&outcomes).to_string();

@@ -1,5 +1,4 @@
-//! What is run in a machine: lockwatch, the stall lab, the live tests, and the
-//! libraries and tools they need.
+//! The programs of a machine: how they are made small, and the libraries they need.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,90 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::Value;
 
 use crate::process;
-use crate::workspace::{self, Workspace};
-
-/// Test targets whose tests are for a machine of their own.
-const KINDS: [&str; 2] = ["live", "vm"];
-/// The one of them that takes minutes where nothing is emulated.
-const SOAK: &str = "live_soak";
-
-/// A test binary and its tests.
-#[derive(Debug)]
-pub(crate) struct Target {
-    pub(crate) name: String,
-    pub(crate) binary: PathBuf,
-    pub(crate) tests: Vec<String>,
-}
-
-/// Builds lockwatch and the lab as released.
-pub(crate) fn build(workspace: &Workspace) -> Result<()> {
-    process::run(&mut crate::demo::build_command(workspace))
-}
-
-/// Builds the test targets.
-pub(crate) fn build_tests(workspace: &Workspace) -> Result<Vec<Target>> {
-    let wanted = |name: &str| {
-        name != SOAK
-            && KINDS.iter().any(|kind| {
-                name.strip_prefix(kind)
-                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
-            })
-    };
-    let mut command = workspace::cargo();
-    command.current_dir(&workspace.root).args([
-        "test",
-        "--workspace",
-        "--no-run",
-        "--message-format=json-render-diagnostics",
-    ]);
-    let names: Vec<&String> = workspace
-        .test_targets
-        .iter()
-        .filter(|name| wanted(name))
-        .collect();
-    if names.is_empty() {
-        bail!("tests/tests/ has no live_*.rs");
-    }
-    for name in names {
-        command.args(["--test", name]);
-    }
-    let messages = process::capture(&mut command)?;
-    messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter_map(|message| {
-            let binary = message["executable"].as_str()?;
-            let name = message["target"]["name"].as_str()?;
-            let is_test = message["profile"]["test"] == true && wanted(name);
-            is_test.then(|| (name.to_owned(), PathBuf::from(binary)))
-        })
-        .map(|(name, binary)| {
-            let tests = list(&binary)?;
-            Ok(Target {
-                name,
-                binary,
-                tests,
-            })
-        })
-        .collect()
-}
-
-/// The tests that a binary has; runs none.
-fn list(binary: &Path) -> Result<Vec<String>> {
-    let mut command = Command::new(binary);
-    let text = process::capture(command.args(["--list", "--format", "terse"]))?;
-    Ok(parse_list(&text))
-}
-
-fn parse_list(text: &str) -> Vec<String> {
-    text.lines()
-        .filter_map(|line| line.strip_suffix(": test"))
-        .map(str::to_owned)
-        .collect()
-}
 
 /// A binary without its debug sections, which would fill the machine's memory.
 pub(crate) fn stripped(binary: &Path, work: &Path) -> Result<Vec<u8>> {
@@ -135,12 +52,6 @@ fn parse_ldd(text: &str) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn tests_are_listed_without_benchmarks() {
-        let text = "one::two: test\nslow: benchmark\n\n1 tests, 1 benchmarks\n";
-        assert_eq!(parse_list(text), ["one::two"]);
-    }
 
     #[test]
     fn libraries_are_absolute_paths() {

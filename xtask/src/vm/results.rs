@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::initramfs;
 use super::outcome::Outcome;
-use super::transcript::Verdict;
+use crate::live::run::Verdict;
 use crate::verified::Loaded;
 
 /// A whole run.
@@ -40,7 +40,7 @@ pub(crate) struct TestResult {
     pub(crate) name: String,
     pub(crate) verdict: Word,
     pub(crate) why: Option<String>,
-    /// Why it was tried a second time, if it was.
+    /// Why the first try has failed, if this is the second; one that passed is a pass.
     #[serde(default)]
     pub(crate) first_try: Option<String>,
     pub(crate) took_s: f64,
@@ -69,10 +69,10 @@ fn result(outcome: &Outcome) -> KernelResult {
             Verdict::Failed(why) => (Word::Failed, Some(why.clone())),
         };
         TestResult {
-            name: format!("{}::{}", run.target, run.name),
+            name: run.full_name(),
             verdict,
             why,
-            first_try: run.first_try.clone(),
+            first_try: run.first.as_ref().map(|first| first.why.clone()),
             took_s: run.took.as_secs_f64(),
         }
     });
@@ -85,5 +85,27 @@ fn result(outcome: &Outcome) -> KernelResult {
         tests: tests.collect(),
         loaded: outcome.fact(initramfs::VERIFIED).ok(),
         check: outcome.fact(initramfs::CHECK).ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::live::run::TestRun;
+    use crate::vm::catalogue::Kernel;
+
+    #[test]
+    fn a_flaky_test_has_passed() {
+        let mut flaky = TestRun::failed("live", "one", "late");
+        flaky.tried_again(TestRun {
+            verdict: Verdict::Passed,
+            ..TestRun::failed("live", "one", "")
+        });
+        let mut outcome = Outcome::unavailable(Kernel::by_name("6.12").unwrap(), String::new());
+        outcome.runs = vec![flaky];
+        let read: Results = serde_json::from_str(&document(&[outcome]).unwrap()).unwrap();
+        let test = &read.kernels[0].tests[0];
+        assert_eq!((test.verdict, &test.why), (Word::Passed, &None));
+        assert_eq!(test.first_try.as_deref(), Some("late"));
     }
 }

@@ -13,17 +13,16 @@ use super::image::Image;
 use super::initramfs::{self, Base, PlannedTest, Question, Work};
 use super::machine::{Ending, Machine};
 use super::outcome::Outcome;
-use super::programs::Target;
 use super::settings::Settings;
-use super::transcript::{News, TestRun, Transcript, Verdict};
+use super::transcript::{News, Transcript};
+use crate::live::run::{TestRun, Verdict};
+use crate::live::second;
+use crate::live::targets::{self, Target};
 use crate::process::say;
 use crate::verified::{Loaded, Programs, Table};
 
 /// How many times longer than on a real machine things may take in a test.
 const SLOWNESS: u32 = 5;
-
-/// If more tests than this have had no fair trial on a kernel, something is wrong with it.
-const SECOND_TRIES: usize = 5;
 
 /// What all machines of a run have in common.
 #[derive(Debug)]
@@ -91,7 +90,10 @@ impl Runner<'_> {
         transcript.interrupted(why);
         outcome.runs = transcript.runs;
         for test in &planned[outcome.runs.len().min(planned.len())..] {
-            outcome.runs.push(not_run(test));
+            let why = "not run: the machine ended before";
+            outcome
+                .runs
+                .push(TestRun::failed(&test.target, &test.name, why));
         }
         outcome.facts = transcript.facts;
         if outcome.trouble.is_none() {
@@ -132,12 +134,9 @@ impl Runner<'_> {
             }
         };
         TestRun {
-            target: "vm".to_owned(),
-            name: "programs_are_verified_within_the_limit".to_owned(),
-            took: Duration::ZERO,
             verdict,
             output,
-            first_try: None,
+            ..TestRun::failed("vm", "programs_are_verified_within_the_limit", "")
         }
     }
 
@@ -153,33 +152,21 @@ impl Runner<'_> {
         );
     }
 
-    /// Tries those tests a second time, in a machine of their own, that have failed for what
-    /// tells of the machine as well; says what is wrong with that machine.
+    /// Gives failed tests their second try, in a machine of their own; says what is wrong with
+    /// that machine.
     fn try_again(
         &self,
         kernel: &'static Kernel,
         image: &Image,
         runs: &mut [TestRun],
     ) -> Option<String> {
-        let mut late: Vec<&mut TestRun> = runs
-            .iter_mut()
-            .filter(|run| run.second_chance().is_some())
+        let planned: Vec<PlannedTest> = second::wanted(kernel.name, runs)
+            .iter()
+            .map(|(target, name)| self.planned(target, name))
             .collect();
-        if late.is_empty() || late.len() > SECOND_TRIES {
+        if planned.is_empty() {
             return None;
         }
-        for run in &late {
-            let (target, name) = (&run.target, &run.name);
-            let why = run.second_chance().unwrap_or_default();
-            say(format_args!(
-                "{}: {target}::{name} is tried again: {why}",
-                kernel.name
-            ));
-        }
-        let planned: Vec<PlannedTest> = late
-            .iter()
-            .map(|run| self.planned(&run.target, &run.name))
-            .collect();
         for name in ["console", "guest"] {
             self.keep_log(kernel, name, "first-try");
         }
@@ -187,18 +174,7 @@ impl Runner<'_> {
         let ending = self.boot(kernel, image, (&planned, &[]), &mut transcript, &mut None);
         let trouble = trouble(&ending, &transcript, false);
         transcript.interrupted(trouble.as_deref().unwrap_or("it was not run"));
-        for second in transcript.runs {
-            let first = late
-                .iter_mut()
-                .find(|run| (&run.target, &run.name) == (&second.target, &second.name));
-            if let Some(first) = first {
-                let why = first.second_chance().map(str::to_owned);
-                **first = TestRun {
-                    first_try: why,
-                    ..second
-                };
-            }
-        }
+        second::take(runs, transcript.runs);
         trouble
     }
 
@@ -207,16 +183,9 @@ impl Runner<'_> {
         let Errand::Tests { filter } = self.errand else {
             return Vec::new();
         };
-        let mut planned = Vec::new();
-        for target in self.targets {
-            for name in &target.tests {
-                let full = format!("{}::{name}", target.name);
-                if filter.is_empty() || filter.iter().any(|filter| full.contains(filter)) {
-                    planned.push(self.planned(&target.name, name));
-                }
-            }
-        }
-        planned
+        targets::chosen(self.targets, filter)
+            .map(|(target, name)| self.planned(&target.name, name))
+            .collect()
     }
 
     fn planned(&self, target: &str, name: &str) -> PlannedTest {
@@ -281,17 +250,7 @@ impl Runner<'_> {
                 }
                 News::Tested => {
                     if let Some(run) = transcript.runs.last() {
-                        let word = match run.verdict {
-                            Verdict::Passed => "ok",
-                            Verdict::Failed(_) => "FAILED",
-                            // Whether it may is told in the table.
-                            Verdict::Skipped(_) => "skipped",
-                        };
-                        let took = run.took.as_secs_f64();
-                        say(format_args!(
-                            "{name}: {}::{} {word} ({took:.1} s)",
-                            run.target, run.name
-                        ));
+                        say(format_args!("{name}: {}", run.progress()));
                     }
                 }
                 News::Said(line) => {
@@ -322,7 +281,7 @@ fn of_generator(image: &Image) -> String {
 
 /// What is wrong apart from failed tests. The guest's exit and its words must agree.
 fn trouble(ending: &Result<Ending>, transcript: &Transcript, script: bool) -> Option<String> {
-    let failed = |run: &TestRun| matches!(run.verdict, Verdict::Failed(_));
+    let failed = |run: &TestRun| run.failure().is_some();
     match ending {
         Err(error) => Some(format!("{error:#}")),
         Ok(Ending::Broken(why)) if transcript.boot.is_none() => {
@@ -338,17 +297,6 @@ fn trouble(ending: &Result<Ending>, transcript: &Transcript, script: bool) -> Op
             Some("the guest takes a failed test for a passed one".to_owned())
         }
         Ok(Ending::Off { .. }) => None,
-    }
-}
-
-fn not_run(test: &PlannedTest) -> TestRun {
-    TestRun {
-        target: test.target.clone(),
-        name: test.name.clone(),
-        took: Duration::ZERO,
-        verdict: Verdict::Failed("not run: the machine ended before".to_owned()),
-        output: String::new(),
-        first_try: None,
     }
 }
 

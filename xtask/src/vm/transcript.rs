@@ -3,61 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// How one test went.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    Passed,
-    /// Why, in one line.
-    Failed(String),
-    /// Why, in one line.
-    Skipped(String),
-}
-
-/// One test on one kernel.
-#[derive(Clone, Debug)]
-pub(crate) struct TestRun {
-    pub(crate) target: String,
-    pub(crate) name: String,
-    pub(crate) took: Duration,
-    pub(crate) verdict: Verdict,
-    /// All that it has said.
-    pub(crate) output: String,
-    /// Why it was tried a second time, which is what the rest tells of.
-    pub(crate) first_try: Option<String>,
-}
-
-/// Before the reason, in what a test says that leaves itself out (`LOCKWATCH_MAY_SKIP`).
-const SKIPPED: &str = "skipped: ";
-
-/// Before what a test says of a stall that the lab did not make as meant, and made again
-/// (tests/src/trial/lab.rs).
-const MADE_AGAIN: &str = "made again: ";
-
-/// Before the reason of a test that fails for what tells of the machine as well as of
-/// lockwatch: something took too long, or the lab made no stall (tests/src/trial/mod.rs).
-const NO_FAIR_TRIAL: &str = "no fair trial: ";
-
-/// Why a test has failed that was killed.
-const KILLED: &str = "killed at its time limit";
-
-impl TestRun {
-    /// Why it may be tried a second time, if it may. Whoever is accused wrongly, and a wrong
-    /// number, is a failure at once.
-    pub(crate) fn second_chance(&self) -> Option<&str> {
-        match &self.verdict {
-            Verdict::Failed(why) if why.starts_with(NO_FAIR_TRIAL) || why == KILLED => Some(why),
-            Verdict::Failed(_) | Verdict::Passed | Verdict::Skipped(_) => None,
-        }
-    }
-
-    /// How many stalls had to be made again.
-    pub(crate) fn made_again(&self) -> usize {
-        self.output
-            .lines()
-            .filter(|line| line.starts_with(MADE_AGAIN))
-            .count()
-    }
-}
+use crate::live::run::{TestRun, Verdict, judge};
 
 /// What a command in a guest has said of its kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,20 +72,13 @@ impl Transcript {
             }
             ["test", target, name] => {
                 self.interrupted("the guest went on without a word of its end");
-                self.open = Some(TestRun {
-                    target: target.to_owned(),
-                    name: name.to_owned(),
-                    took: Duration::ZERO,
-                    verdict: Verdict::Passed,
-                    output: String::new(),
-                    first_try: None,
-                });
+                self.open = Some(TestRun::failed(target, name, "it has not ended"));
                 News::Nothing
             }
             ["end", code, time] => {
                 if let Some(mut run) = self.open.take() {
                     run.took = centiseconds(time);
-                    run.verdict = judge(code, &run.output);
+                    run.verdict = judge(code.parse().unwrap_or(-1), &run.output);
                     self.runs.push(run);
                 }
                 News::Tested
@@ -170,38 +109,6 @@ impl Transcript {
             self.runs.push(run);
         }
     }
-}
-
-/// Exit code 0 alone could be a test that was not found.
-fn judge(code: &str, output: &str) -> Verdict {
-    let passed = output
-        .lines()
-        .any(|line| line.starts_with("test result: ok. 1 passed"));
-    match code {
-        "0" if passed => {
-            let skipped = output.lines().find_map(|line| line.strip_prefix(SKIPPED));
-            skipped.map_or(Verdict::Passed, |why| Verdict::Skipped(why.to_owned()))
-        }
-        "0" => Verdict::Failed("the test was not run".to_owned()),
-        "137" => Verdict::Failed(KILLED.to_owned()),
-        _ => Verdict::Failed(reason(output, code)),
-    }
-}
-
-/// Before an error that a test step unwrapped; it says nothing.
-const UNWRAPPED: &str = "called `Result::unwrap()` on an `Err` value: ";
-
-/// The first line of what a failed test says, behind where it panicked.
-fn reason(output: &str, code: &str) -> String {
-    let mut lines = output.lines();
-    let panicked = lines.any(|line| line.contains("panicked at "));
-    lines
-        .map(str::trim)
-        .find(|line| panicked && !line.is_empty())
-        .map_or_else(
-            || format!("exit code {code}"),
-            |line| line.strip_prefix(UNWRAPPED).unwrap_or(line).to_owned(),
-        )
 }
 
 fn centiseconds(text: &str) -> Duration {
@@ -273,25 +180,6 @@ mod tests {
         ]);
         assert_eq!(found.runs[0].verdict, Verdict::Passed);
         assert_eq!(found.runs[0].made_again(), 2);
-    }
-
-    #[test]
-    fn only_what_tells_nothing_of_a_report_is_tried_again() {
-        let chance = |lines: &[&str]| {
-            let mut all = vec!["@@vm test live one", "thread 'one' panicked at x.rs:1:2:"];
-            all.extend(lines);
-            let run = &transcript(&all).runs[0];
-            run.second_chance().map(str::to_owned)
-        };
-        let late = "called `Result::unwrap()` on an `Err` value: no fair trial: no report: …";
-        assert_eq!(
-            chance(&[late, "@@vm end 101 9"]).as_deref(),
-            Some("no fair trial: no report: …")
-        );
-        assert!(chance(&["@@vm end 137 18000"]).is_some());
-        let accused = "pipe-held: runs [1] of 2 are wrong, see above";
-        assert_eq!(chance(&[accused, late, "@@vm end 101 9"]), None);
-        assert_eq!(chance(&["test result: ok. 1 passed", "@@vm end 0 9"]), None);
     }
 
     #[test]

@@ -26,9 +26,31 @@ pub(super) struct Surveys {
     requests: mpsc::UnboundedSender<Vec<Suspect>>,
     results: mpsc::UnboundedReceiver<Result<Survey, SurveyError>>,
     asked_at_ns: Option<u64>,
+    budget: Budget,
+}
+
+/// What surveys have cost, and what they may.
+#[derive(Debug, Default)]
+struct Budget {
     /// Until then, time has been spent on surveys taken.
     paid_until_ns: u64,
     count: u64,
+}
+
+impl Budget {
+    /// True if a survey may be taken now.
+    fn allows_one(&self, now_ns: u64) -> bool {
+        now_ns + CREDIT.0 >= self.paid_until_ns
+    }
+
+    /// One has been taken. The first is the price of beginning to watch, paid once: on a slow
+    /// machine it would use up what the first stall needs.
+    fn spend(&mut self, cost: Nanos, now_ns: u64) {
+        self.count += 1;
+        if self.count > 1 {
+            self.paid_until_ns = self.paid_until_ns.max(now_ns) + price(cost).0;
+        }
+    }
 }
 
 impl Surveys {
@@ -51,15 +73,14 @@ impl Surveys {
             requests,
             results,
             asked_at_ns: None,
-            paid_until_ns: 0,
-            count: 0,
+            budget: Budget::default(),
         })
     }
 
     /// Asks for a survey if the budget allows one now; it looks into these CPUs, too.
     pub(super) fn request(&mut self, now_ns: u64, suspects: Vec<Suspect>) {
-        let affordable = now_ns + CREDIT.0 >= self.paid_until_ns;
-        if self.asked_at_ns.is_none() && affordable && self.requests.send(suspects).is_ok() {
+        let may_be_taken = self.asked_at_ns.is_none() && self.budget.allows_one(now_ns);
+        if may_be_taken && self.requests.send(suspects).is_ok() {
             self.asked_at_ns = Some(now_ns);
         }
     }
@@ -71,17 +92,16 @@ impl Surveys {
             return std::future::pending().await;
         };
         self.asked_at_ns = None;
-        self.count += 1;
         let cost = result.as_ref().map_or(Nanos(0), |survey| {
             Nanos(survey.duration.0.saturating_sub(survey.paused.0))
         });
-        self.paid_until_ns = self.paid_until_ns.max(now_ns()) + price(cost).0;
+        self.budget.spend(cost, now_ns());
         result.map(Arc::new)
     }
 
     /// Lets the next survey start at once: it is to confirm the last.
     pub(super) fn allow_now(&mut self) {
-        self.paid_until_ns = 0;
+        self.budget.paid_until_ns = 0;
     }
 
     /// True while an answer is overdue.
@@ -92,7 +112,7 @@ impl Surveys {
 
     /// Surveys taken so far.
     pub(super) fn count(&self) -> u64 {
-        self.count
+        self.budget.count
     }
 }
 
@@ -111,5 +131,19 @@ mod tests {
     fn a_dear_survey_is_taken_less_often() {
         assert_eq!(price(Nanos(5_000_000)), PRICE_MIN);
         assert_eq!(price(Nanos(100_000_000)), Nanos(5_000_000_000));
+    }
+
+    #[test]
+    fn a_dear_survey_at_the_start_leaves_one_for_the_first_stall() {
+        const SEC: u64 = 1_000_000_000;
+        let dear = Nanos(400_000_000);
+        let mut budget = Budget::default();
+        assert!(budget.allows_one(100 * SEC));
+        budget.spend(dear, 100 * SEC);
+        assert!(budget.allows_one(101 * SEC));
+        budget.spend(dear, 101 * SEC);
+        // 50 times 0.4 s, of which 3 s may be owed.
+        assert!(!budget.allows_one(117 * SEC));
+        assert!(budget.allows_one(118 * SEC));
     }
 }
