@@ -71,7 +71,7 @@ impl Report {
                 .into_iter()
                 .map(|daemon| Daemon::new(daemon, &survey.stacks))
                 .collect(),
-            hung: hung::groups(survey, thresholds.hung_task),
+            hung: hung::groups(survey, thresholds.hung_task, &findings),
             chains: chains
                 .into_iter()
                 .map(|chain| Chain::new(chain, &survey.locks))
