@@ -437,3 +437,78 @@ fn a_lock_that_is_only_possibly_held_is_not_laid_to_the_cpu() {
     let said = said_by("soft-lockup", &survey);
     assert!(!said[0].contains("holds"), "{said:?}");
 }
+
+#[test]
+fn all_tasks_that_hang_on_one_lock_are_one_finding() {
+    let mut survey = example::hung_incident();
+    for sleeper in &mut survey.sleepers {
+        // The last reader came 293 s after the first.
+        sleeper.asleep.0 += 300 * SEC;
+    }
+    let said: Vec<Finding> = findings(&survey, SEC)
+        .into_iter()
+        .filter(|finding| finding.detector == "hung-task")
+        .collect();
+    let [lock, device] = said.as_slice() else {
+        panic!("{said:?}")
+    };
+    assert_eq!(lock.tasks.len(), 1_469);
+    assert_eq!(lock.tasks[0], Tid(4_431));
+    assert_eq!(lock.locks, [survey.locks[0].address]);
+    assert_eq!(lock.severity, Severity::Critical);
+    assert_eq!(
+        lock.sentence,
+        "1,469 tasks have hung in uninterruptible sleep (state D) for 2m00s or longer, waiting \
+         for mmap_lock of filebeat[4424]; filebeat[4431] longest, for 11m12s; 31 of them can be \
+         killed; the root is filebeat[4442]: waiting for block I/O"
+    );
+    assert_eq!(device.tasks, [Tid(4_442)]);
+    assert_eq!(
+        device.subject,
+        Some(Subject::Awaited(Awaited::Device("nvme0n1".to_owned())))
+    );
+}
+
+#[test]
+fn what_tasks_hang_on_is_told_in_words() {
+    let said = said_by("hung-task", &example::hung_without_locks());
+    assert_eq!(
+        said,
+        [
+            "12 tasks have hung in uninterruptible sleep (state D) for 2m00s or longer, waiting \
+             for block device nvme0n1; postgres[800] longest, for 6m12s; 4 of them can be killed",
+            "2 tasks have hung in uninterruptible sleep (state D) for 2m00s or longer, waiting \
+             for completion 0xffff888109000040 in nvme_reset_work; kworker/u8:3[77] longest, for \
+             3m10s",
+            "kworker/u8:4[79] has hung in uninterruptible sleep (state D) for 2m10s, in \
+             nvme_reset_work; what that waits for is not known",
+        ]
+    );
+    assert_eq!(
+        said_by("hung-task", &example::hung_client()),
+        [
+            "mkdir[811] has hung in uninterruptible sleep (state D) for 3m20s, waiting for an \
+             answer of fuse.sharefs on /mnt/share; its daemon waits for requests and has not \
+             answered"
+        ]
+    );
+}
+
+#[test]
+fn a_threshold_decides_what_hangs_and_none_lets_nothing_hang() {
+    let survey = example::hung_without_locks();
+    let chains = chains(&survey.locks, &survey.daemons);
+    let hung = |hung_task: Option<Nanos>| {
+        let thresholds = Thresholds {
+            hung_task,
+            ..Thresholds::of_waits(Nanos(SEC))
+        };
+        let found = HungTask.check(&Scene::new(&survey, &chains, thresholds));
+        found.iter().map(|it| it.tasks.len()).collect::<Vec<_>>()
+    };
+    assert_eq!(hung(None), [0; 0]);
+    assert_eq!(hung(Some(Nanos(119 * SEC))), [13, 2, 1]);
+    assert_eq!(hung(Some(Nanos(120 * SEC))), [12, 2, 1]);
+    assert_eq!(hung(Some(Nanos(372 * SEC))), [1]);
+    assert_eq!(hung(Some(Nanos(373 * SEC))), [0; 0]);
+}

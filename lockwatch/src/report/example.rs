@@ -2,6 +2,7 @@
 
 mod daemons;
 mod directory;
+mod hung;
 mod incident;
 mod lockups;
 
@@ -9,6 +10,7 @@ pub(crate) use daemons::{daemon_in_its_own_directory, idle_daemon};
 pub(crate) use directory::{
     cycle, hostile_comm, several_locks, unknown_root, write_held_directory,
 };
+pub(crate) use hung::{hung_client, hung_incident, hung_without_locks};
 pub(crate) use incident::{
     granted_reader, incident, no_stall, partly_known_readers, several_possible, unknown_holder,
 };

@@ -72,7 +72,7 @@ impl Report {
                 .into_iter()
                 .map(|daemon| Daemon::new(daemon, &survey.stacks))
                 .collect(),
-            hung: hung::groups(survey, thresholds.hung_task),
+            hung: hung::groups(survey, thresholds.hung_task, &findings),
             lockups: lockups::lockups(survey, &chains, &findings),
             chains: chains
                 .into_iter()

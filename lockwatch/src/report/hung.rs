@@ -26,6 +26,10 @@ pub struct Hung {
     /// `awaits` as the survey knows it.
     #[serde(skip)]
     pub awaited: Awaited,
+    /// What the detector says of it: index among the report's findings; `None` if it was not
+    /// asked.
+    #[serde(skip)]
+    pub(crate) finding: Option<usize>,
 }
 
 /// What hanging tasks wait for: exactly one of these keys.

@@ -219,13 +219,9 @@ impl Report {
         self.hung.iter().filter(is_told)
     }
 
-    /// What the detector says of a group of hanging tasks.
+    /// What the detector says of a group of hanging tasks; `None` if it was not asked.
     pub fn finding_of(&self, hung: &Hung) -> Option<&Finding> {
-        let is_its = |finding: &&Finding| match &finding.subject {
-            Some(Subject::Awaited(awaited)) => *awaited == hung.awaited,
-            _ => false,
-        };
-        self.findings.iter().find(is_its)
+        self.findings.get(hung.finding?)
     }
 
     /// The circles of tasks that wait for each other.

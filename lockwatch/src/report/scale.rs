@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     lock::{Lock, LockMode, Stacks},
+    sleeper::{Awaited, Sleeper},
     survey::Survey,
 };
 
@@ -96,5 +97,16 @@ fn very_many_locks() {
             .push(waiter(1, other, LockMode::Write, wait, caller, stack));
         lock
     });
-    assert_eq!(report(&survey(locks.collect(), stacks)), MANY as usize);
+    let mut survey = survey(locks.collect(), stacks);
+    assert_eq!(report(&survey), MANY as usize);
+    // And each has a task that hangs on it.
+    let hung = example::hung_without_locks().sleepers.remove(0);
+    let on_a_lock = |lock: &Lock| Sleeper {
+        task: lock.waiters[0].task.clone(),
+        awaits: Awaited::Lock(lock.address),
+        stack,
+        ..hung.clone()
+    };
+    survey.sleepers = survey.locks.iter().map(on_a_lock).collect();
+    assert_eq!(report(&survey), MANY as usize);
 }

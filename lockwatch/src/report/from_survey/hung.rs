@@ -5,7 +5,7 @@ use rustc_hash::FxHashMap;
 use super::{lock_id, stack_index};
 use crate::{
     daemon::{ConnectionAddr, Daemon},
-    detect::awaited_name,
+    detect::{Finding, Subject, awaited_name},
     lock::{LockAddr, Stacks},
     report::{Awaits, Hung, HungTask, ways_out},
     sleeper::{Awaited, Hanging, Sleeper, hanging},
@@ -13,8 +13,9 @@ use crate::{
     task::Nanos,
 };
 
-/// The tasks of a survey that hang past the threshold; none without one.
-pub(super) fn groups(survey: &Survey, threshold: Option<Nanos>) -> Vec<Hung> {
+/// The tasks of a survey that hang past the threshold; none without one. `findings` are
+/// those of the report, in its order.
+pub(super) fn groups(survey: &Survey, threshold: Option<Nanos>, findings: &[Finding]) -> Vec<Hung> {
     let Some(threshold) = threshold else {
         return Vec::new();
     };
@@ -28,6 +29,13 @@ pub(super) fn groups(survey: &Survey, threshold: Option<Nanos>) -> Vec<Hung> {
     let daemons: FxHashMap<ConnectionAddr, &Daemon> = (survey.daemons.iter())
         .map(|daemon| (daemon.connection, daemon))
         .collect();
+    let subjects = findings.iter().enumerate();
+    let told: FxHashMap<&Awaited, usize> = subjects
+        .filter_map(|(index, finding)| match &finding.subject {
+            Some(Subject::Awaited(awaited)) => Some((awaited, index)),
+            _ => None,
+        })
+        .collect();
     groups
         .iter()
         .map(|group| {
@@ -39,7 +47,10 @@ pub(super) fn groups(survey: &Survey, threshold: Option<Nanos>) -> Vec<Hung> {
                 Awaited::Lock(address) => locks.get(address).copied(),
                 _ => daemon.map(|daemon| daemon.name.as_str()),
             };
-            hung(group, name, daemon, &survey.stacks)
+            Hung {
+                finding: told.get(group.awaits).copied(),
+                ..hung(group, name, daemon, &survey.stacks)
+            }
         })
         .collect()
 }
@@ -58,6 +69,7 @@ fn hung(group: &Hanging<'_>, name: Option<&str>, daemon: Option<&Daemon>, stacks
         },
         tasks,
         awaited: group.awaits.clone(),
+        finding: None,
     }
 }
 

@@ -6,6 +6,7 @@ use crate::{
     lock::Confidence,
     report::example::{self, MS, SEC},
     survey::Survey,
+    task::Nanos,
 };
 
 fn report(survey: &Survey) -> Report {
@@ -171,6 +172,51 @@ fn a_queue_of_many_names_counts_the_others() {
     let text = text(&survey, 300, false);
     let names = "collectd ×1,412, top ×31, ps ×12 and 4 other names  in proc_pid_cmdline_read";
     assert!(text.contains(names), "{text}");
+}
+
+#[test]
+fn hung_incident() {
+    assert_snapshot!(at_both_widths(&example::hung_incident()));
+}
+
+#[test]
+fn hung_without_locks() {
+    assert_snapshot!(at_both_widths(&example::hung_without_locks()));
+}
+
+#[test]
+fn hung_client() {
+    assert_snapshot!(at_both_widths(&example::hung_client()));
+}
+
+#[test]
+fn what_the_kernel_said_of_hanging_tasks_is_beside_it() {
+    for survey in [example::hung_incident(), example::hung_client()] {
+        let mut report = report(&survey);
+        for finding in &mut report.findings {
+            finding.second_opinion = Some("the kernel said nothing".to_owned());
+        }
+        let mut out = Vec::new();
+        let style = Style {
+            width: 120,
+            color: false,
+        };
+        write_report(&mut out, &report, style).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(text.matches("the kernel said nothing").count(), 1, "{text}");
+    }
+}
+
+#[test]
+fn sleeps_below_the_threshold_are_not_told() {
+    let mut survey = example::hung_without_locks();
+    for sleeper in &mut survey.sleepers {
+        sleeper.asleep = Nanos(119 * SEC);
+    }
+    let report = report(&survey);
+    assert!(!report.has_stall() && report.hung.is_empty());
+    let text = text(&survey, 120, false);
+    assert!(text.starts_with("no task has waited for a lock"), "{text}");
 }
 
 #[test]
