@@ -19,7 +19,7 @@ const SINGLY: [(&str, &str); 3] = [
     ("live_holds", "hold tracking"),
 ];
 /// Others are one feature together.
-const TOGETHER: [(&str, &str); 8] = [
+const TOGETHER: [(&str, &str); 9] = [
     ("live_deadlock", "deadlocks, and the incident at full size"),
     ("live_hung", "hanging tasks, by what they wait for"),
     (

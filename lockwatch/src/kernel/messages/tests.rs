@@ -119,6 +119,46 @@ fn every_spelling() {
     }
 }
 
+/// Lines that Debian's kernels have printed in virtual machines (tests/tests/
+/// vm_second_opinion.rs).
+#[test]
+fn what_real_kernels_printed() {
+    let holder = |tid| Some(logged("lab-holder", tid));
+    let lines = [
+        // 5.10.0-46.
+        (
+            "INFO: task lab-w1:116 blocked for more than 2 seconds.",
+            hung_task("lab-w1", 116, 2),
+        ),
+        // 6.12.118, and -rt.
+        (
+            "INFO: task lab-w3:175 blocked for more than 2 seconds.",
+            hung_task("lab-w3", 175, 2),
+        ),
+        (
+            "INFO: task lab-w4:199 blocked for more than 8 seconds.",
+            hung_task("lab-w4", 199, 8),
+        ),
+        // 6.18.15.
+        (
+            "INFO: task lab-w1:165 <reader> blocked on an rw-semaphore likely owned by task lab-holder:164 <writer>",
+            blocked(logged("lab-w1", 165), "rw-semaphore", holder(164), false),
+        ),
+        // 7.3.4.
+        (
+            "INFO: task lab-w1:137 blocked for more than 2 seconds.",
+            hung_task("lab-w1", 137, 2),
+        ),
+        (
+            "INFO: task lab-w3:139 <writer> blocked on an rw-semaphore likely owned by task lab-holder:136 <writer>",
+            blocked(logged("lab-w3", 139), "rw-semaphore", holder(136), false),
+        ),
+    ];
+    for (line, expected) in lines {
+        assert_eq!(by_text(line), Some(expected), "{line}");
+    }
+}
+
 #[test]
 fn a_name_may_look_like_anything() {
     let names = [
