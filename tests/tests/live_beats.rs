@@ -12,7 +12,7 @@ use std::{
 use lockwatch::{
     detect::Thresholds,
     kernel::{btf::Btf, layout::Layout},
-    lockup::{Mode, Monitor, Readings, Suspect},
+    lockup::{Mode, Monitor},
     probes::beats::BeatProbes,
     task::Nanos,
 };
@@ -34,24 +34,6 @@ fn thresholds(soft_s: u64, hard_s: u64) -> Thresholds {
 fn open(thresholds: Thresholds) -> BeatProbes {
     let layout = Layout::from_btf(&Btf::from_sys().unwrap()).unwrap();
     BeatProbes::open(&layout, thresholds).unwrap()
-}
-
-/// Reads for this long; gives the last readings, and each suspect that there was.
-fn watch(
-    probes: &mut BeatProbes,
-    monitor: &mut Monitor,
-    time: Duration,
-) -> (Readings, Vec<Suspect>) {
-    let deadline = Instant::now() + time;
-    let mut suspects = Vec::new();
-    loop {
-        let readings = probes.read().unwrap();
-        suspects.extend(monitor.suspects(&readings));
-        if Instant::now() >= deadline {
-            return (readings, suspects);
-        }
-        thread::sleep(EVERY);
-    }
 }
 
 #[test]

@@ -209,7 +209,7 @@ fn keep_stack(ctx: &PerfEventContext, cpu: u32, run_since_ns: u64, beat: &mut Be
         cpu,
         _pad: 0,
     };
-    if let Some(kept) = BEAT_STACKS.get_ptr_mut(&key) {
+    if let Some(kept) = BEAT_STACKS.get_ptr_mut(key) {
         // SAFETY: the CPU is in the key, and only it writes; user space only takes out.
         let kept = unsafe { &mut *kept };
         if kept.run_since_ns == run_since_ns {
@@ -223,7 +223,9 @@ fn keep_stack(ctx: &PerfEventContext, cpu: u32, run_since_ns: u64, beat: &mut Be
     stack.run_since_ns = run_since_ns;
     stack.count = 1;
     stack.frame_count = len as u32 / 8;
-    match BEAT_STACKS.insert(&key, &*stack, 0) {
+    // Handed over where it is: it is too long for the program's own stack.
+    let stack: &BeatStack = stack;
+    match BEAT_STACKS.insert(key, stack, 0) {
         Ok(()) => beat.kept_stacks += 1,
         Err(_) => beat.lost_stacks += 1,
     }

@@ -153,9 +153,14 @@ impl BeatProbes {
 
     /// Whether it is known which bit says that a reschedule is pending.
     pub fn knows_pending(&self) -> bool {
+        self.learned().mask != 0
+    }
+
+    /// What is learned of that bit.
+    pub fn learned(&self) -> NeedResched {
         self.learned
             .get(&0, 0)
-            .is_ok_and(|learned| learned.0.mask != 0)
+            .map_or_else(|_| NeedResched::default(), |learned| learned.0)
     }
 
     /// Reads what there is of all CPUs, and follows those that come and go.
