@@ -4,9 +4,10 @@
 
 use std::{
     env,
+    ffi::CString,
     fs::{self, File},
     io::{self, Read as _, Seek as _},
-    os::unix::fs::OpenOptionsExt as _,
+    os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _},
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -21,10 +22,14 @@ use lockwatch_tests::{
     truth::{Hung, LockedUp, LockupScenario, Scenario, Tid},
 };
 use nix::{
+    errno::Errno,
     libc,
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
-    sys::signal::Signal,
-    unistd::Pid,
+    sys::{
+        signal::Signal,
+        wait::{WaitStatus, waitpid},
+    },
+    unistd::{ForkResult, Pid, fork},
 };
 
 /// How long `watch` may take to be ready, and to end when told to.
@@ -357,40 +362,97 @@ fn tasks_that_hang_for_one_page() {
     try_hung(Scenario::HungFolio);
 }
 
-/// A run of the kernel's own maker of lockups, with a task that could run on the same CPU.
-/// The module does its work while it is loaded, and is not loaded then: insmod fails at its
-/// end.
-fn generate(module: &str, parameters: &[&str]) -> thread::JoinHandle<()> {
-    let mut insmod = Command::new("insmod");
-    insmod.arg(module).args(parameters);
-    let mut busy = Command::new("sh");
-    busy.args(["-c", "while :; do :; done"]);
-    thread::spawn(move || {
-        bind_to_last_cpu();
-        // Dropped, it is killed.
-        let _busy = Program::start(busy.stdin(Stdio::null())).unwrap();
-        let ended = Program::run(&mut insmod, Duration::from_secs(90)).unwrap();
-        // EAGAIN: it has done it (lib/test_lockup.c, the end of `test_lockup_init`).
-        assert!(
-            ended.stderr.contains("temporarily unavailable"),
-            "{}",
-            ended.describe()
-        );
-    })
+/// Name of the process that runs the kernel's own maker of lockups.
+const GENERATOR: &str = "lab-generator";
+
+/// A run of the kernel's own maker of lockups, on the last CPU. Dropped, it is waited for.
+struct Generated {
+    pid: Pid,
+    since: Instant,
 }
 
-/// The calling thread, and the processes that it starts.
-fn bind_to_last_cpu() {
-    let here = Pid::from_raw(0);
-    let allowed = sched_getaffinity(here).unwrap();
+impl Generated {
+    /// Has the module loaded, which does its work then, and refuses to be loaded at its end.
+    /// By a process of its own: no other has memory in common with a CPU without interrupts.
+    fn start(module: &str, parameters: &str) -> Self {
+        let file = File::open(module).unwrap();
+        let parameters = CString::new(parameters).unwrap();
+        let comm = CString::new(GENERATOR).unwrap();
+        let cpus = last_cpu();
+        let since = Instant::now();
+        // SAFETY: the child makes nothing but system calls, and allocates nothing.
+        match unsafe { fork() }.unwrap() {
+            ForkResult::Parent { child } => Self { pid: child, since },
+            ForkResult::Child => {
+                let is_ready = sched_setaffinity(Pid::from_raw(0), &cpus).is_ok()
+                    && nix::sys::prctl::set_name(&comm).is_ok();
+                if is_ready {
+                    // SAFETY: the text lives until the call returns.
+                    unsafe {
+                        libc::syscall(
+                            libc::SYS_finit_module,
+                            file.as_raw_fd(),
+                            parameters.as_ptr(),
+                            0,
+                        )
+                    };
+                }
+                // EAGAIN: it has done it (lib/test_lockup.c, the end of `test_lockup_init`).
+                let is_done = is_ready && Errno::last() == Errno::EAGAIN;
+                // SAFETY: _exit has no preconditions.
+                unsafe { libc::_exit(i32::from(!is_done)) }
+            }
+        }
+    }
+
+    /// Waits for its end, and says how long it took.
+    fn outlast(self) -> Duration {
+        let status = waitpid(self.pid, None).unwrap();
+        let took = self.since.elapsed();
+        let pid = self.pid;
+        std::mem::forget(self);
+        assert_eq!(status, WaitStatus::Exited(pid, 0), "the module did nothing");
+        took
+    }
+}
+
+impl Drop for Generated {
+    fn drop(&mut self) {
+        // It ends by itself, whatever happens.
+        let _ = waitpid(self.pid, None);
+    }
+}
+
+fn last_cpu() -> CpuSet {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap();
     let cpus = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap());
     let mut last = CpuSet::new();
     last.set(cpus.last().unwrap()).unwrap();
-    sched_setaffinity(here, &last).unwrap();
+    last
 }
 
-/// What the kernel's own generator makes: parameters, detector and context.
-fn try_generator(parameters: &[&str], detector: &str, is_right: impl Fn(&Finding) -> bool) {
+/// How many seconds the module must be told to spin for it to spin that long: an emulated
+/// machine has no idea how fast it is, so that its delays are hundreds of times too short.
+fn seconds(module: &str, wanted: Duration) -> u64 {
+    // No lockup yet, whatever the machine is.
+    const ENOUGH: Duration = Duration::from_millis(500);
+    let mut told = 1;
+    loop {
+        let took = Generated::start(module, &format!("state=R time_secs={told}")).outlast();
+        if took >= ENOUGH {
+            return (wanted.as_secs_f64() / took.as_secs_f64() * told as f64).ceil() as u64;
+        }
+        told *= 2;
+    }
+}
+
+/// What the kernel's own generator makes: parameters, how long, and what is to be found.
+fn try_generator(
+    parameters: &str,
+    long: Duration,
+    detector: &str,
+    is_right: impl Fn(&Finding, Tid) -> bool,
+) {
     let module = match generator() {
         Ok(module) => module,
         Err(why) => {
@@ -398,52 +460,77 @@ fn try_generator(parameters: &[&str], detector: &str, is_right: impl Fn(&Finding
             return;
         }
     };
+    let told = if parameters.contains("state=R") {
+        seconds(&module, long)
+    } else {
+        long.as_secs()
+    };
+    let mut log = Log::from_now();
+    let _quick = Setting::set("/proc/sys/kernel/watchdog_thresh", WATCHDOG_THRESH);
     // The lab's word keeps the machine from taking this for its end (xtask/src/vm).
     fs::write("/dev/kmsg", "lockup-lab: a CPU is locked up on purpose\n").unwrap();
     let mut watch = Watch::start("2s");
-    let generated = generate(&module, parameters);
-    watch.listen(detector, trial::bound(PATIENCE), |watch| {
-        !watch.findings.is_empty()
+    // Somebody who could run there; dropped, it is killed.
+    let mut busy = Command::new("sh");
+    busy.args(["-c", "while :; do :; done"]);
+    let busy = thread::spawn(move || {
+        sched_setaffinity(Pid::from_raw(0), &last_cpu()).unwrap();
+        Program::start(busy.stdin(Stdio::null())).unwrap()
     });
+    let busy = busy.join().unwrap();
+    let generated = Generated::start(&module, &format!("{parameters} time_secs={told}"));
+    let tid = Tid(generated.pid.as_raw());
+    watch.listen(detector, long, |watch| !watch.findings.is_empty());
     let first = watch.findings[0].clone();
     assert_eq!(first.detector, detector, "{first:#?}");
-    assert!(is_right(&first), "{first:#?}");
-    generated.join().unwrap();
+    assert!(is_right(&first, tid), "{tid:?}: {first:#?}");
+    generated.outlast();
+    drop(busy);
     watch.listen("its end", trial::bound(PATIENCE), |watch| {
         !watch.ended.is_empty()
     });
     watch.end(first.finding);
     fs::write("/dev/kmsg", "lockup-lab: the lockup is over\n").unwrap();
+    for line in log.lines() {
+        if let Some((_, comm, of_kernel)) = soft_lockup_of_kernel(&line) {
+            assert_eq!((&*comm, of_kernel), (GENERATOR, tid), "{line}");
+        }
+    }
 }
 
-/// The task on the CPU is insmod, and the module's function is where it spins.
-fn is_insmod(finding: &Finding, is_interrupted: bool) -> bool {
-    let Some(lockup) = &finding.lockup else {
-        return false;
-    };
-    let task = lockup.task.as_ref();
-    task.is_some_and(|task| task.comm == "insmod") && lockup.interrupted == is_interrupted
+/// The task is the generator, and it is no softirq that spins.
+fn is_generator(finding: &Finding, tid: Tid) -> bool {
+    let lockup = finding.lockup.as_ref();
+    lockup.is_some_and(|lockup| {
+        let task = lockup.task.as_ref();
+        task.is_some_and(|task| task.tid == tid) && !lockup.interrupted
+    })
 }
 
 #[test]
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn the_kernels_own_soft_lockup() {
-    let parameters = ["time_secs=12", "state=R", "disable_preempt=1"];
-    try_generator(&parameters, "soft-lockup", |found| is_insmod(found, false));
+    let long = Duration::from_secs(20);
+    try_generator(
+        "state=R disable_preempt=1",
+        long,
+        "soft-lockup",
+        is_generator,
+    );
 }
 
 #[test]
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn the_kernels_own_hard_lockup() {
-    let parameters = ["time_secs=14", "state=R", "disable_irq=1"];
-    try_generator(&parameters, "hard-lockup", |found| is_insmod(found, false));
+    let long = Duration::from_secs(20);
+    try_generator("state=R disable_irq=1", long, "hard-lockup", is_generator);
 }
 
 #[test]
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn the_kernels_own_hung_task() {
-    let parameters = ["time_secs=12", "state=D"];
-    try_generator(&parameters, "hung-task", |found| {
-        found.hung.is_some() && found.tasks.len() == 1
+    let long = Duration::from_secs(20);
+    try_generator("state=D", long, "hung-task", |found, tid| {
+        found.hung.is_some() && found.tasks == [tid]
     });
 }
