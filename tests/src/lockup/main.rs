@@ -334,12 +334,15 @@ impl Cast {
 
     /// Everybody ends by himself or is killed; false: somebody does not end.
     fn end(self) -> bool {
+        // First those who could run: the spinner has used up its share of the CPU, and would
+        // give its lock back only when they have had theirs.
+        self.busy.iter().for_each(Actor::kill);
         let ended = wait_until(|| self.waiters.iter().all(JoinHandle::is_finished));
         if !ended {
             eprintln!("lockup-lab: waiters do not end");
         }
-        // All at once: one that has used up its share of the CPU ends after the others.
-        for actor in self.busy.iter().chain([&self.spinner]).chain(&self.target) {
+        // All at once, and each is waited for when it is dropped.
+        for actor in [&self.spinner].into_iter().chain(&self.target) {
             actor.kill();
         }
         ended

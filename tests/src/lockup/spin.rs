@@ -18,7 +18,11 @@ use std::{
 
 use anyhow::{Context, Result};
 use lockwatch::kernel::btf::Btf;
-use nix::{errno::Errno, libc};
+use nix::{
+    errno::Errno,
+    libc,
+    sys::resource::{RLIM_INFINITY, Resource, setrlimit},
+};
 use zerocopy::{Immutable, IntoBytes};
 
 // Commands and constants of include/uapi/linux/bpf.h.
@@ -98,6 +102,9 @@ pub(crate) struct Spin {
 
 impl Spin {
     pub(crate) fn attach(place: &Place) -> Result<Self> {
+        // Up to 5.10 maps count as locked memory.
+        setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)
+            .context("cannot lift the limit of locked memory")?;
         let state = map(4096, MAP_MMAPABLE).context("cannot make the spinning program's map")?;
         let bulk = map(BULK, 0).context("cannot make the spinning program's ballast")?;
         // SAFETY: a new mapping, at an address that the kernel chooses.

@@ -97,6 +97,7 @@ fn try_test(workspace: &Workspace, args: &Args, target: &Target, name: &str) -> 
         .arg("--test-threads=1")
         .env("LOCKWATCH_BIN", workspace.release_binary("lockwatch"))
         .env("STALL_LAB_BIN", workspace.release_binary("stall-lab"))
+        .env("LOCKUP_LAB_BIN", workspace.release_binary("lockup-lab"))
         .env("LOCKWATCH_RUNS", args.runs.to_string())
         .env("LOCKWATCH_SOAK_SECONDS", args.soak.to_string())
         .env("RUST_BACKTRACE", "0");

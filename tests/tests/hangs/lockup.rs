@@ -1,0 +1,87 @@
+//! One lockup of the lab against `watch`.
+
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+use lockwatch_tests::{
+    clock,
+    trial::{self, lockup::Made},
+    truth::{LockedUp, LockupScenario},
+};
+
+use super::{
+    EXACT, HARD, Log, PATIENCE, PROMPT, SOFT, Setting, WATCHDOG_THRESH, Watch, hold,
+    is_own_machine, soft_lockup_of_kernel,
+};
+
+pub(crate) fn try_lockup(scenario: LockupScenario) {
+    let (detector, threshold) = if scenario.is_hard() {
+        ("hard-lockup", HARD)
+    } else {
+        ("soft-lockup", SOFT)
+    };
+    let hold = hold(threshold);
+    let mut log = is_own_machine().then(Log::from_now);
+    let _quick = is_own_machine()
+        .then(|| Setting::set("/proc/sys/kernel/watchdog_thresh", WATCHDOG_THRESH))
+        .flatten();
+    // The waiters for its lock are not what this is about.
+    let mut watch = Watch::start("600s");
+    let Some(lab) = Made::lock_up(scenario, hold).unwrap() else {
+        return;
+    };
+    let limit = threshold + trial::bound(PROMPT);
+    watch.listen(detector, limit, |watch| !watch.findings.is_empty());
+    let told_ns = clock::monotonic_ns();
+    assert!(
+        told_ns < lab.truth.ends_at_ns,
+        "{}it was told only when it was over",
+        trial::NO_FAIR_TRIAL
+    );
+    let first = watch.findings[0].clone();
+    assert_eq!(first.detector, detector, "{first:#?}");
+    assert_eq!(first.reason, "found", "{first:#?}");
+    let lockup = first.lockup.as_ref().unwrap();
+    let wrong = lockup.complaints(&lab.truth, &first.stacks);
+    assert!(
+        wrong.is_empty(),
+        "should be:\n  {}\nbut: {first:#?}\ntruth: {:#?}",
+        wrong.join("\n  "),
+        lab.truth
+    );
+    let truth = lab.truth.clone();
+    let held = lab.outlast().unwrap().held_ns;
+    watch.listen("its end", trial::bound(PATIENCE), |watch| {
+        !watch.ended.is_empty()
+    });
+    let (number, _, length) = watch.ended[0].clone();
+    assert_eq!(number, first.finding);
+    let exact = trial::bound(EXACT).as_nanos() as u64;
+    assert!(
+        length.abs_diff(held) <= exact,
+        "it lasted {held} ns, not {length}"
+    );
+    watch.end(number);
+    if let Some(log) = &mut log {
+        of_kernel(log, &truth);
+    }
+}
+
+/// What the kernel says of a lockup is about the same CPU and task.
+fn of_kernel(log: &mut Log, truth: &LockedUp) {
+    let lines = log.lines();
+    let told: Vec<_> = lines
+        .iter()
+        .filter_map(|line| soft_lockup_of_kernel(line))
+        .collect();
+    if truth.scenario.is_hard() {
+        assert_eq!(told, [], "{lines:#?}");
+        return;
+    }
+    assert!(!told.is_empty(), "the kernel says nothing: {lines:#?}");
+    for (cpu, comm, tid) in told {
+        assert_eq!(cpu, truth.cpu);
+        if !matches!(truth.scenario, LockupScenario::SoftLockupTimers) {
+            assert_eq!((comm, tid), (truth.task.comm.clone(), truth.task.tid));
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! What the tests of lockups and hanging tasks have in common: `watch`, the kernel's log and
+//! settings.
+
+#![allow(
+    dead_code,
+    reason = "a part of each binary, of which none needs everything"
+)]
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+pub(crate) mod lockup;
+
+use std::{
+    env,
+    fs::{self, File},
+    io::{self, Read as _, Seek as _},
+    os::unix::fs::OpenOptionsExt as _,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use lockwatch_tests::{
+    trial::{
+        self, Program,
+        lockup::{Finding, Line},
+    },
+    truth::Tid,
+};
+use nix::{libc, sys::signal::Signal};
+
+/// How long `watch` may take to be ready, and to end when told to.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// From here on a CPU is locked up, and tasks hang.
+pub(crate) const SOFT: Duration = Duration::from_secs(2);
+pub(crate) const HARD: Duration = Duration::from_secs(3);
+
+/// A finding comes this long after its threshold at the latest.
+pub(crate) const PROMPT: Duration = Duration::from_secs(2);
+
+/// How exact the length of one must be.
+pub(crate) const EXACT: Duration = Duration::from_millis(1500);
+
+/// How long a lockup lasts: no longer than a machine that others use can bear.
+pub(crate) fn hold(threshold: Duration) -> Duration {
+    if is_own_machine() {
+        // The kernel's own detector says something, too.
+        Duration::from_secs(20)
+    } else {
+        threshold + PROMPT + Duration::from_secs(1)
+    }
+}
+
+pub(crate) fn is_own_machine() -> bool {
+    env::var("LOCKWATCH_OWN_MACHINE").is_ok_and(|value| value == "1")
+}
+
+/// A `watch` that looks for what hangs. Dropped, it is killed.
+pub(crate) struct Watch {
+    program: Program,
+    pub(crate) findings: Vec<Finding>,
+    /// Number, detector and length of what has ended.
+    pub(crate) ended: Vec<(u64, String, u64)>,
+}
+
+impl Watch {
+    /// Tasks hang from `hung` on.
+    pub(crate) fn start(hung: &str) -> Self {
+        let mut command = Command::new(trial::lockwatch().unwrap());
+        command.args(["watch", "--format", "json", "--priority", "50"]);
+        command.args(["--soft-lockup", "2s", "--hard-lockup", "3s"]);
+        command.args(["--hung-task", hung]);
+        let mut program = Program::start(&mut command).unwrap();
+        let begun = Instant::now();
+        loop {
+            let line = program.err_line(trial::bound(PATIENCE)).unwrap();
+            let line = line.unwrap_or_else(|| panic!("watch ended: {}", program.stderr_so_far()));
+            if line.starts_with("watching") {
+                break;
+            }
+            assert!(
+                begun.elapsed() < trial::bound(PATIENCE),
+                "{}watch is not ready: {line}",
+                trial::NO_FAIR_TRIAL
+            );
+        }
+        Self {
+            program,
+            findings: Vec::new(),
+            ended: Vec::new(),
+        }
+    }
+
+    /// Takes lines until `is_enough`.
+    pub(crate) fn listen(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        is_enough: impl Fn(&Self) -> bool,
+    ) {
+        let deadline = Instant::now() + limit;
+        while !is_enough(self) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.program.out_line(left) {
+                Ok(Some(line)) => self.take(&line),
+                Ok(None) => panic!(
+                    "watch ended before {what}: {}",
+                    self.program.stderr_so_far()
+                ),
+                Err(error) => panic!(
+                    "{}{what} was not seen within {limit:?}: {error:#}\n{:#?}",
+                    trial::NO_FAIR_TRIAL,
+                    self.findings
+                ),
+            }
+        }
+    }
+
+    fn take(&mut self, line: &str) {
+        match serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")) {
+            Line::Finding(finding) => self.findings.push(*finding),
+            Line::FindingEnded {
+                finding,
+                detector,
+                length_ns,
+            } => self.ended.push((finding, detector, length_ns)),
+            Line::Other => {}
+        }
+    }
+
+    /// Ends it, and takes what it still says. Nothing but the one finding may be among it.
+    pub(crate) fn end(mut self, number: u64) {
+        self.program.signal(Signal::SIGINT);
+        while let Some(line) = self.program.out_line(trial::bound(PATIENCE)).unwrap() {
+            self.take(&line);
+        }
+        let others: Vec<&Finding> = self
+            .findings
+            .iter()
+            .filter(|finding| finding.finding != number)
+            .collect();
+        assert!(others.is_empty(), "something else is found: {others:#?}");
+        let found = self.findings.iter().filter(|one| one.reason == "found");
+        assert_eq!(
+            found.count(),
+            1,
+            "told more than once: {:#?}",
+            self.findings
+        );
+        assert_eq!(self.ended.len(), 1, "ends: {:?}", self.ended);
+    }
+}
+
+/// The kernel's log from now on.
+pub(crate) struct Log(File);
+
+impl Log {
+    pub(crate) fn from_now() -> Self {
+        let mut options = File::options();
+        options.read(true).custom_flags(libc::O_NONBLOCK);
+        let mut device = options.open("/dev/kmsg").unwrap();
+        device.seek(io::SeekFrom::End(0)).unwrap();
+        Self(device)
+    }
+
+    /// The texts that came since.
+    pub(crate) fn lines(&mut self) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut buffer = [0; 8192];
+        loop {
+            match self.0.read(&mut buffer) {
+                Ok(length) => {
+                    let record = String::from_utf8_lossy(&buffer[..length]);
+                    let line = record.lines().next().unwrap_or_default();
+                    let text = line.split_once(';').map_or(line, |(_, text)| text);
+                    lines.push(text.to_owned());
+                }
+                // Records that were overwritten before they were read.
+                Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return lines,
+                Err(error) => panic!("/dev/kmsg: {error}"),
+            }
+        }
+    }
+}
+
+/// A setting of the kernel of our own machine, which is put back.
+pub(crate) struct Setting {
+    path: &'static str,
+    before: String,
+}
+
+impl Setting {
+    /// `None` where the kernel has no such setting.
+    pub(crate) fn set(path: &'static str, value: &str) -> Option<Self> {
+        assert!(is_own_machine(), "the kernel's settings are not ours");
+        let before = fs::read_to_string(path).ok()?;
+        fs::write(path, value).unwrap();
+        Some(Self { path, before })
+    }
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        let _ = fs::write(self.path, self.before.trim());
+    }
+}
+
+/// Half the time after which the kernel takes a CPU for locked up, s.
+pub(crate) const WATCHDOG_THRESH: &str = "4";
+
+/// CPU, comm and thread of `watchdog: BUG: soft lockup - CPU#1 stuck for 9s! [comm:12]`.
+pub(crate) fn soft_lockup_of_kernel(line: &str) -> Option<(u32, String, Tid)> {
+    let (_, rest) = line.split_once("BUG: soft lockup - CPU#")?;
+    let (cpu, rest) = rest.split_once(' ')?;
+    let (_, task) = rest.split_once('[')?;
+    let (comm, tid) = task.trim_end().trim_end_matches(']').rsplit_once(':')?;
+    Some((cpu.parse().ok()?, comm.to_owned(), Tid(tid.parse().ok()?)))
+}
