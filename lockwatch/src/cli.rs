@@ -285,9 +285,11 @@ pub struct LockupArgs {
     pub hard_lockup: Option<Duration>,
 }
 
-/// From when on something counts: what the user says, else as the kernel is set.
-pub fn thresholds(wait: Duration, hang: HangArgs, lockup: LockupArgs) -> Thresholds {
-    let of_kernel = watchdogs::thresholds(Nanos::from_duration(wait));
+/// From when on something counts: what the user says, else as the kernel is set. Without
+/// `lockup`, CPUs are not looked at.
+pub fn thresholds(wait: Duration, hang: HangArgs, lockup: Option<LockupArgs>) -> Thresholds {
+    let of_kernel = watchdogs::thresholds(Nanos::from_duration(wait), lockup.is_some());
+    let lockup = lockup.unwrap_or_default();
     let chosen = |asked: Option<Duration>, of_kernel: Option<Nanos>| match asked {
         Some(asked) => (!asked.is_zero()).then(|| Nanos::from_duration(asked)),
         None => of_kernel,

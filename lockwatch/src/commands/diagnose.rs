@@ -17,7 +17,7 @@ use super::{
     priority::go_first,
 };
 use crate::{
-    cli::{self, DiagnoseArgs, LockupArgs},
+    cli::{self, DiagnoseArgs},
     graph::timeline::Timeline,
     report::{Host, Report},
     survey::{Survey, SurveyOptions, Surveyor},
@@ -38,7 +38,7 @@ pub fn run(args: &DiagnoseArgs) -> anyhow::Result<Outcome> {
     go_first();
     lock_memory();
     let survey = survey_in_time(args.deadline)?;
-    let thresholds = cli::thresholds(args.threshold, args.hang, LockupArgs::default());
+    let thresholds = cli::thresholds(args.threshold, args.hang, None);
     let detectors = args.detect.detectors();
     let report = Report::from_survey(&survey, &Host::this(), thresholds, &detectors);
     let survey = Arc::new(survey);

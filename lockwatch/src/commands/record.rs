@@ -49,7 +49,7 @@ pub fn run(args: &RecordArgs) -> anyhow::Result<Outcome> {
 
 /// Records one survey.
 fn once(args: &RecordArgs) -> anyhow::Result<Outcome> {
-    let thresholds = cli::thresholds(args.threshold, args.hang, args.lockup);
+    let thresholds = cli::thresholds(args.threshold, args.hang, None);
     let file = recorder::create(&args.output, args.force)?;
     go_first();
     lock_memory();

@@ -55,7 +55,7 @@ pub fn run(args: &WatchArgs) -> anyhow::Result<Outcome> {
 }
 
 async fn watch(args: &WatchArgs) -> anyhow::Result<Outcome> {
-    let thresholds = cli::thresholds(args.threshold, args.hang, args.lockup);
+    let thresholds = cli::thresholds(args.threshold, args.hang, Some(args.lockup));
     let threshold = thresholds.wait;
     be_real_time(args.sources.priority)?;
     // Everything is loaded and attached before the first wait is looked at: later,
@@ -105,7 +105,7 @@ pub(super) fn record(
     start: impl FnOnce(&Header) -> anyhow::Result<Recorder>,
 ) -> anyhow::Result<(Recorder, Summary)> {
     event_loop()?.block_on(async {
-        let thresholds = cli::thresholds(args.threshold, args.hang, args.lockup);
+        let thresholds = cli::thresholds(args.threshold, args.hang, Some(args.lockup));
         be_real_time(args.sources.priority)?;
         let sources = Sources::open(thresholds, &args.sources)?;
         let gap = |gap: &Gap| format!("{}: {}; {}", gap.missing, gap.why, gap.cost);

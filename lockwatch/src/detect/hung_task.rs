@@ -39,15 +39,15 @@ impl Detector for HungTask {
                     .map(|sleeper| sleeper.task.key.tid)
                     .collect();
                 let lock = match group.awaits {
-                    Awaited::Lock(address) => Some(*address),
+                    Awaited::Lock(address) => index.locks.get(address).copied(),
                     _ => None,
                 };
                 Finding {
                     detector: self.name(),
                     severity: Severity::Critical,
                     sentence: sentence(group, threshold, &index),
-                    locks: lock.into_iter().collect(),
-                    second_opinion: second_opinion::of_hung_tasks(scene, &tasks, lock),
+                    locks: lock.iter().map(|lock| lock.address).collect(),
+                    second_opinion: second_opinion::of_hung_tasks(scene, &group.sleepers, lock),
                     tasks,
                     subject: Some(Subject::Awaited(group.awaits.clone())),
                     ..Finding::EMPTY

@@ -26,10 +26,16 @@ pub fn with_hung_task_now(detectors: KernelDetectors) -> KernelDetectors {
 
 /// From when on something counts, as the running kernel is set: its timeouts alone count,
 /// not whether its detectors are switched on. A timeout of 0 is off; one that the kernel does
-/// not have is the usual one.
-pub fn thresholds(wait: Nanos) -> Thresholds {
-    thresholds_by(wait, setting)
+/// not have is the usual one. Of CPUs only if those are asked for: see [`with_hung_task_now`].
+pub fn thresholds(wait: Nanos, of_cpus: bool) -> Thresholds {
+    thresholds_by(wait, |name| {
+        let is_asked = of_cpus || name != WATCHDOG_THRESH;
+        is_asked.then(|| setting(name))?
+    })
 }
+
+/// The setting of both lockup watchdogs.
+const WATCHDOG_THRESH: &str = "watchdog_thresh";
 
 fn setting(name: &str) -> Option<String> {
     fs::read_to_string(format!("/proc/sys/kernel/{name}")).ok()
@@ -43,7 +49,7 @@ fn thresholds_by(wait: Nanos, read: impl Fn(&str) -> Option<String>) -> Threshol
         Some(0) => None,
         Some(seconds) => Some(Nanos(seconds.saturating_mul(times * SECOND))),
     };
-    let thresh = seconds("watchdog_thresh");
+    let thresh = seconds(WATCHDOG_THRESH);
     Thresholds {
         hung_task: or(usual.hung_task, seconds("hung_task_timeout_secs"), 1),
         soft_lockup: or(usual.soft_lockup, thresh, 2),
@@ -67,7 +73,7 @@ fn detectors_by(read: impl Fn(&str) -> Option<String>) -> KernelDetectors {
     // A switch that this kernel does not have does not switch it off.
     let is_on = |name: &str| number(name).is_none_or(|value| value != 0);
     let seconds = |name: &str| number(name).and_then(|value| u64::try_from(value).ok());
-    let thresh = seconds("watchdog_thresh").filter(|_| is_on("watchdog"));
+    let thresh = seconds(WATCHDOG_THRESH).filter(|_| is_on("watchdog"));
     let after = |seconds: u64| (seconds != 0).then(|| Nanos(seconds.saturating_mul(SECOND)));
     KernelDetectors {
         hung_task: hung_task_by(&read),

@@ -56,7 +56,6 @@ impl Ticks {
         let all = sched_getaffinity(None).ok();
         for (turn, cpu) in ends(all.as_ref()).into_iter().enumerate() {
             let shared = Arc::clone(&shared);
-            let all = all.clone();
             thread::Builder::new()
                 .name("tick".to_owned())
                 .spawn(move || {
@@ -121,7 +120,7 @@ fn move_away(all: &CpuSet) {
             continue;
         }
         let Some(cpu) = ready_on(&stat) else { continue };
-        let mut others = all.clone();
+        let mut others = *all;
         others.unset(cpu);
         if others.count() > 0 {
             match sched_setaffinity(Some(tid), &others) {
@@ -134,15 +133,15 @@ fn move_away(all: &CpuSet) {
 
 /// The CPU that a thread is ready to run on, by its /proc/PID/stat; none if it sleeps.
 fn ready_on(stat: &str) -> Option<usize> {
-    /// Places behind the name (proc_pid_stat(5) counts from 1, the name is the second).
-    const STATE: usize = 3 - 3;
-    const PROCESSOR: usize = 39 - 3;
+    /// Fields from the one behind the state, which is the first behind the name, to this one
+    /// (proc_pid_stat(5): 3 and 39).
+    const TO_PROCESSOR: usize = 39 - 3 - 1;
     let (_, behind_name) = stat.rsplit_once(") ")?;
     let mut fields = behind_name.split_ascii_whitespace();
-    if fields.nth(STATE)? != "R" {
+    if fields.next()? != "R" {
         return None;
     }
-    fields.nth(PROCESSOR - STATE - 1)?.parse().ok()
+    fields.nth(TO_PROCESSOR)?.parse().ok()
 }
 
 /// The first and the last CPU of a set: they share the least. One alone, if there is no
@@ -151,7 +150,7 @@ fn ends(all: Option<&CpuSet>) -> Vec<Option<usize>> {
     let Some(all) = all else { return vec![None] };
     let mut cpus = (0..CpuSet::MAX_CPU).filter(|&cpu| all.is_set(cpu));
     let first = cpus.next();
-    match cpus.last() {
+    match cpus.next_back() {
         Some(last) => vec![first, Some(last)],
         None => vec![first],
     }

@@ -7,7 +7,8 @@ use crate::{
     detect::Scene,
     figures::{Count, Span},
     kernel_log::{LoggedTask, Message, Said},
-    lock::{Lock, LockAddr, LockMode, LockState},
+    lock::{Lock, LockMode, LockState},
+    sleeper::Sleeper,
     task::{Nanos, Tid},
 };
 
@@ -16,9 +17,12 @@ use crate::{
 ///
 /// In words, without a full stop. `None`: there is nothing to say, as where nobody read how
 /// the kernel's detectors are set.
-pub fn of_hung_tasks(scene: &Scene<'_>, tasks: &[Tid], lock: Option<LockAddr>) -> Option<String> {
-    let lock = lock.and_then(|address| scene.locks.iter().find(|lock| lock.address == address));
-    let sleeps = sleeps(scene, tasks, lock);
+pub fn of_hung_tasks(
+    scene: &Scene<'_>,
+    sleepers: &[&Sleeper],
+    lock: Option<&Lock>,
+) -> Option<String> {
+    let sleeps = sleeps(sleepers);
     let mut words = said_of_tasks(scene, &sleeps)?;
     for more in said_of_owners(scene, &sleeps, lock) {
         words.push_str("; ");
@@ -35,35 +39,15 @@ struct Sleep {
 }
 
 /// The present sleeps of these tasks.
-fn sleeps(scene: &Scene<'_>, tasks: &[Tid], lock: Option<&Lock>) -> FxHashMap<Tid, Sleep> {
-    let mut sleeps: FxHashMap<Tid, Option<Sleep>> = tasks.iter().map(|&tid| (tid, None)).collect();
-    let waits = lock
-        .into_iter()
-        .flat_map(|lock| &lock.waiters)
-        .map(|waiter| {
-            let sleep = Sleep {
-                lasted: waiter.wait,
-                killable: waiter.killable,
-            };
-            (waiter.task.key.tid, sleep)
-        });
-    // What is known of the sleep itself counts more than the place in a queue.
-    let asleep = scene.sleepers.iter().map(|sleeper| {
+fn sleeps(sleepers: &[&Sleeper]) -> FxHashMap<Tid, Sleep> {
+    let sleeps = sleepers.iter().map(|sleeper| {
         let sleep = Sleep {
             lasted: sleeper.asleep,
             killable: sleeper.killable,
         };
         (sleeper.task.key.tid, sleep)
     });
-    for (tid, sleep) in waits.chain(asleep) {
-        if let Some(known) = sleeps.get_mut(&tid) {
-            *known = Some(sleep);
-        }
-    }
-    sleeps
-        .into_iter()
-        .filter_map(|(tid, sleep)| Some((tid, sleep?)))
-        .collect()
+    sleeps.collect()
 }
 
 /// True if this message is about a sleep that still lasts.

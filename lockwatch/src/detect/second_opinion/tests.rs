@@ -5,8 +5,9 @@ use crate::{
     lock::{Confidence, LockAddr, LockMode, LockState},
     lockup::{Context, Lockup, LockupKind},
     report::example::{self, SEC},
+    sleeper::{Awaited, Sleeper},
     survey::Survey,
-    task::Tid,
+    task::{Stuck, StuckClass, Tid},
 };
 
 /// `mkdir[811]` holds a directory for write; `stat[820]` has waited for 800 s, `ls[821]`, which
@@ -67,8 +68,29 @@ fn owned(tid: u32, lock: &str, owner: Option<(&str, u32)>, as_reader: bool) -> S
 
 fn of(survey: &Survey, tids: &[u32], lock: Option<LockAddr>) -> Option<String> {
     let scene = Scene::new(survey, &[], Thresholds::of_waits(Nanos(SEC)));
-    let tids: Vec<Tid> = tids.iter().copied().map(Tid).collect();
-    of_hung_tasks(&scene, &tids, lock)
+    let lock = lock.and_then(|address| survey.locks.iter().find(|lock| lock.address == address));
+    let queued = survey.locks.iter().flat_map(|lock| &lock.waiters);
+    let asleep = queued.map(|waiter| Sleeper {
+        task: waiter.task.clone(),
+        killable: waiter.killable,
+        io_wait: false,
+        asleep: waiter.wait,
+        awaits: Awaited::Unknown,
+        stuck: Stuck {
+            class: StuckClass::Unknown,
+            frame: None,
+            since: None,
+            device: None,
+        },
+        stack: waiter.stack,
+    });
+    let mut sleepers: Vec<_> = asleep.chain(survey.sleepers.iter().cloned()).collect();
+    sleepers.retain(|sleeper| tids.contains(&sleeper.task.key.tid.0));
+    // What is known of the sleep itself counts more than the place in a queue.
+    sleepers.reverse();
+    sleepers.dedup_by_key(|sleeper| sleeper.task.key.tid);
+    let sleepers: Vec<&Sleeper> = sleepers.iter().collect();
+    of_hung_tasks(&scene, &sleepers, lock)
 }
 
 /// What is said of those that wait for the directory.
@@ -126,12 +148,12 @@ fn a_message_of_another_sleep_does_not_count() {
     let mut survey = directory();
     print(&mut survey, 40, hung("stat", 820));
     let waiter = survey.locks[0].waiters[0].clone();
-    survey.sleepers.push(crate::sleeper::Sleeper {
+    survey.sleepers.push(Sleeper {
         task: waiter.task,
         killable: false,
         io_wait: false,
         asleep: Nanos(20 * SEC),
-        awaits: crate::sleeper::Awaited::Lock(survey.locks[0].address),
+        awaits: Awaited::Lock(survey.locks[0].address),
         stuck: survey.locks[0].holders[0].stuck.clone(),
         stack: waiter.stack,
     });
@@ -263,12 +285,12 @@ fn who_may_hold_it_is_not_said_to_hold_nothing() {
     print(&mut survey, 40, owner());
     print(&mut survey, 41, hung("stat", 820));
     let stat = survey.locks[0].waiters.remove(0);
-    survey.sleepers.push(crate::sleeper::Sleeper {
+    survey.sleepers.push(Sleeper {
         task: stat.task,
         killable: false,
         io_wait: false,
         asleep: Nanos(800 * SEC),
-        awaits: crate::sleeper::Awaited::Unknown,
+        awaits: Awaited::Unknown,
         stuck: survey.locks[0].holders[0].stuck.clone(),
         stack: stat.stack,
     });
