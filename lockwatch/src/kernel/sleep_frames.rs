@@ -90,6 +90,12 @@ pub fn is_trampoline(stem: &str) -> bool {
     stem == "ftrace_trampoline" || stem.starts_with("bpf_trampoline_")
 }
 
+/// Whether a function, by its stem, only stands in for a return or a call of another
+/// (arch/x86/lib/retpoline.S): its addresses are all over a stack, and say nothing.
+pub fn is_thunk(stem: &str) -> bool {
+    stem.ends_with("_return_thunk") || stem.starts_with("__x86_indirect_")
+}
+
 /// How a stem is matched.
 enum Match {
     /// The whole stem.

@@ -15,6 +15,7 @@ use lockwatch_ebpf::survey::TaskLayout;
 use crate::{
     kernel::{
         arch::{is_image_address, is_kernel_address, is_module_address},
+        sleep_frames::is_thunk,
         softirqs::{Ran, bpf_program, is_bpf_program, is_softirq_thread, what_runs},
         symbols::stem,
     },
@@ -207,7 +208,7 @@ impl<'a> Cpus<'a> {
             .filter_map(|&word| {
                 let (name, offset) = merger.functions.returned_into(word)?;
                 // Where a function begins is rather a pointer to it.
-                let returns = !merger.functions.is_symbol(word);
+                let returns = !merger.functions.is_symbol(word) && !is_thunk(stem(name));
                 (returns && is_within(name, offset, word)).then(|| format!("{name}+{offset:#x}"))
             })
             .collect();

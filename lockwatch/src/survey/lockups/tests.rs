@@ -44,6 +44,7 @@ const NAMES: &[&str] = &[
     "__traceiter_netif_rx",
     "_raw_spin_lock",
     "queue_work_on",
+    "srso_return_thunk",
     "end_of_text",
 ];
 
@@ -428,6 +429,7 @@ fn sharers(made: &Made) -> Vec<(u32, u64, bool)> {
 fn a_hard_lockup_tells_what_its_task_may_be_in() {
     let made = spinning(
         &[
+            at("srso_return_thunk", 0),
             at("ext4_find_entry", 0),
             at("do_syscall_64", 0) - 0x10,
             HEAP,
