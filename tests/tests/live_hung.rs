@@ -154,19 +154,10 @@ fn a_killed_client_of_a_fuse_daemon() {
     let Some(lab) = Lab::raise_bare_or_skip(Scenario::InodeWriteHeld, 2).unwrap() else {
         return;
     };
-    // Its answer is late. From then on it can be interrupted, until it is killed: what the
-    // daemon has read must be answered.
-    let mut client = Command::new("ls")
-        .arg(Path::new(&lab.truth.mount).join("sibling"))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let sibling = Path::new(&lab.truth.mount).join("sibling");
+    let mut killed = (0..ATTEMPTS).filter_map(|_| killed_client(&sibling));
+    let mut client = killed.next().expect("a client that cannot die");
     let tid = Tid(client.id() as i32);
-    wait_for(&client, 'S');
-    client.kill().unwrap();
-    wait_for(&client, 'D');
     thread::sleep(SETTLED);
     let (report, ended) = hangs();
     let text = diagnose(&["--hung-task", "1500ms"]);
@@ -194,31 +185,48 @@ fn a_killed_client_of_a_fuse_daemon() {
     );
 }
 
-/// Waits until the process is in a wait for FUSE, in this state.
-fn wait_for(client: &Child, state: char) {
+/// Who is killed before the daemon has read its request dies at once, and is no client.
+const ATTEMPTS: u32 = 5;
+
+/// Time for the daemon to read a request.
+const READ: Duration = Duration::from_millis(200);
+
+/// A process that lists a directory, whose answer is late, and that is killed meanwhile: what
+/// the daemon has read must be answered. `None` if it died all the same.
+fn killed_client(directory: &Path) -> Option<Child> {
+    let mut client = Command::new("ls")
+        .arg(directory)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for(&client, "S");
+    thread::sleep(trial::bound(READ));
+    client.kill().unwrap();
+    if wait_for(&client, "DZ") == 'D' {
+        return Some(client);
+    }
+    client.wait().unwrap();
+    None
+}
+
+/// Waits until the process lists a directory, or is dead, in one of these states; which one.
+fn wait_for(client: &Child, states: &str) -> char {
     let deadline = Instant::now() + trial::bound(Duration::from_secs(10));
     loop {
         let read = |file| fs::read_to_string(format!("/proc/{}/{file}", client.id()));
-        let stat = read("stat").unwrap();
-        let is_in = stat
+        let (stat, stack) = (read("stat").unwrap(), read("stack").unwrap());
+        let state = stat
             .rsplit_once(") ")
-            .is_some_and(|(_, rest)| rest.starts_with(state));
-        let stack = read("stack").unwrap();
-        if is_in
-            && [
-                "request_wait_answer",
-                "fuse_request_send",
-                "fuse_simple_request",
-            ]
-            .iter()
-            .any(|name| stack.contains(name))
+            .and_then(|(_, rest)| rest.chars().next());
+        let state = state.filter(|&state| states.contains(state));
+        if let Some(state) = state
+            && (state == 'Z' || stack.contains("iterate_dir"))
         {
-            return;
+            return state;
         }
-        assert!(
-            Instant::now() < deadline,
-            "it is not in {state}: {stat}{stack}"
-        );
+        assert!(Instant::now() < deadline, "not in {states}: {stat}{stack}");
         thread::sleep(Duration::from_millis(5));
     }
 }
