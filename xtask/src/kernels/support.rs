@@ -19,7 +19,7 @@ const SINGLY: [(&str, &str); 3] = [
     ("live_holds", "hold tracking"),
 ];
 /// Others are one feature together.
-const TOGETHER: [(&str, &str); 7] = [
+const TOGETHER: [(&str, &str); 8] = [
     ("live_deadlock", "deadlocks, and the incident at full size"),
     (
         "live_raw",
@@ -27,6 +27,7 @@ const TOGETHER: [(&str, &str); 7] = [
     ),
     ("live_daemon", "who serves FUSE"),
     ("live_record", "recordings"),
+    ("live_beats", "samples of every CPU, for lockups"),
     ("live_hang_safe", "nothing that can hang is touched"),
     ("live_refusals", "refusals and errors say what is wrong"),
     (
