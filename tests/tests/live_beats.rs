@@ -38,7 +38,7 @@ fn open(thresholds: Thresholds) -> BeatProbes {
 
 #[test]
 fn every_cpu_beats_at_its_rate_and_none_is_suspected() {
-    let thresholds = thresholds(2, 2);
+    let thresholds = thresholds(4, 4);
     let mut probes = open(thresholds);
     let mut monitor = Monitor::new(thresholds);
     let deadline = Instant::now() + trial::bound(Duration::from_secs(10));

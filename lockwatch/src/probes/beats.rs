@@ -74,6 +74,8 @@ pub struct BeatProbes {
     late: Option<Nanos>,
     events: BTreeMap<u32, OpenEvent>,
     slots: Array<MapData, Slot>,
+    /// What was read of each CPU last, whole.
+    whole: BTreeMap<u32, Beat>,
     hotplugged: Array<MapData, u64>,
     stacks: HashMap<MapData, Key, Stack>,
     learned: Array<MapData, Learned>,
@@ -129,6 +131,7 @@ impl BeatProbes {
                 .hard_lockup
                 .map(|Nanos(ns)| pace.gap.max(Nanos(ns / 2))),
             events: BTreeMap::new(),
+            whole: BTreeMap::new(),
             slots: Array::try_from(map(&mut ebpf, "BEATS")?).map_err(typed)?,
             hotplugged: Array::try_from(map(&mut ebpf, "HOTPLUGGED")?).map_err(typed)?,
             stacks: HashMap::try_from(map(&mut ebpf, "BEAT_STACKS")?).map_err(typed)?,
@@ -174,7 +177,8 @@ impl BeatProbes {
         if self.learner.is_some() && self.knows_pending() {
             self.stop_learning();
         }
-        let slots = self.read_slots();
+        self.read_slots();
+        let slots = self.whole.clone();
         let mut stacks = self.read_stacks(&slots);
         let is_late = |cpu: &u32| {
             let last = slots.get(cpu).map(|slot| slot.last.at_ns);
@@ -299,14 +303,17 @@ impl BeatProbes {
         self.hotplugged.get(&cpu, 0).unwrap_or(0)
     }
 
-    /// The slots of all CPUs that have ever beaten.
-    fn read_slots(&self) -> BTreeMap<u32, Beat> {
-        (0..self.slots.len())
-            .filter_map(|cpu| Some((cpu, self.read_slot(cpu)?)))
-            .collect()
+    /// Reads the slots of all CPUs that have ever beaten.
+    fn read_slots(&mut self) {
+        for cpu in 0..self.slots.len() {
+            // Of a CPU that its host has stopped inside of the program, the sample before.
+            if let Some(slot) = self.read_slot(cpu) {
+                self.whole.insert(cpu, slot);
+            }
+        }
     }
 
-    /// One slot; `None` if the CPU has never beaten, or stands still inside of the program.
+    /// One slot; `None` if the CPU has never beaten, or is writing it.
     fn read_slot(&self, cpu: u32) -> Option<Beat> {
         let mut last: Option<Beat> = None;
         for _ in 0..READ_ATTEMPTS {

@@ -19,7 +19,7 @@ const SINGLY: [(&str, &str); 3] = [
     ("live_holds", "hold tracking"),
 ];
 /// Others are one feature together.
-const TOGETHER: [(&str, &str); 9] = [
+const TOGETHER: [(&str, &str); 10] = [
     ("live_deadlock", "deadlocks, and the incident at full size"),
     ("live_hung", "hanging tasks, by what they wait for"),
     (
@@ -28,6 +28,7 @@ const TOGETHER: [(&str, &str); 9] = [
     ),
     ("live_daemon", "who serves FUSE"),
     ("live_record", "recordings"),
+    ("live_beats", "samples of every CPU, for lockups"),
     ("live_hang_safe", "nothing that can hang is touched"),
     ("live_refusals", "refusals and errors say what is wrong"),
     (
