@@ -130,8 +130,7 @@ fn wait_for_the_kernel(log: &mut Log, truth: &Ready) -> Vec<String> {
         }
         assert!(
             began.elapsed() < trial::bound(PATIENCE),
-            "{}the kernel did not name {all:#?}: {lines:#?}",
-            trial::NO_FAIR_TRIAL
+            "the kernel did not name {all:#?}: {lines:#?}"
         );
         thread::sleep(Duration::from_millis(50));
     }

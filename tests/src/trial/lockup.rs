@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 
-use super::{NO_FAIR_TRIAL, Program, binary, lab::is_expected, stall_lab};
+use super::{Program, binary, lab::is_expected, stall_lab};
 use crate::truth::{
     Cleared, Context, Event, Hung, LockedUp, LockupEvent, LockupScenario, NOT_HERE, Scenario, Tgid,
     Tid,
@@ -86,7 +86,7 @@ fn make<T>(
         eprintln!("skipped: {name}: {}", ended.stderr.trim_end());
         return Ok(None);
     }
-    bail!("{NO_FAIR_TRIAL}the lab made nothing: {}", ended.describe())
+    bail!("the lab made nothing: {}", ended.describe())
 }
 
 impl<T> Made<T> {

@@ -34,8 +34,7 @@ pub(crate) fn try_lockup(scenario: LockupScenario) {
     let told_ns = clock::monotonic_ns();
     assert!(
         told_ns < lab.truth.ends_at_ns,
-        "{}it was told only when it was over",
-        trial::NO_FAIR_TRIAL
+        "it was told only when it was over"
     );
     let first = watch.findings[0].clone();
     assert_eq!(first.detector, detector, "{first:#?}");

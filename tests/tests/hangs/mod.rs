@@ -79,8 +79,7 @@ impl Watch {
             }
             assert!(
                 begun.elapsed() < trial::bound(PATIENCE),
-                "{}watch is not ready: {line}",
-                trial::NO_FAIR_TRIAL
+                "watch is not ready: {line}"
             );
         }
         Self {
@@ -107,8 +106,7 @@ impl Watch {
                     self.program.stderr_so_far()
                 ),
                 Err(error) => panic!(
-                    "{}{what} was not seen within {limit:?}: {error:#}\n{:#?}",
-                    trial::NO_FAIR_TRIAL,
+                    "{what} was not seen within {limit:?}: {error:#}\n{:#?}",
                     self.findings
                 ),
             }
