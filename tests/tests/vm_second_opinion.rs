@@ -19,8 +19,9 @@ use lockwatch::{
     graph::chain::chains,
     kernel_log::{Message, Said},
     lock::Lock,
+    sleeper::Sleeper,
     survey::{Survey, SurveyOptions, Surveyor},
-    task::{Nanos, Tid},
+    task::Nanos,
 };
 use lockwatch_tests::{
     clock,
@@ -141,7 +142,7 @@ fn survey(surveyor: &mut Surveyor) -> Survey {
         deadline: trial::bound(trial::PROMISE),
         ..SurveyOptions::default()
     };
-    surveyor.survey(&options).unwrap()
+    surveyor.survey(&options, &[]).unwrap()
 }
 
 /// With what the kernel calls hanging here.
@@ -163,12 +164,14 @@ fn the_lock<'s>(survey: &'s Survey, truth: &Ready) -> &'s Lock {
 fn opinion(survey: &Survey, truth: &Ready, waiters: &[&Waiter]) -> String {
     let chains = chains(&survey.locks, &survey.daemons);
     let scene = Scene::new(survey, &chains, Thresholds::of_waits(Nanos(1)));
-    let tids: Vec<Tid> = waiters
-        .iter()
-        .map(|waiter| Tid(waiter.tid.0 as u32))
-        .collect();
-    let lock = the_lock(survey, truth).address;
-    second_opinion::of_hung_tasks(&scene, &tids, Some(lock)).unwrap()
+    let is_of_them = |sleeper: &&Sleeper| {
+        let tid = sleeper.task.key.tid.0 as i32;
+        waiters.iter().any(|waiter| waiter.tid.0 == tid)
+    };
+    let sleepers: Vec<&Sleeper> = survey.sleepers.iter().filter(is_of_them).collect();
+    assert_eq!(sleepers.len(), waiters.len(), "{waiters:#?} {survey:#?}");
+    let lock = the_lock(survey, truth);
+    second_opinion::of_hung_tasks(&scene, &sleepers, Some(lock)).unwrap()
 }
 
 #[test]
