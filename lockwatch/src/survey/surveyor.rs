@@ -203,8 +203,11 @@ impl Surveyor {
         if let Some(last) = looks.last() {
             self.kernel
                 .describe_holders(&mut survey, &last.look, &mut self.probes)?;
-            self.kernel
-                .describe_sleepers(&mut survey, &last.look, &mut self.probes)?;
+            // After one look there is no time, or more to come.
+            if looks.len() > 1 {
+                self.kernel
+                    .describe_sleepers(&mut survey, &last.look, &mut self.probes)?;
+            }
         }
         let mut in_flight = InFlight::default();
         let holders = survey.locks.iter_mut().flat_map(|lock| &mut lock.holders);
