@@ -99,21 +99,22 @@ pub(in crate::survey) fn describe(
     Ok(())
 }
 
-/// Those that wait for the same have the same function: the longest sleeper's.
+/// Those that wait for the same have the same function: the longest sleeper's. Two bits of
+/// one byte, such as a page's lock and its write-back, are told apart by their functions.
 fn say_queues(open: Vec<(&mut Sleeper, usize)>, found: &FxHashMap<usize, Queued>) {
-    let mut functions: FxHashMap<u64, String> = FxHashMap::default();
+    let mut functions: FxHashMap<Queued, String> = FxHashMap::default();
     for (sleeper, index) in open {
-        let Some(&Queued { kind, address }) = found.get(&index) else {
+        let Some(&queued) = found.get(&index) else {
             continue;
         };
         let function = match &sleeper.awaits {
             Awaited::Function(function) => function.clone(),
             _ => String::new(),
         };
-        let function = functions.entry(address).or_insert(function).clone();
+        let function = functions.entry(queued).or_insert(function).clone();
         sleeper.awaits = Awaited::Queue {
-            kind,
-            address,
+            kind: queued.kind,
+            address: queued.address,
             function,
         };
     }
