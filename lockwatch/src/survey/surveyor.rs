@@ -221,8 +221,11 @@ impl Surveyor {
             self.kernel
                 .describe_holders(&mut survey, &last.look, &mut self.probes)?;
             survey.kernel_log = self.log.log(last.scheduler_offset_ns);
-            self.kernel
-                .describe_sleepers(&mut survey, &last.look, &mut self.probes)?;
+            // After one look there is no time, or more to come.
+            if looks.len() > 1 {
+                self.kernel
+                    .describe_sleepers(&mut survey, &last.look, &mut self.probes)?;
+            }
         }
         let mut in_flight = InFlight::default();
         let holders = survey.locks.iter_mut().flat_map(|lock| &mut lock.holders);

@@ -9,6 +9,7 @@ use super::{
     server,
 };
 use crate::{
+    daemon::ConnectionAddr,
     figures::Count,
     kernel::{
         layout::Layout,
@@ -40,6 +41,8 @@ pub(in crate::survey) fn describe(
             && sleeper.stuck.class != StuckClass::Lock
     };
     let tasks = look.by_key();
+    let daemons = survey.daemons.iter();
+    let connections: Vec<ConnectionAddr> = daemons.map(|daemon| daemon.connection).collect();
     let mut open: Vec<(&mut Sleeper, usize)> = survey
         .sleepers
         .iter_mut()
@@ -58,8 +61,9 @@ pub(in crate::survey) fn describe(
     for (sleeper, index) in &mut open {
         let task = &look.tasks[*index];
         let is_network = sleeper.stuck.class == StuckClass::NetworkFs;
+        let is_fuse = sleeper.stuck.class == StuckClass::Fuse;
         let is_device = sleeper.stuck.class == StuckClass::BlockIo || sleeper.io_wait;
-        if !is_network && !is_device {
+        if !is_network && !is_fuse && !is_device {
             continue;
         }
         if Instant::now() >= until {
@@ -69,6 +73,11 @@ pub(in crate::survey) fn describe(
         if is_network {
             if let Some(server) = server::of_task(look, task, layout, memory)? {
                 sleeper.awaits = server;
+            }
+        } else if is_fuse {
+            let connection = server::connection_of_task(look, task, layout, memory)?;
+            if let Some(connection) = connection.filter(|it| connections.contains(it)) {
+                sleeper.awaits = Awaited::Fuse(connection);
             }
         } else if let Some(name) = device::of_task(&mut functions, look, task, layout, memory)? {
             sleeper.awaits = Awaited::Device(name.clone());
@@ -99,21 +108,22 @@ pub(in crate::survey) fn describe(
     Ok(())
 }
 
-/// Those that wait for the same have the same function: the longest sleeper's.
+/// Those that wait for the same have the same function: the longest sleeper's. Two bits of
+/// one byte, such as a page's lock and its write-back, are told apart by their functions.
 fn say_queues(open: Vec<(&mut Sleeper, usize)>, found: &FxHashMap<usize, Queued>) {
-    let mut functions: FxHashMap<u64, String> = FxHashMap::default();
+    let mut functions: FxHashMap<Queued, String> = FxHashMap::default();
     for (sleeper, index) in open {
-        let Some(&Queued { kind, address }) = found.get(&index) else {
+        let Some(&queued) = found.get(&index) else {
             continue;
         };
         let function = match &sleeper.awaits {
             Awaited::Function(function) => function.clone(),
             _ => String::new(),
         };
-        let function = functions.entry(address).or_insert(function).clone();
+        let function = functions.entry(queued).or_insert(function).clone();
         sleeper.awaits = Awaited::Queue {
-            kind,
-            address,
+            kind: queued.kind,
+            address: queued.address,
             function,
         };
     }

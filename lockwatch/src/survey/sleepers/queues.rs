@@ -21,12 +21,14 @@ use crate::{
 const OTHERS_MAX: usize = 64;
 
 /// What a task is queued on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Queued {
     /// What kind of thing.
     pub(super) kind: QueueKind,
-    /// Where.
+    /// Where; of a bit, its byte.
     pub(super) address: u64,
+    /// Which bit of the word; 0 for what is none.
+    pub(super) bit: u32,
 }
 
 /// Reads wait queues.
@@ -164,8 +166,8 @@ impl Queues<'_> {
             let (address, bit) = key(layout)?;
             (bit < 64).then(|| Queued {
                 kind: QueueKind::Bit,
-                // The byte that has it: a page's lock and its write-back are two things.
                 address: address + u64::from(bit / 8),
+                bit,
             })
         };
         Some(match wake {
@@ -177,6 +179,7 @@ impl Queues<'_> {
                 Sort::Key(Queued {
                     kind: QueueKind::WaitQueue,
                     address,
+                    bit: 0,
                 })
             }
         })
@@ -253,6 +256,7 @@ impl Queues<'_> {
             return Ok(Some(Queued {
                 kind: QueueKind::WaitQueue,
                 address: head.wrapping_sub(self.layout.head),
+                bit: 0,
             }));
         };
         if let Some((list, done)) = simple.completion {
@@ -263,12 +267,14 @@ impl Queues<'_> {
                 return Ok(Some(Queued {
                     kind: QueueKind::Completion,
                     address,
+                    bit: 0,
                 }));
             }
         }
         Ok(Some(Queued {
             kind: QueueKind::WaitQueue,
             address: head.wrapping_sub(simple.head),
+            bit: 0,
         }))
     }
 }

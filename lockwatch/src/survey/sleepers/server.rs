@@ -1,10 +1,11 @@
-//! The server of a network file system that a task waits for.
+//! The server of a network file system, or of a FUSE file system, that a task waits for.
 //!
 //! What a task of a network file system has at hand leads to its super block: the inode, the
 //! dentry or the page it wants. A super block is one only if an inode of it points back at
 //! what led there. Where the stack leads to several servers, none is named.
 
 use crate::{
+    daemon::ConnectionAddr,
     kernel::{
         arch::is_kernel_address,
         layout::Layout,
@@ -29,14 +30,7 @@ pub(super) fn of_task(
     layout: &Layout,
     memory: &mut dyn KernelMemory,
 ) -> Result<Option<Awaited>, MemoryError> {
-    let pointers = look.pointers(look.words(task));
-    let mut super_blocks = Vec::new();
-    for at in inodes(&pointers, layout, memory)? {
-        let super_block = memory.read_u64(at.wrapping_add(layout.inode.sb as u64))?;
-        super_blocks.extend(super_block.filter(|&at| is_kernel_address(at)));
-    }
-    super_blocks.sort_unstable();
-    super_blocks.dedup();
+    let super_blocks = super_blocks(look, task, layout, memory)?;
     let namespace = own_namespace(look, layout, memory)?;
     let mut servers: Vec<Awaited> = Vec::new();
     for super_block in super_blocks {
@@ -59,6 +53,60 @@ pub(super) fn of_task(
         }
     }
     Ok(servers.pop().filter(|_| servers.is_empty()))
+}
+
+/// The only FUSE connection that the stack of a task at rest leads to: that of the file whose
+/// page it waits for, which somebody else asked the daemon for. A super block and its mount
+/// point at each other.
+///
+/// # Errors
+/// When kernel memory cannot be read at all.
+pub(super) fn connection_of_task(
+    look: &Look,
+    task: &TaskLook,
+    layout: &Layout,
+    memory: &mut dyn KernelMemory,
+) -> Result<Option<ConnectionAddr>, MemoryError> {
+    let Some(fuse) = &layout.fuse else {
+        return Ok(None);
+    };
+    let mut found = Vec::new();
+    for super_block in super_blocks(look, task, layout, memory)? {
+        let private = super_block.wrapping_add(layout.super_block.private as u64);
+        let Some(mount) = memory
+            .read_u64(private)?
+            .filter(|&at| is_kernel_address(at))
+        else {
+            continue;
+        };
+        let mut points_back = false;
+        for at in fuse.mount_super {
+            points_back |= memory.read_u64(mount.wrapping_add(at))? == Some(super_block);
+        }
+        let connection = memory.read_u64(mount.wrapping_add(fuse.mount_connection as u64))?;
+        found.extend(connection.filter(|_| points_back).map(ConnectionAddr));
+    }
+    found.sort_unstable();
+    found.dedup();
+    Ok(found.pop().filter(|_| found.is_empty()))
+}
+
+/// The super blocks of all inodes that a stack leads to.
+fn super_blocks(
+    look: &Look,
+    task: &TaskLook,
+    layout: &Layout,
+    memory: &mut dyn KernelMemory,
+) -> Result<Vec<u64>, MemoryError> {
+    let pointers = look.pointers(look.words(task));
+    let mut found = Vec::new();
+    for at in inodes(&pointers, layout, memory)? {
+        let super_block = memory.read_u64(at.wrapping_add(layout.inode.sb as u64))?;
+        found.extend(super_block.filter(|&at| is_kernel_address(at)));
+    }
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
 }
 
 /// The inodes among these objects, and those that dentries and pages among them belong to.

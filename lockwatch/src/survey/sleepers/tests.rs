@@ -2,6 +2,7 @@ use lockwatch_ebpf::survey::TaskRecord;
 
 use super::{queues::Queues, *};
 use crate::{
+    daemon::ConnectionAddr,
     kernel::symbols::Symbols,
     sleeper::QueueKind,
     survey::{
@@ -394,4 +395,21 @@ fn a_server_is_named_as_its_mount_has_it() {
         named(b"nfs4\0\0\0\0", |image| image.set(THING + 0x8000 + 16, 0)),
         None
     );
+}
+
+#[test]
+fn the_connection_of_a_page_is_that_of_its_file_system() {
+    let [inode, super_block, mount, connection] = [0, 1, 2, 3].map(|n| THING + n * 0x1000);
+    let found = |back: u64| {
+        let mut image = Image::default();
+        sleep(&mut image, 1, STUCK, "wait_somewhere", &[7, inode]);
+        image.set_all(inode, &[super_block, 0, inode + 0x80, 12, 0]);
+        image.set_all(super_block, &[0, 0, mount]);
+        image.set_all(mount, &[connection, back]);
+        let look = image.look(1);
+        server::connection_of_task(&look, &look.tasks[0], &layout(), &mut image).unwrap()
+    };
+    assert_eq!(found(super_block), Some(ConnectionAddr(connection)));
+    // What is no mount of this super block leads nowhere.
+    assert_eq!(found(super_block + 0x10), None);
 }
