@@ -174,11 +174,16 @@ impl BeatProbes {
         let now_ns = now_ns();
         let online: BTreeSet<u32> = cpus_of(online_cpus())?.into_iter().collect();
         self.follow_hotplug(&online);
-        if self.learner.is_some() && self.knows_pending() {
-            self.stop_learning();
-        }
         self.read_slots();
         let slots = self.whole.clone();
+        let beats = |cpu: &u32| {
+            let last = slots.get(cpu).map(|slot| slot.last.at_ns);
+            last.is_some_and(|last_ns| Nanos::between(last_ns, now_ns) <= self.pace.gap)
+        };
+        // To detach, too, all CPUs are asked.
+        if self.learner.is_some() && self.knows_pending() && online.iter().all(beats) {
+            self.stop_learning();
+        }
         let mut stacks = self.read_stacks(&slots);
         let is_late = |cpu: &u32| {
             let last = slots.get(cpu).map(|slot| slot.last.at_ns);
