@@ -143,6 +143,11 @@ pub enum Line {
         /// How long it was.
         length_ns: u64,
     },
+    /// Watching is over.
+    Summary {
+        /// Findings that were reported.
+        findings: u64,
+    },
     /// Anything else.
     #[serde(other)]
     Other,
