@@ -159,15 +159,6 @@ fn load(scratch: &Scratch, disk: &OnDisk, length: Duration) -> [Program; 2] {
     ]
 }
 
-/// A share of the whole that nobody could have known.
-fn at_random(whole: Duration) -> Duration {
-    // splitmix64, of the clock.
-    let mut mixed = clock::monotonic_ns().wrapping_add(0x9e37_79b9_7f4a_7c15);
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    whole.mul_f64((mixed >> 32) as f64 / f64::from(u32::MAX))
-}
-
 /// Sets each trouble off in its share of the time; returns what was made.
 fn set_off(begun: Instant, length: Duration) -> Vec<Truth> {
     let share = length / TROUBLES.len() as u32;
@@ -177,7 +168,7 @@ fn set_off(begun: Instant, length: Duration) -> Vec<Truth> {
         let spare = spare.unwrap_or_else(|| {
             panic!("{length:?} is too short for {trouble:?}: make {SECONDS} longer")
         });
-        let at = share * number + at_random(spare);
+        let at = share * number + clock::at_random(spare);
         thread::sleep(at.saturating_sub(begun.elapsed()));
         let since_ns = clock::monotonic_ns();
         let what = trouble.set_off();

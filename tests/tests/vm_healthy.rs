@@ -162,7 +162,7 @@ fn one_hard_lockup_in_a_busy_machine() {
     let mut watch = Watch::start_with(SOFT, HARD, &hangs::in_words(hung));
     let load: Vec<Program> = cpus().into_iter().flat_map(load).collect();
     let spare = SOAK - hold(HARD) - Duration::from_secs(10);
-    let at = healthy::at_random(spare);
+    let at = clock::at_random(spare);
     let begun = Instant::now();
     watch.listen_for(at);
     assert!(watch.findings.is_empty(), "{:#?}", watch.findings);

@@ -12,8 +12,7 @@ use serde::Deserialize;
 
 use super::{Program, binary, lab::is_expected, stall_lab};
 use crate::truth::{
-    Cleared, Context, Event, Hung, LockedUp, LockupEvent, LockupScenario, NOT_HERE, Scenario, Tgid,
-    Tid,
+    Cleared, Context, Event, Hung, LockedUp, LockupEvent, LockupScenario, NOT_HERE, Scenario, Tid,
 };
 
 /// How long a lab may take until it has made something.
@@ -219,8 +218,6 @@ pub struct Lockup {
 pub struct OnCpu {
     /// Its thread.
     pub tid: Tid,
-    /// Its process.
-    pub tgid: Tgid,
     /// Its comm.
     pub comm: String,
 }

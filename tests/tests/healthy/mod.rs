@@ -19,7 +19,6 @@ use std::{
     time::Duration,
 };
 
-use lockwatch_tests::clock;
 use nix::{
     libc,
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
@@ -99,15 +98,6 @@ pub(crate) fn bind(cpu: usize) {
     let mut only = CpuSet::new();
     only.set(cpu).unwrap();
     sched_setaffinity(Pid::from_raw(0), &only).unwrap();
-}
-
-/// A share of the whole that nobody could have known.
-pub(crate) fn at_random(whole: Duration) -> Duration {
-    // splitmix64, of the clock.
-    let mut mixed = clock::monotonic_ns().wrapping_add(0x9e37_79b9_7f4a_7c15);
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    whole.mul_f64((mixed >> 32) as f64 / f64::from(u32::MAX))
 }
 
 /// The CPUs of this process, by number.
