@@ -3,7 +3,8 @@
 mod cpus;
 mod event;
 mod filter;
-mod hangs;
+mod hang_watch;
+mod holders;
 mod output;
 mod progress;
 mod reports;
@@ -12,6 +13,7 @@ mod sources;
 mod surveys;
 mod ticks;
 mod unseen;
+mod words;
 
 use std::{
     io::{self, Write as _},
@@ -25,10 +27,13 @@ use tokio::{
     time::sleep,
 };
 
-pub(super) use self::output::{Summary, by_kind, findings_of_hangs, printable, unsurveyed};
 use self::{
     filter::Filter, output::Output, reports::Reports, session::Session, sources::Sources,
     ticks::Ticks,
+};
+pub(super) use self::{
+    output::Summary,
+    words::{by_kind, findings_of_hangs, printable, unsurveyed},
 };
 use super::{Outcome, allow_closed_pipe, lock_memory, priority::be_real_time, recorder::Recorder};
 use crate::{

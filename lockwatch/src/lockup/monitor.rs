@@ -3,7 +3,10 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use super::{CpuBeat, CpuTimes, LockupKind, Pace, Readings, Suspect};
 use crate::{
@@ -42,7 +45,7 @@ pub struct Monitor {
     /// beat again, they are.
     silent: BTreeMap<u32, u64>,
     /// Readings of times, the oldest first.
-    times: VecDeque<(u64, BTreeMap<u32, CpuTimes>)>,
+    times: VecDeque<(u64, Arc<BTreeMap<u32, CpuTimes>>)>,
 }
 
 /// A CPU without a beat since the last reading.
@@ -261,7 +264,7 @@ impl Monitor {
             self.times.pop_front();
         }
         self.times
-            .push_back((readings.now_ns, readings.times.clone()));
+            .push_back((readings.now_ns, Arc::clone(&readings.times)));
     }
 
     /// Says so if much time was stolen from this CPU, or from all together, within this

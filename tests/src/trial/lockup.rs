@@ -10,7 +10,11 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 
-use super::{Program, binary, lab::is_expected, stall_lab};
+use super::{
+    Program, binary,
+    lab::{cleared, is_expected},
+    stall_lab,
+};
 use crate::truth::{
     Cleared, Context, Event, Hung, LockedUp, LockupEvent, LockupScenario, NOT_HERE, Scenario, Tid,
 };
@@ -92,20 +96,9 @@ impl<T> Made<T> {
     /// Waits for the end of what was made.
     ///
     /// # Errors
-    /// When the lab had to use force, or does not end.
+    /// When the lab had to use force, or says nothing of an end.
     pub fn outlast(mut self) -> Result<Cleared> {
-        let line = self.program.out_line(LAST)?;
-        let line = line.context("the lab ended without a word")?;
-        // Both labs say it in the same way.
-        let LockupEvent::Cleared(cleared) =
-            serde_json::from_str(&line).with_context(|| format!("the lab says `{line}`"))?
-        else {
-            bail!("the lab says `{line}` when it should be over");
-        };
-        if !cleared.clean {
-            bail!("the lab had to use force: {}", self.program.stderr_so_far());
-        }
-        Ok(cleared)
+        cleared(&mut self.program, LAST)
     }
 }
 

@@ -26,7 +26,7 @@ use rustix::{
 };
 use tokio::sync::Notify;
 
-use crate::{stream::now_ns, task::Nanos};
+use crate::{clock::now_ns, task::Nanos};
 
 /// After so many ticks without an answer, the threads that should answer are moved.
 const PATIENCE_TICKS: u64 = 4;

@@ -119,7 +119,7 @@ impl Machine {
             now_ns: self.now_ns,
             online: self.online.clone(),
             beats: beats.collect(),
-            times: self.times.clone(),
+            times: Arc::new(self.times.clone()),
             timer_interrupts: self.timers.clone(),
             is_virtual: self.is_virtual,
         };

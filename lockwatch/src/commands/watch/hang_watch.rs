@@ -18,9 +18,9 @@ const PAUSE_MAX: Nanos = Nanos(10_000_000_000);
 /// A CPU that a survey did not confirm is not looked into again before this.
 const DOUBT: Nanos = Nanos(1_000_000_000);
 
-/// What hangs that is no lock.
+/// Watches for what hangs that is no lock.
 #[derive(Debug)]
-pub(super) struct Hangs {
+pub(super) struct HangWatch {
     /// `None`: nothing samples the CPUs.
     cpus: Option<Cpus>,
     /// The CPUs that seem to be locked up now.
@@ -33,7 +33,7 @@ pub(super) struct Hangs {
     doubted_until_ns: u64,
 }
 
-impl Hangs {
+impl HangWatch {
     pub(super) fn new(thresholds: Thresholds, cpus: Option<Cpus>) -> Self {
         let pause =
             |threshold: Nanos| Nanos(threshold.0 / LOOKS_PER_THRESHOLD).clamp(PAUSE_MIN, PAUSE_MAX);
