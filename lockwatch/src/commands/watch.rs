@@ -155,7 +155,7 @@ async fn follow(
     let tick = (threshold / TICKS_PER_THRESHOLD).clamp(TICK_MIN, TICK_MAX);
     let mut interrupted = signal(SignalKind::interrupt())?;
     let mut terminated = signal(SignalKind::terminate())?;
-    let ticks = Ticks::start(tick)?;
+    let mut ticks = Ticks::start(tick)?;
     let mut over = pin!(async {
         match duration {
             Some(duration) => sleep(duration).await,
@@ -166,7 +166,10 @@ async fn follow(
     while !session.cannot_record() {
         tokio::select! {
             input = session.next() => session.take(input?)?,
-            () = ticks.next() => session.tick()?,
+            () = ticks.next() => {
+                session.tick()?;
+                ticks.keep_off(session.locked_cpus());
+            }
             _ = interrupted.recv() => return Ok(()),
             _ = terminated.recv() => return Ok(()),
             () = &mut over => return Ok(()),

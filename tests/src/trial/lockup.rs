@@ -16,8 +16,7 @@ use super::{
     stall_lab,
 };
 use crate::truth::{
-    Cleared, Context, Event, Hung, LockedUp, LockupEvent, LockupScenario, NOT_HERE, Scenario, Tgid,
-    Tid,
+    Cleared, Context, Event, Hung, LockedUp, LockupEvent, LockupScenario, NOT_HERE, Scenario, Tid,
 };
 
 /// How long a lab may take until it has made something.
@@ -136,6 +135,11 @@ pub enum Line {
         /// How long it was.
         length_ns: u64,
     },
+    /// Watching is over.
+    Summary {
+        /// Findings that were reported.
+        findings: u64,
+    },
     /// Anything else.
     #[serde(other)]
     Other,
@@ -207,8 +211,6 @@ pub struct Lockup {
 pub struct OnCpu {
     /// Its thread.
     pub tid: Tid,
-    /// Its process.
-    pub tgid: Tgid,
     /// Its comm.
     pub comm: String,
 }

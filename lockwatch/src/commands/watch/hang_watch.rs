@@ -1,5 +1,7 @@
 //! Hanging tasks and CPUs: when to look for them, and what is told of them.
 
+use std::collections::BTreeSet;
+
 use super::cpus::Cpus;
 use crate::{
     detect::{Detector as _, HardLockup, SoftLockup, Thresholds},
@@ -53,6 +55,11 @@ impl HangWatch {
         self.suspects = suspects;
         let locked_up: Vec<(&str, u32)> = self.suspects.iter().map(detector_and_cpu).collect();
         self.findings.end_cpus(&locked_up)
+    }
+
+    /// The numbers of the CPUs that seem to be locked up.
+    pub(super) fn locked_cpus(&self) -> BTreeSet<u32> {
+        self.suspects.iter().map(|suspect| suspect.cpu).collect()
     }
 
     /// The CPUs that a survey should look into.

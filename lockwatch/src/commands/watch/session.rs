@@ -1,6 +1,10 @@
 //! One run of `watch`: from the sources through the graph to the reports.
 
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::Arc,
+};
 
 use crate::{
     clock::now_ns,
@@ -416,6 +420,11 @@ impl Session {
             tracing::warn!("no survey, so that holders are not known: {text}");
             self.survey_error = Some(text);
         }
+    }
+
+    /// The CPUs that seem to be locked up.
+    pub(super) fn locked_cpus(&self) -> BTreeSet<u32> {
+        self.hangs.locked_cpus()
     }
 
     /// True if a stall, or a hanging task or CPU, was found.

@@ -304,6 +304,18 @@ fn a_hard_lockup_is_told_by_the_other_cpu() {
 }
 
 #[test]
+fn a_cpu_that_was_seen_to_be_silent_is_suspected_until_it_beats() {
+    let mut machine = Machine::usual();
+    machine.nothing(5, &[Some(USER), Some(IDLE)]);
+    assert_ne!(machine.run(12, &[None, Some(IDLE)]), []);
+    // The witness stumbles: that is no end.
+    machine.now_ns += 5 * SECOND;
+    assert_eq!(kinds(&machine.read()), [(0, HARD)]);
+    assert_eq!(kinds(&machine.step(&[None, Some(IDLE)])), [(0, HARD)]);
+    machine.nothing(15, &[Some(USER), Some(IDLE)]);
+}
+
+#[test]
 fn a_cpu_that_takes_timer_interrupts_is_not_locked_up_hard() {
     let mut machine = Machine::usual();
     machine.nothing(5, &[Some(USER), Some(IDLE)]);
