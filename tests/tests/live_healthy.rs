@@ -34,7 +34,7 @@ fn long() -> Duration {
 
 fn watch() -> Watch {
     let hung = in_words(trial::bound(HUNG));
-    Watch::start_with(trial::bound(SOFT), trial::bound(HARD), &hung)
+    Watch::start_with(trial::bound(SOFT), trial::bound(HARD), &hung, &[])
 }
 
 /// Nothing is found while that runs; what its threads have used.
@@ -133,7 +133,12 @@ fn sleeps_in_d_that_are_shorter_than_the_threshold() {
     let threshold = trial::bound(HUNG) + Duration::from_secs(2);
     // Longer than what is never asked about.
     let hold = Duration::from_millis(1500);
-    let mut watch = Watch::start_with(trial::bound(SOFT), trial::bound(HARD), &in_words(threshold));
+    let mut watch = Watch::start_with(
+        trial::bound(SOFT),
+        trial::bound(HARD),
+        &in_words(threshold),
+        &[],
+    );
     for _ in 0..2 {
         let Some(lab) = Made::hang(Scenario::HungFuseKilled, 3, hold).unwrap() else {
             return;

@@ -19,19 +19,26 @@ use self::hangs::{PATIENCE, PROMPT, Watch, lockup::try_lockup};
 #[test]
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn a_task_that_spins_under_its_mmap_lock() {
-    try_lockup(LockupScenario::SoftLockupTask);
+    try_lockup(LockupScenario::SoftLockupTask, &[]);
 }
 
 #[test]
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn a_softirq_that_receives_a_packet_for_ever() {
-    try_lockup(LockupScenario::SoftLockupSoftirq);
+    try_lockup(LockupScenario::SoftLockupSoftirq, &[]);
 }
 
 #[test]
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn timers_that_have_piled_up() {
-    try_lockup(LockupScenario::SoftLockupTimers);
+    try_lockup(LockupScenario::SoftLockupTimers, &[]);
+}
+
+/// The kernel does not move a real-time thread away from a CPU whose task is not one.
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_real_time_watch_tells_of_a_locked_cpu_too() {
+    try_lockup(LockupScenario::SoftLockupSoftirq, &["--priority", "50"]);
 }
 
 fn try_hung(scenario: Scenario) {

@@ -60,7 +60,7 @@ fn a_cpu_that_goes_offline_and_comes_back() {
 
     // Its beats are back: it is locked up, and that is seen.
     let scenario = LockupScenario::SoftLockupTask;
-    let lab = Made::lock_up(scenario, hold(SOFT)).unwrap().unwrap();
+    let lab = Made::lock_up(scenario, hold()).unwrap().unwrap();
     assert_eq!(lab.truth.cpu as usize, cpu);
     let limit = SOFT + trial::bound(PROMPT);
     watch.listen("the lockup", limit, |watch| !watch.findings.is_empty());
@@ -112,7 +112,7 @@ fn stand_still(time: Duration) -> Option<Duration> {
 fn a_machine_that_stands_still() {
     const STILL: Duration = Duration::from_secs(8);
     for busy in [false, true] {
-        let mut watch = Watch::start_with(SOFT, HARD, "3s");
+        let mut watch = Watch::start_with(SOFT, HARD, "3s", &[]);
         // Each CPU has one task and no idle moment: no look can take it for an idle one.
         let mut load = Load::default();
         for cpu in cpus().into_iter().filter(|_| busy) {
@@ -158,15 +158,15 @@ fn load(cpu: usize) -> Vec<Program> {
 #[test]
 #[ignore = "live: needs root and BPF on a kernel that may lose a CPU; run by cargo xtask vm"]
 fn one_hard_lockup_in_a_busy_machine() {
-    let hung = hold(HARD) + trial::bound(PATIENCE);
-    let mut watch = Watch::start_with(SOFT, HARD, &hangs::in_words(hung));
+    let hung = hold() + trial::bound(PATIENCE);
+    let mut watch = Watch::start_with(SOFT, HARD, &hangs::in_words(hung), &[]);
     let load: Vec<Program> = cpus().into_iter().flat_map(load).collect();
-    let spare = SOAK - hold(HARD) - Duration::from_secs(10);
+    let spare = SOAK - hold() - Duration::from_secs(10);
     let at = clock::at_random(spare);
     let begun = Instant::now();
     watch.listen_for(at);
     assert!(watch.findings.is_empty(), "{:#?}", watch.findings);
-    let Some(lab) = Made::lock_up(LockupScenario::HardLockup, hold(HARD)).unwrap() else {
+    let Some(lab) = Made::lock_up(LockupScenario::HardLockup, hold()).unwrap() else {
         return;
     };
     eprintln!("locked up after {:?}", begun.elapsed());

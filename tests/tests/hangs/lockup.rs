@@ -11,11 +11,12 @@ use lockwatch_tests::{
 };
 
 use super::{
-    EXACT, Log, PATIENCE, Setting, WATCHDOG_THRESH, Watch, hold, is_own_machine,
+    EXACT, HARD, Log, PATIENCE, SOFT, Setting, WATCHDOG_THRESH, Watch, hold, is_own_machine,
     soft_lockup_of_kernel,
 };
 
-pub(crate) fn try_lockup(scenario: LockupScenario) {
+/// `more`: further arguments of `watch`.
+pub(crate) fn try_lockup(scenario: LockupScenario, more: &[&str]) {
     let detector = if scenario.is_hard() {
         "hard-lockup"
     } else {
@@ -27,7 +28,7 @@ pub(crate) fn try_lockup(scenario: LockupScenario) {
         .then(|| Setting::set("/proc/sys/kernel/watchdog_thresh", WATCHDOG_THRESH))
         .flatten();
     // The waiters for its lock are not what this is about.
-    let mut watch = Watch::start("600s");
+    let mut watch = Watch::start_with(SOFT, HARD, "600s", more);
     let Some(lab) = Made::lock_up(scenario, hold).unwrap() else {
         return;
     };

@@ -27,6 +27,10 @@ use lockwatch_tests::{
 };
 use nix::{libc, sys::signal::Signal};
 
+/// From here on a CPU is locked up.
+pub(crate) const SOFT: Duration = Duration::from_secs(2);
+pub(crate) const HARD: Duration = Duration::from_secs(3);
+
 /// How long `watch` may take to be ready, and to end when told to.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -63,13 +67,13 @@ pub(crate) struct Watch {
 impl Watch {
     /// Tasks hang from `hung` on.
     pub(crate) fn start(hung: &str) -> Self {
-        Self::start_with(SOFT, HARD, hung)
+        Self::start_with(SOFT, HARD, hung, &[])
     }
 
     /// From these on CPUs are locked up, and tasks hang.
-    pub(crate) fn start_with(soft: Duration, hard: Duration, hung: &str) -> Self {
+    pub(crate) fn start_with(soft: Duration, hard: Duration, hung: &str, more: &[&str]) -> Self {
         let mut command = Command::new(trial::lockwatch().unwrap());
-        command.args(["watch", "--format", "json", "--priority", "50"]);
+        command.args(["watch", "--format", "json"]).args(more);
         command.args(["--soft-lockup", &in_words(soft)]);
         command.args(["--hard-lockup", &in_words(hard)]);
         command.args(["--hung-task", hung]);
