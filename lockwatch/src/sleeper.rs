@@ -31,6 +31,13 @@ pub struct Sleeper {
     pub stack: StackId,
 }
 
+impl Sleeper {
+    /// Whether it has slept long enough to hang; `None`: however long, none does.
+    pub fn hangs(&self, threshold: Option<Nanos>) -> bool {
+        threshold.is_some_and(|threshold| self.asleep >= threshold)
+    }
+}
+
 /// What a sleeper waits for; equal for those that wait for the same.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -113,8 +120,7 @@ pub struct Hanging<'a> {
 pub fn hanging(sleepers: &[Sleeper], threshold: Nanos) -> Vec<Hanging<'_>> {
     let mut groups: Vec<Hanging<'_>> = Vec::new();
     let mut places: FxHashMap<&Awaited, usize> = FxHashMap::default();
-    let is_long = |sleeper: &&Sleeper| sleeper.asleep >= threshold;
-    for sleeper in sleepers.iter().filter(is_long) {
+    for sleeper in sleepers.iter().filter(|it| it.hangs(Some(threshold))) {
         let place = *places.entry(&sleeper.awaits).or_insert_with(|| {
             groups.push(Hanging {
                 awaits: &sleeper.awaits,

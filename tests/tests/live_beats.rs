@@ -37,6 +37,7 @@ fn open(thresholds: Thresholds) -> BeatProbes {
 }
 
 #[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn every_cpu_beats_at_its_rate_and_none_is_suspected() {
     let thresholds = thresholds(4, 4);
     let mut probes = open(thresholds);

@@ -11,7 +11,6 @@ use crate::{
     figures::Count,
     graph::{Change, Input, Stall, WaitGraph, timeline::Timeline},
     report::{Report, Source},
-    sleeper::Sleeper,
     stream::{Event, Lost},
     survey::Survey,
     task::Nanos,
@@ -331,10 +330,9 @@ impl Worst {
             .flat_map(|lock| &lock.waiters)
             .filter(|waiter| !waiter.granted)
             .count();
-        let hangs =
-            |sleeper: &&Sleeper| thresholds.hung_task.is_some_and(|it| sleeper.asleep >= it);
-        let hung = survey.sleepers.iter().filter(hangs).count();
-        let bad = blocked.max(hung) + survey.lockups.len();
+        let sleepers = survey.sleepers.iter();
+        let hung = sleepers.filter(|it| it.hangs(thresholds.hung_task));
+        let bad = blocked.max(hung.count()) + survey.lockups.len();
         let is_as_bad = bad >= self.0;
         self.0 = self.0.max(bad);
         is_as_bad

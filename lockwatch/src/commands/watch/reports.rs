@@ -53,7 +53,7 @@ impl Reports {
 
     /// True if something may hang in this survey that is about no lock alone: worth a report.
     pub(super) fn may_hang(&self, survey: &Survey) -> bool {
-        let hangs = |asleep| self.thresholds.hung_task.is_some_and(|from| asleep >= from);
-        !survey.lockups.is_empty() || survey.sleepers.iter().any(|sleeper| hangs(sleeper.asleep))
+        let threshold = self.thresholds.hung_task;
+        !survey.lockups.is_empty() || survey.sleepers.iter().any(|it| it.hangs(threshold))
     }
 }
