@@ -57,8 +57,8 @@ impl Trouble {
     fn hold(self) -> Duration {
         match self {
             Self::Deadlock(_) => Duration::from_secs(6),
-            // Other machines' users wait for that CPU, too.
-            Self::Lockup(_) => Duration::from_millis(4500),
+            // Whoever uses this machine waits for that CPU, too.
+            Self::Lockup(_) => soak::SOFT + Duration::from_secs(4),
             Self::Hang(_) => soak::HUNG + Duration::from_secs(4),
         }
     }
@@ -199,6 +199,6 @@ fn only_what_hangs_is_called_so_in_a_busy_host() {
     }
     let (heard, watched) = watch.end();
     judge::deadlocks(&watched, &made);
-    judge::hangs(&heard, &made);
+    judge::hangs(&heard, &watched, &made);
     assert_eq!(watched.code(), Some(1), "{}", watched.stderr);
 }

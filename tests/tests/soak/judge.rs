@@ -94,7 +94,7 @@ pub(crate) fn deadlocks(watched: &Ended, made: &[Made]) {
 
 /// Every lockup that is told is one of these, once; every task that is said to hang was made
 /// to, or needed the CPU that was locked up then.
-pub(crate) fn hangs(heard: &[Heard], made: &[Made]) {
+pub(crate) fn hangs(heard: &[Heard], watched: &Ended, made: &[Made]) {
     let mut wrong = Vec::new();
     let mut locked_up = Vec::new();
     let mut hung = Vec::new();
@@ -124,7 +124,12 @@ pub(crate) fn hangs(heard: &[Heard], made: &[Made]) {
     assert!(wrong.is_empty(), "this is not so: {wrong:#?}");
     for made in made {
         match &made.what {
-            What::Lockup(truth) => assert_eq!(locked_up.len(), 1, "of {truth:#?}: {locked_up:#?}"),
+            What::Lockup(truth) => assert_eq!(
+                locked_up.len(),
+                1,
+                "of {truth:#?}: {locked_up:#?}\nlast words: {}",
+                watched.stderr
+            ),
             What::Hang(truth) => {
                 let is_it = |finding: &&lockup::Finding| {
                     finding.reason == "found" && tasks_of(finding) == tasks(truth)
