@@ -14,7 +14,10 @@ use lockwatch_tests::{
     truth::{Hung, LockupScenario, Scenario, Tid},
 };
 
-use self::hangs::{PATIENCE, PROMPT, Watch, lockup::try_lockup};
+use self::hangs::{
+    PATIENCE, PROMPT, Watch,
+    lockup::{try_lockup, try_lockup_of},
+};
 
 #[test]
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
@@ -32,6 +35,16 @@ fn a_softirq_that_receives_a_packet_for_ever() {
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn timers_that_have_piled_up() {
     try_lockup(LockupScenario::SoftLockupTimers);
+}
+
+/// A real-time thread stays on the CPU where it last ran, as long as nothing of its own kind
+/// is there: so the locked CPU keeps it.
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_softirq_on_the_cpu_of_the_surveyor() {
+    try_lockup_of(LockupScenario::SoftLockupSoftirq, |watch| {
+        watch.bind_to_victim("survey");
+    });
 }
 
 fn try_hung(scenario: Scenario) {

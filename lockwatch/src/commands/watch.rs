@@ -159,6 +159,7 @@ async fn follow(
     });
     session.start();
     while !session.cannot_record() {
+        ticks.awaits_survey(session.survey_asked_ns());
         tokio::select! {
             input = session.next() => session.take(input?)?,
             () = ticks.next() => session.tick()?,

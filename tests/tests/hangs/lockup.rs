@@ -16,6 +16,11 @@ use super::{
 };
 
 pub(crate) fn try_lockup(scenario: LockupScenario) {
+    try_lockup_of(scenario, |_| ());
+}
+
+/// The same, with something done to `watch` before.
+pub(crate) fn try_lockup_of(scenario: LockupScenario, prepare: impl FnOnce(&Watch)) {
     let detector = if scenario.is_hard() {
         "hard-lockup"
     } else {
@@ -28,6 +33,7 @@ pub(crate) fn try_lockup(scenario: LockupScenario) {
         .flatten();
     // The waiters for its lock are not what this is about.
     let mut watch = Watch::start("600s");
+    prepare(&watch);
     let Some(lab) = Made::lock_up(scenario, hold).unwrap() else {
         return;
     };

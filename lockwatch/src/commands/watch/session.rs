@@ -124,6 +124,11 @@ impl Session {
         }
     }
 
+    /// When the survey was asked for that has not come yet, `CLOCK_MONOTONIC` ns.
+    pub(super) fn survey_asked_ns(&self) -> Option<u64> {
+        self.surveys.as_ref().and_then(Surveys::asked_at_ns)
+    }
+
     /// Takes in what has come.
     pub(super) fn take(&mut self, input: Input) -> io::Result<()> {
         match input {

@@ -2,9 +2,10 @@
 //!
 //! A thread that sleeps wakes by a timer of the CPU on which it fell asleep, and then runs
 //! on a CPU that the kernel chooses: if that one is locked up, the thread that watches for
-//! lockups is among its victims. So two threads, each pinned to another CPU, make the
-//! ticks; and if the others of this process do not answer, they are moved away from the
-//! CPU that they are ready to run on and do not get.
+//! lockups is among its victims. A real-time thread even stays where it last ran. So two
+//! threads, each pinned to another CPU, make the ticks; and if the others of this process do
+//! not answer, the session's or the surveyor's, they are moved away from the CPU that they
+//! are ready to run on and do not get.
 
 use std::{
     fs, io,
@@ -18,7 +19,7 @@ use std::{
 
 use rustix::{
     process::Pid,
-    thread::{CpuSet, sched_getaffinity, sched_setaffinity},
+    thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity},
 };
 use tokio::sync::Notify;
 
@@ -41,6 +42,10 @@ struct Shared {
     due: Notify,
     /// When the last tick was taken, `CLOCK_MONOTONIC` ns.
     taken_ns: AtomicU64,
+    /// When the survey was asked for that has not come yet, `CLOCK_MONOTONIC` ns; 0: none.
+    asked_ns: AtomicU64,
+    /// Threads are being moved.
+    moves: AtomicBool,
     over: AtomicBool,
 }
 
@@ -51,6 +56,8 @@ impl Ticks {
             period: Nanos::from_duration(period),
             due: Notify::new(),
             taken_ns: AtomicU64::new(now_ns()),
+            asked_ns: AtomicU64::new(0),
+            moves: AtomicBool::new(false),
             over: AtomicBool::new(false),
         });
         let all = sched_getaffinity(None).ok();
@@ -74,6 +81,13 @@ impl Ticks {
         self.0.due.notified().await;
         self.0.taken_ns.store(now_ns(), Ordering::Relaxed);
     }
+
+    /// Says since when a survey is waited for.
+    pub(super) fn awaits_survey(&self, asked_ns: Option<u64>) {
+        self.0
+            .asked_ns
+            .store(asked_ns.unwrap_or(0), Ordering::Relaxed);
+    }
 }
 
 impl Drop for Ticks {
@@ -83,7 +97,7 @@ impl Drop for Ticks {
 }
 
 impl Shared {
-    fn tick(&self, period: Duration, all: Option<&CpuSet>) {
+    fn tick(self: &Arc<Self>, period: Duration, all: Option<&CpuSet>) {
         let patience = Nanos(self.period.0 * PATIENCE_TICKS).max(PATIENCE_MIN);
         while !self.over.load(Ordering::Relaxed) {
             thread::sleep(period);
@@ -93,11 +107,35 @@ impl Shared {
             if silence.0 >= self.period.0 / TICKERS {
                 self.due.notify_one();
             }
-            if silence >= patience
+            let is_survey_late = match self.asked_ns.load(Ordering::Relaxed) {
+                0 => false,
+                asked_ns => Nanos::between(asked_ns, now_ns()) >= patience,
+            };
+            if (silence >= patience || is_survey_late)
                 && let Some(all) = all
             {
-                move_away(all);
+                self.move_away(all);
             }
+        }
+    }
+
+    /// Has threads moved away by one of its own: where the CPU that does not go on is *in*
+    /// the thread to be moved, the kernel does not answer, and the ticks must go on. It
+    /// runs where the caller is pinned.
+    fn move_away(self: &Arc<Self>, all: &CpuSet) {
+        if self.moves.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (shared, all) = (Arc::clone(self), *all);
+        let spawned = thread::Builder::new()
+            .name("move".to_owned())
+            .spawn(move || {
+                move_away(&all);
+                shared.moves.store(false, Ordering::Relaxed);
+            });
+        if let Err(error) = spawned {
+            tracing::debug!("no thread to move others: {error}");
+            self.moves.store(false, Ordering::Relaxed);
         }
     }
 }
@@ -116,10 +154,11 @@ fn move_away(all: &CpuSet) {
         let Ok(stat) = fs::read_to_string(thread.path().join("stat")) else {
             continue;
         };
-        if tid == rustix::thread::gettid() {
+        let Some(cpu) = ready_on(&stat) else { continue };
+        // Our CPU goes on, and another may be the one that does not.
+        if cpu == sched_getcpu() {
             continue;
         }
-        let Some(cpu) = ready_on(&stat) else { continue };
         let mut others = *all;
         others.unset(cpu);
         if others.count() > 0 {
