@@ -13,7 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    thread,
+    thread::{self, Thread},
     time::Duration,
 };
 
@@ -44,8 +44,6 @@ struct Shared {
     taken_ns: AtomicU64,
     /// When the survey was asked for that has not come yet, `CLOCK_MONOTONIC` ns; 0: none.
     asked_ns: AtomicU64,
-    /// Threads are being moved.
-    moves: AtomicBool,
     over: AtomicBool,
 }
 
@@ -57,11 +55,11 @@ impl Ticks {
             due: Notify::new(),
             taken_ns: AtomicU64::new(now_ns()),
             asked_ns: AtomicU64::new(0),
-            moves: AtomicBool::new(false),
             over: AtomicBool::new(false),
         });
         let all = sched_getaffinity(None).ok();
         for (turn, cpu) in ends(all.as_ref()).into_iter().enumerate() {
+            let mover = shared.start_mover(cpu, all)?;
             let shared = Arc::clone(&shared);
             thread::Builder::new()
                 .name("tick".to_owned())
@@ -70,7 +68,7 @@ impl Ticks {
                         pin(cpu);
                     }
                     thread::sleep(period.mul_f64(turn as f64 / TICKERS as f64));
-                    shared.tick(period, all.as_ref());
+                    shared.tick(period, &mover);
                 })?;
         }
         Ok(Self(shared))
@@ -97,7 +95,7 @@ impl Drop for Ticks {
 }
 
 impl Shared {
-    fn tick(self: &Arc<Self>, period: Duration, all: Option<&CpuSet>) {
+    fn tick(&self, period: Duration, mover: &Thread) {
         let patience = Nanos(self.period.0 * PATIENCE_TICKS).max(PATIENCE_MIN);
         while !self.over.load(Ordering::Relaxed) {
             thread::sleep(period);
@@ -111,32 +109,39 @@ impl Shared {
                 0 => false,
                 asked_ns => Nanos::between(asked_ns, now_ns()) >= patience,
             };
-            if (silence >= patience || is_survey_late)
-                && let Some(all) = all
-            {
-                self.move_away(all);
+            if silence >= patience || is_survey_late {
+                mover.unpark();
             }
         }
+        mover.unpark();
     }
 
-    /// Has threads moved away by one of its own: where the CPU that does not go on is *in*
-    /// the thread to be moved, the kernel does not answer, and the ticks must go on. It
-    /// runs where the caller is pinned.
-    fn move_away(self: &Arc<Self>, all: &CpuSet) {
-        if self.moves.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        let (shared, all) = (Arc::clone(self), *all);
-        let spawned = thread::Builder::new()
+    /// Starts the thread that moves others away each time it is unparked. It is not the one
+    /// that ticks: where the CPU that does not go on is *in* a thread to be moved, the kernel
+    /// does not answer, and the ticks must go on.
+    fn start_mover(
+        self: &Arc<Self>,
+        cpu: Option<usize>,
+        all: Option<CpuSet>,
+    ) -> io::Result<Thread> {
+        let shared = Arc::clone(self);
+        let mover = thread::Builder::new()
             .name("move".to_owned())
             .spawn(move || {
-                move_away(&all);
-                shared.moves.store(false, Ordering::Relaxed);
-            });
-        if let Err(error) = spawned {
-            tracing::debug!("no thread to move others: {error}");
-            self.moves.store(false, Ordering::Relaxed);
-        }
+                if let Some(cpu) = cpu {
+                    pin(cpu);
+                }
+                loop {
+                    thread::park();
+                    if shared.over.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    if let Some(all) = &all {
+                        move_away(all);
+                    }
+                }
+            })?;
+        Ok(mover.thread().clone())
     }
 }
 
