@@ -20,7 +20,8 @@ use crate::{
 ///
 /// A host crawls: top hangs, tasks pile up in state D. lockwatch names the rwsem
 /// (mmap_lock, i_rwsem, s_umount, …) they wait for, the task that holds it, what that
-/// task is stuck in, and what would happen next.
+/// task is stuck in, and what would happen next. Tasks that hang on something else, and CPUs
+/// that do not go on (soft and hard lockups), are told with what keeps them.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -34,7 +35,7 @@ Examples:
   lockwatch diagnose                     what is stuck now, even if it hung an hour ago
   lockwatch diagnose --format json       the same for a program (contract lockwatch.report/1)
   lockwatch diagnose --threshold 100ms   shorter waits count, too
-  lockwatch watch --for 1h               report stalls as they stand and as they end
+  lockwatch watch --for 1h               report stalls, hanging tasks and locked-up CPUs live
   lockwatch record -o FILE               the same into a file; lockwatch report FILE reads it
   lockwatch check                        what works on this host, and what is missing
 
@@ -57,7 +58,8 @@ pub enum Command {
     ///
     /// Reads the state of all tasks and of the sleeping locks they wait for, twice (a few
     /// times more while queues change), and says for each lock who holds it, on what
-    /// evidence, why that task does not let go, and who waits. Works on a host that hung
+    /// evidence, why that task does not let go, and who waits; and which tasks have been in
+    /// uninterruptible sleep too long, by what they wait for. Works on a host that hung
     /// before lockwatch was started. Attaches nothing to the kernel and opens no file that
     /// could hang, so that it cannot hang on what it diagnoses. For the tenth of a second
     /// that it takes it runs before the host's other work, where that is allowed (nice -20,
@@ -66,6 +68,7 @@ pub enum Command {
 Examples:
   lockwatch diagnose
   lockwatch diagnose --threshold 100ms
+  lockwatch diagnose --hung-task 10s      tasks in state D for 10 s hang, whatever they wait for
   lockwatch diagnose --format json | jq -r '.findings[].sentence'
   lockwatch diagnose --format json -o /run/stall.json
 
@@ -77,26 +80,35 @@ How to read it:
   next       who gets the lock when it is released
   ways out   what you could do, and what that risks; lockwatch does none of it
 
-Exit status: 0 no wait of the threshold or longer, 1 stall found, 2 error.")]
+Exit status: 0 no wait of the threshold or longer and nothing hangs, 1 stall found, 2 error.")]
     Diagnose(DiagnoseArgs),
     /// Report stalls as they stand and as they end
     ///
     /// Keeps watching: reports a wait when it passes the threshold and again when it
     /// ends, with the holder where the kernel lets us know it.
+    ///
+    /// And what hangs that is no lock, as the kernel's own detectors have it, but with the
+    /// reason: tasks in uninterruptible sleep, one report for all that wait for the same thing
+    /// (hung-task); CPUs that give no other task a turn, with the task, softirq or interrupt
+    /// that keeps them, what is held there and who waits (soft-lockup); CPUs that take no
+    /// interrupts (hard-lockup). Each is told when found, again at twice its age, and at its
+    /// end. Each CPU is sampled for that, four times a second as a rule.
     #[command(after_long_help = "\
 Examples:
   lockwatch watch                                       until interrupted
   lockwatch watch --threshold 100ms --for 1h
   lockwatch watch --comm postgres --class mmap_lock
+  lockwatch watch --hung-task 30s --soft-lockup 5s      hanging tasks and CPUs sooner
+  lockwatch watch --priority 50 --no-detect hung-task   told even if all CPUs are busy
   lockwatch watch --format json > stalls.jsonl          one line per event
 
 Several filters of one kind: one must match. Filters of different kinds: all must match.
-Exit status: 0 no stall seen, 1 stall seen, 2 error.")]
+Exit status: 0 nothing seen, 1 a stall, or a hanging task or CPU, seen, 2 error.")]
     Watch(WatchArgs),
     /// Record what watch sees into a file, for reports later and elsewhere
     ///
-    /// Records every survey and every lock wait past the threshold, as `watch` sees them,
-    /// and prints nothing of it. `report` makes any report from the file, on any machine,
+    /// Records every survey, with the tasks and CPUs that hang, and every lock wait past the
+    /// threshold, as `watch` sees them, and prints nothing of it. `report` makes any report from the file, on any machine,
     /// without root. What is older than a second is in the file even if lockwatch is killed.
     /// Put the file where writing does not depend on what hangs: /dev/shm or /run, say.
     #[command(after_long_help = "\
@@ -106,7 +118,7 @@ Examples:
   lockwatch record -o /run/stall.lwr --once               one survey, as diagnose takes it
   lockwatch report /run/stall.lwr
 
-Exit status: 0 no stall seen, 1 stall seen, 2 error.")]
+Exit status: 0 nothing seen, 1 a stall, or a hanging task or CPU, seen, 2 error.")]
     Record(RecordArgs),
     /// Make a report from a recording
     ///

@@ -7,6 +7,7 @@
 //! Everything left of [`graph`] knows the kernel; from there on everything is pure.
 
 pub mod cli;
+pub mod clock;
 pub mod commands;
 pub mod daemon;
 pub mod detect;

@@ -22,27 +22,34 @@ use self::hangs::{
 #[test]
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn a_task_that_spins_under_its_mmap_lock() {
-    try_lockup(LockupScenario::SoftLockupTask);
+    try_lockup(LockupScenario::SoftLockupTask, &[]);
 }
 
 #[test]
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn a_softirq_that_receives_a_packet_for_ever() {
-    try_lockup(LockupScenario::SoftLockupSoftirq);
+    try_lockup(LockupScenario::SoftLockupSoftirq, &[]);
 }
 
 #[test]
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn timers_that_have_piled_up() {
-    try_lockup(LockupScenario::SoftLockupTimers);
+    try_lockup(LockupScenario::SoftLockupTimers, &[]);
 }
 
-/// A real-time thread stays on the CPU where it last ran, as long as nothing of its own kind
-/// is there: so the locked CPU keeps it.
+/// The kernel does not move a real-time thread away from a CPU whose task is not one.
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_real_time_watch_tells_of_a_locked_cpu_too() {
+    try_lockup(LockupScenario::SoftLockupSoftirq, &["--priority", "50"]);
+}
+
+/// As it comes about by chance: the locked CPU keeps the thread that is to look into it.
 #[test]
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn a_softirq_on_the_cpu_of_the_surveyor() {
-    try_lockup_of(LockupScenario::SoftLockupSoftirq, |watch| {
+    let more = ["--priority", "50"];
+    try_lockup_of(LockupScenario::SoftLockupSoftirq, &more, |watch| {
         watch.bind_to_victim("survey");
     });
 }

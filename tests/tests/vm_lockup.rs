@@ -36,7 +36,7 @@ use self::hangs::{
 #[test]
 #[ignore = "live: needs root and BPF on a kernel that may lose a CPU; run by cargo xtask vm"]
 fn a_cpu_without_interrupts() {
-    try_lockup(LockupScenario::HardLockup);
+    try_lockup(LockupScenario::HardLockup, &[]);
 }
 
 /// Name of the process that runs the kernel's own maker of lockups.

@@ -87,22 +87,34 @@ pub(crate) enum End {
     TimedOut,
 }
 
+/// What is to be done after a line of a supervised command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    GoOn,
+    /// The command stands still for so long, and goes on then.
+    StandStill(Duration),
+}
+
 /// Runs a command in a process group of its own, hands its stdout over line by
 /// line, and kills the whole group when `limit` has passed or we are told to stop.
 pub(crate) fn supervise(
     command: &mut Command,
     limit: Duration,
-    on_line: impl FnMut(&str),
+    mut on_line: impl FnMut(&str),
 ) -> Result<End> {
+    let on_line = |line: &str| {
+        on_line(line);
+        Next::GoOn
+    };
     supervise_while(command, limit, on_line, || true)
 }
 
 /// Like [`supervise`]; the time is also up when `may_go_on`, which is asked
-/// several times a second, says no.
+/// several times a second, says no, and a line can make the command stand still.
 pub(crate) fn supervise_while(
     command: &mut Command,
     limit: Duration,
-    mut on_line: impl FnMut(&str),
+    mut on_line: impl FnMut(&str) -> Next,
     mut may_go_on: impl FnMut() -> bool,
 ) -> Result<End> {
     let line = name(command);
@@ -118,7 +130,10 @@ pub(crate) fn supervise_while(
     let lines = lines_of(stdout);
     let end = loop {
         match lines.recv_timeout(TICK) {
-            Ok(text) => on_line(&text),
+            Ok(text) => match on_line(&text) {
+                Next::GoOn => {}
+                Next::StandStill(time) => stand_still(&child, time)?,
+            },
             // It may close its stdout long before it ends.
             Err(RecvTimeoutError::Disconnected) => thread::sleep(TICK),
             Err(RecvTimeoutError::Timeout) => {}
@@ -192,6 +207,18 @@ pub(crate) fn end(child: &mut Child) -> Result<()> {
     Ok(())
 }
 
+/// Stops a child, which is not reaped meanwhile, and lets it go on after that time, or when
+/// we are told to stop.
+fn stand_still(child: &Child, time: Duration) -> Result<()> {
+    let pid = pid(child)?;
+    signal::kill(pid, Signal::SIGSTOP).context("cannot stop a child")?;
+    let until = Instant::now() + time;
+    while Instant::now() < until && !INTERRUPTED.load(Ordering::Relaxed) {
+        thread::sleep(TICK);
+    }
+    signal::kill(pid, Signal::SIGCONT).context("cannot let a child go on")
+}
+
 /// Ends a child and all that it has started and that stayed in its group.
 fn kill_group(child: &mut Child) -> Result<()> {
     let group = pid(child)?;
@@ -251,6 +278,37 @@ mod tests {
             "{end:?}"
         );
         assert_eq!(lines, ["one", "two"]);
+    }
+
+    #[test]
+    fn a_command_stands_still_and_goes_on() {
+        let still = Duration::from_millis(600);
+        let mut times = Vec::new();
+        let end = supervise_while(
+            &mut shell("for i in 1 2 3 4 5 6; do echo $i; sleep 0.05; done"),
+            Duration::from_secs(20),
+            |line| {
+                times.push(Instant::now());
+                if line == "2" {
+                    return Next::StandStill(still);
+                }
+                Next::GoOn
+            },
+            || true,
+        )
+        .unwrap();
+        assert!(
+            matches!(end, End::Exited(status) if status.success()),
+            "{end:?}"
+        );
+        // Lines that were in the pipe already come at once, later ones do not.
+        let whole = times[5] - times[1];
+        assert!(whole >= still, "{whole:?}");
+        let after = times[5] - times[2];
+        assert!(
+            after >= Duration::from_millis(100),
+            "it did not stop: {after:?}"
+        );
     }
 
     #[test]

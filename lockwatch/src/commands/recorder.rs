@@ -18,9 +18,10 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 
 use crate::{
+    clock::now_ns,
     graph::Input,
     recording::{Header, Record, Writer},
-    stream::{Lost, now_ns},
+    stream::Lost,
 };
 
 /// Waits and tasks in records that the file has not taken yet: some 50 MB. What comes

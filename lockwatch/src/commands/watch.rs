@@ -3,7 +3,8 @@
 mod cpus;
 mod event;
 mod filter;
-mod hangs;
+mod hang_watch;
+mod holders;
 mod output;
 mod progress;
 mod reports;
@@ -12,6 +13,7 @@ mod sources;
 mod surveys;
 mod ticks;
 mod unseen;
+mod words;
 
 use std::{
     io::{self, Write as _},
@@ -25,10 +27,13 @@ use tokio::{
     time::sleep,
 };
 
-pub(super) use self::output::{Summary, by_kind, findings_of_hangs, printable, unsurveyed};
 use self::{
     filter::Filter, output::Output, reports::Reports, session::Session, sources::Sources,
     ticks::Ticks,
+};
+pub(super) use self::{
+    output::Summary,
+    words::{by_kind, findings_of_hangs, printable, unsurveyed},
 };
 use super::{Outcome, allow_closed_pipe, lock_memory, priority::be_real_time, recorder::Recorder};
 use crate::{
@@ -150,7 +155,7 @@ async fn follow(
     let tick = (threshold / TICKS_PER_THRESHOLD).clamp(TICK_MIN, TICK_MAX);
     let mut interrupted = signal(SignalKind::interrupt())?;
     let mut terminated = signal(SignalKind::terminate())?;
-    let ticks = Ticks::start(tick)?;
+    let mut ticks = Ticks::start(tick)?;
     let mut over = pin!(async {
         match duration {
             Some(duration) => sleep(duration).await,
@@ -159,10 +164,12 @@ async fn follow(
     });
     session.start();
     while !session.cannot_record() {
-        ticks.awaits_survey(session.survey_asked_ns());
         tokio::select! {
             input = session.next() => session.take(input?)?,
-            () = ticks.next() => session.tick()?,
+            () = ticks.next() => {
+                session.tick()?;
+                ticks.keep_off(session.locked_cpus());
+            }
             _ = interrupted.recv() => return Ok(()),
             _ = terminated.recv() => return Ok(()),
             () = &mut over => return Ok(()),

@@ -3,7 +3,10 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use super::{CpuBeat, CpuTimes, LockupKind, Pace, Readings, Suspect};
 use crate::{
@@ -38,8 +41,11 @@ pub struct Monitor {
     thresholds: Thresholds,
     pace: Pace,
     late: BTreeMap<u32, Late>,
+    /// CPUs that were suspected of a hard lockup, with the last beat before it: until they
+    /// beat again, they are.
+    silent: BTreeMap<u32, u64>,
     /// Readings of times, the oldest first.
-    times: VecDeque<(u64, BTreeMap<u32, CpuTimes>)>,
+    times: VecDeque<(u64, Arc<BTreeMap<u32, CpuTimes>>)>,
 }
 
 /// A CPU without a beat since the last reading.
@@ -71,6 +77,7 @@ impl Monitor {
             thresholds,
             pace: Pace::of(thresholds),
             late: BTreeMap::new(),
+            silent: BTreeMap::new(),
             times: VecDeque::new(),
         }
     }
@@ -85,11 +92,18 @@ impl Monitor {
             if !readings.online.contains(&cpu) || beat.hotplugged_ns > beat.last_ns {
                 continue;
             }
-            let suspect = self
-                .hard(cpu, beat, timer, readings)
-                .or_else(|| self.soft(cpu, beat, readings));
-            suspects.extend(suspect);
+            let hard = self.hard(cpu, beat, timer, readings);
+            if hard.is_some() {
+                self.silent.insert(cpu, beat.last_ns);
+            }
+            suspects.extend(hard.or_else(|| self.soft(cpu, beat, readings)));
         }
+        let still_suspected = |&cpu: &u32| {
+            suspects
+                .iter()
+                .any(|it: &Suspect| it.cpu == cpu && it.kind == LockupKind::Hard)
+        };
+        self.silent.retain(|cpu, _| still_suspected(cpu));
         suspects
     }
 
@@ -156,7 +170,9 @@ impl Monitor {
                 && other.last_ns.saturating_add(steady_gap) >= readings.now_ns
         };
         let witnesses = others().filter(|(_, other)| is_witness(other)).count();
-        if witnesses == 0 {
+        // Once it was seen to be silent alone, what others do since says nothing of it.
+        let was_seen = self.silent.get(&cpu) == Some(&beat.last_ns);
+        if witnesses == 0 && !was_seen {
             return None;
         }
         let mut unknown = Vec::new();
@@ -248,7 +264,7 @@ impl Monitor {
             self.times.pop_front();
         }
         self.times
-            .push_back((readings.now_ns, readings.times.clone()));
+            .push_back((readings.now_ns, Arc::clone(&readings.times)));
     }
 
     /// Says so if much time was stolen from this CPU, or from all together, within this

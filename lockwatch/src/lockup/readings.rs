@@ -1,6 +1,9 @@
 //! What is read of the CPUs at one time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use lockwatch_ebpf::beats::{self, Beat, Sampled};
 
@@ -20,7 +23,7 @@ pub struct Readings {
     /// What is sampled of each CPU that has beaten.
     pub beats: BTreeMap<u32, CpuBeat>,
     /// Where the time of each CPU has gone, ever.
-    pub times: BTreeMap<u32, CpuTimes>,
+    pub times: Arc<BTreeMap<u32, CpuTimes>>,
     /// Timer interrupts of each CPU, ever, where the kernel counts them; read only while
     /// some CPU is late.
     pub timer_interrupts: BTreeMap<u32, u64>,

@@ -2,7 +2,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io, thread,
+    io, mem,
+    sync::Arc,
+    thread,
     time::Duration,
 };
 
@@ -22,12 +24,10 @@ use lockwatch_ebpf::{
     beats::{Beat, BeatConfig, BeatStack, NeedResched, STACKS_MAX, StackKey, WAKEUPS_WANTED},
     survey::TaskLayout,
 };
-use rustix::{
-    thread::{CpuSet, sched_getaffinity, sched_setaffinity},
-    time::{ClockId, clock_gettime},
-};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::{
+    clock::now_ns,
     detect::Thresholds,
     kernel::{cpus, layout::Layout},
     lockup::{CpuBeat, CpuTimes, Pace, Readings, Sample},
@@ -83,7 +83,7 @@ pub struct BeatProbes {
     learner: Option<RawTracePointLinkId>,
     /// How many stacks each CPU had kept when those of its past runs were taken out.
     cleaned: BTreeMap<u32, u64>,
-    times: (u64, BTreeMap<u32, CpuTimes>),
+    times: (u64, Arc<BTreeMap<u32, CpuTimes>>),
     is_virtual: bool,
     ebpf: Ebpf,
 }
@@ -138,7 +138,7 @@ impl BeatProbes {
             learned: Array::try_from(map(&mut ebpf, "NEED_RESCHED")?).map_err(typed)?,
             learner: Some(learner),
             cleaned: BTreeMap::new(),
-            times: (0, BTreeMap::new()),
+            times: (0, Arc::default()),
             is_virtual: cpus::is_virtual(),
             ebpf,
         };
@@ -175,7 +175,8 @@ impl BeatProbes {
         let online: BTreeSet<u32> = cpus_of(online_cpus())?.into_iter().collect();
         self.follow_hotplug(&online);
         self.read_slots();
-        let slots = self.whole.clone();
+        // Not copied, for there may be hundreds: given back below.
+        let slots = mem::take(&mut self.whole);
         let beats = |cpu: &u32| {
             let last = slots.get(cpu).map(|slot| slot.last.at_ns);
             last.is_some_and(|last_ns| Nanos::between(last_ns, now_ns) <= self.pace.gap)
@@ -202,7 +203,7 @@ impl BeatProbes {
             let times = cpus::times()
                 .inspect_err(|error| tracing::debug!("cannot read times: {error}"))
                 .unwrap_or_default();
-            self.times = (now_ns, times);
+            self.times = (now_ns, Arc::new(times));
         }
         let beats = slots
             .iter()
@@ -211,11 +212,12 @@ impl BeatProbes {
                 (cpu, CpuBeat::decode(slot, self.hotplugged_at(cpu), stacks))
             })
             .collect();
+        self.whole = slots;
         Ok(Readings {
             now_ns,
             online,
             beats,
-            times: self.times.1.clone(),
+            times: Arc::clone(&self.times.1),
             timer_interrupts,
             is_virtual: self.is_virtual,
         })
@@ -418,9 +420,4 @@ fn attach(
 
 fn cpus_of(listed: Result<Vec<u32>, (&str, io::Error)>) -> Result<Vec<u32>, LoadError> {
     listed.map_err(|(_, error)| LoadError::Cpus(error))
-}
-
-fn now_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

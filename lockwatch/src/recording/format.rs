@@ -9,6 +9,7 @@ use super::{
     scans::{ScanChange, Scans},
 };
 use crate::{
+    clock::now_ns,
     detect::Thresholds,
     graph::Input,
     report::Host,
@@ -57,7 +58,7 @@ impl Header {
             lockwatch: env!("CARGO_PKG_VERSION").to_owned(),
             host: Host::this(),
             began_at: jiff::Timestamp::now(),
-            began_ns: crate::stream::now_ns(),
+            began_ns: now_ns(),
             threshold_ns: thresholds.wait,
             thresholds: Some(thresholds),
             sources,

@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 
+use rustc_hash::{FxHashMap, FxHashSet};
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Finding, Report};
-use crate::{detect::Subject, survey::Survey, task::Nanos};
+use crate::{detect::Subject, sleeper::Awaited, survey::Survey, task::Nanos};
 
 /// Why a finding is reported now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
@@ -74,18 +75,16 @@ impl Findings {
         let mut due = Vec::new();
         let mut ended = Vec::new();
         if survey.can_tell_ends() {
-            let is_found = |standing: &Standing| {
-                report
-                    .findings
-                    .iter()
-                    .any(|finding| finding.subject.as_ref() == Some(&standing.subject))
-            };
+            let subjects = report.findings.iter().map(|finding| &finding.subject);
+            let found: FxHashSet<&Subject> = subjects.flatten().collect();
             // CPUs are told by their beats, at every tick: see `end_cpus`.
             let is_over = |_: &(String, Subject), standing: &mut Standing| {
-                matches!(standing.subject, Subject::Awaited(_)) && !is_found(standing)
+                matches!(standing.subject, Subject::Awaited(_))
+                    && !found.contains(&standing.subject)
             };
             ended.extend(self.standing.extract_if(.., is_over).map(|(_, gone)| gone));
         }
+        let asleep = longest_sleeps(survey);
         for finding in &report.findings {
             let Some(subject) = &finding.subject else {
                 continue;
@@ -93,18 +92,21 @@ impl Findings {
             if !is_asked_for(finding) {
                 continue;
             }
-            let lasted = lasted(survey, subject);
             let key = (finding.detector.clone(), subject.clone());
             let (standing, why) = match self.standing.get_mut(&key) {
                 Some(standing) if standing.age(now_ns) < standing.next_report => continue,
                 Some(standing) => (standing, Why::Stands),
                 None => {
                     self.count += 1;
+                    let lasted = match subject {
+                        Subject::Awaited(awaited) => asleep.get(awaited).copied(),
+                        Subject::Cpu(cpu) => locked_up(survey, *cpu),
+                    };
                     let new = Standing {
                         id: self.count,
                         detector: finding.detector.clone(),
                         subject: subject.clone(),
-                        began_ns: now_ns.saturating_sub(lasted.0),
+                        began_ns: now_ns.saturating_sub(lasted.unwrap_or_default().0),
                         next_report: Nanos(0),
                         sentence: String::new(),
                     };
@@ -153,21 +155,22 @@ impl Findings {
     }
 }
 
-/// For how long this has lasted already when it is first found.
-fn lasted(survey: &Survey, subject: &Subject) -> Nanos {
-    let lasted = match subject {
-        Subject::Awaited(awaited) => {
-            let sleepers = survey.sleepers.iter();
-            let of_them = sleepers.filter(|sleeper| sleeper.awaits == *awaited);
-            of_them.map(|sleeper| sleeper.asleep).max()
-        }
-        Subject::Cpu(number) => {
-            let lockups = survey.lockups.iter();
-            let of_it = lockups.filter(|lockup| lockup.cpu == *number);
-            of_it.map(|lockup| lockup.lasted).max()
-        }
-    };
-    lasted.unwrap_or_default()
+/// For how long the first of those that wait for each thing has slept: each may have a finding
+/// of its own, so that none may go through all sleepers again.
+fn longest_sleeps(survey: &Survey) -> FxHashMap<&Awaited, Nanos> {
+    let mut longest = FxHashMap::default();
+    for sleeper in &survey.sleepers {
+        let asleep = longest.entry(&sleeper.awaits).or_default();
+        *asleep = sleeper.asleep.max(*asleep);
+    }
+    longest
+}
+
+/// For how long this CPU has been locked up.
+fn locked_up(survey: &Survey, cpu: u32) -> Option<Nanos> {
+    let lockups = survey.lockups.iter();
+    let of_it = lockups.filter(|lockup| lockup.cpu == cpu);
+    of_it.map(|lockup| lockup.lasted).max()
 }
 
 #[cfg(test)]
@@ -177,7 +180,7 @@ mod tests {
         detect::Severity,
         lockup::{Context, Lockup, LockupKind},
         report::example,
-        sleeper::{Awaited, Sleeper},
+        sleeper::Sleeper,
         task::{Stuck, StuckClass, TaskKey, TaskName, Tgid, Tid},
     };
 

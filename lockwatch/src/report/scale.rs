@@ -6,6 +6,7 @@ use super::{
     dot,
     example::{self, MS, SEC, holder, incident, mmap_lock, survey, task, waiter},
     folded,
+    over_time::Findings,
     text::{self, Style},
 };
 use crate::{
@@ -109,4 +110,29 @@ fn very_many_locks() {
     };
     survey.sleepers = survey.locks.iter().map(on_a_lock).collect();
     assert_eq!(report(&survey), MANY as usize);
+}
+
+#[test]
+fn very_many_hanging_tasks_over_time() {
+    let mut survey = example::hung_without_locks();
+    let hung = survey.sleepers.remove(0);
+    let alone = |number: u32| Sleeper {
+        task: task(100_000 + number, 100_000 + number, "kworker"),
+        awaits: Awaited::Function(format!("some_function_{number}")),
+        ..hung.clone()
+    };
+    survey.sleepers = (0..MANY).map(alone).collect();
+    let first = example::report(&survey, SEC);
+    let mut rest = survey.clone();
+    rest.sleepers.truncate(1);
+    let second = example::report(&rest, SEC);
+    let began = cpu_time();
+    let mut findings = Findings::default();
+    let at_ns = 1_000 * SEC;
+    let (due, _) = findings.take(&survey, &first, |_| true, at_ns);
+    assert_eq!(due.len(), MANY as usize);
+    let (_, ended) = findings.take(&rest, &second, |_| true, at_ns + SEC);
+    assert_eq!(ended.len(), MANY as usize - 1);
+    let took = cpu_time() - began;
+    assert!(took < BOUND / 10, "{took:?}");
 }

@@ -5,9 +5,9 @@ use std::io;
 use lockwatch_ebpf::holds::{SLOTS, TaskHolds};
 
 use crate::{
+    clock::now_ns,
     lock::{LockAddr, LockMode},
     probes::holds::HoldProbes,
-    stream::now_ns,
     survey::{HoldSource, TracedHold},
     task::{TaskKey, Tid},
 };

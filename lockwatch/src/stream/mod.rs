@@ -23,6 +23,7 @@ use watched::Watching;
 pub use watched::{Slept, Times};
 
 use crate::{
+    clock::now_ns,
     kernel::{layout::Layout, locks::RT_RWSEM_DRAINS, symbols::Symbols},
     plan::{Plan, Purpose, WaitEnds},
     probes::{
@@ -265,10 +266,4 @@ impl Stream {
             ..self.lost
         }
     }
-}
-
-/// `CLOCK_MONOTONIC` in ns: the clock of all events.
-pub fn now_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }

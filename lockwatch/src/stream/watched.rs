@@ -4,8 +4,8 @@ use lockwatch_ebpf::stream::{SLEEPS, Watched, phase, sleep};
 use rustc_hash::FxHashMap;
 
 use crate::{
+    clock::now_ns,
     probes::stream::StreamProbes,
-    stream::now_ns,
     task::{Nanos, TaskKey, TaskState},
 };
 

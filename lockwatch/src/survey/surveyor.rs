@@ -14,6 +14,7 @@ use rustc_hash::FxHashMap;
 pub(super) use self::kernel::Kernel;
 use self::kernel::Sight;
 use crate::{
+    clock::now_ns,
     kernel::{
         block::{in_flight_file, is_counted_file},
         btf::{Btf, BtfError},
@@ -319,8 +320,7 @@ fn in_flight(disk: &str) -> Option<u64> {
 /// scheduler's own entry for this thread that relates its clock to ours.
 fn own_wake_up() -> u64 {
     thread::sleep(Duration::from_micros(50));
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    now_ns()
 }
 
 fn own_tid() -> Tid {

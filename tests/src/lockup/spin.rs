@@ -102,9 +102,15 @@ pub(crate) struct Spin {
 
 impl Spin {
     pub(crate) fn attach(place: &Place) -> Result<Self> {
-        // Up to 5.10 maps count as locked memory. If the limit stays and matters, the map says so.
-        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
-        let state = map(4096, MAP_MMAPABLE).context("cannot make the spinning program's map")?;
+        // Up to 5.10 maps count as locked memory. Later kernels do not need it, and a container
+        // may not allow it.
+        let lifted = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+        let state = map(4096, MAP_MMAPABLE).with_context(|| match lifted {
+            Ok(()) => "cannot make the spinning program's map".to_owned(),
+            Err(error) => format!(
+                "cannot make the spinning program's map, nor lift the limit of locked memory ({error})"
+            ),
+        })?;
         let bulk = map(BULK, 0).context("cannot make the spinning program's ballast")?;
         // SAFETY: a new mapping, at an address that the kernel chooses.
         let shared = unsafe {

@@ -197,23 +197,27 @@ impl Lab {
     }
 
     fn cleared(&mut self, limit: Duration) -> Result<Cleared> {
-        let line = self
-            .program
-            .out_line(limit)?
-            .context("the lab ended without a word")?;
-        let Event::Cleared(cleared) =
-            serde_json::from_str(&line).with_context(|| format!("the lab says `{line}`"))?
-        else {
-            bail!("the lab says `{line}` when its stall should be over");
-        };
+        let cleared = cleared(&mut self.program, limit)?;
         if self.program.wait(LAST)?.is_none() {
             bail!("the lab has cleared its stall and does not end");
         }
-        if !cleared.clean {
-            bail!("the lab had to use force: {}", self.program.stderr_so_far());
-        }
         Ok(cleared)
     }
+}
+
+/// What a lab says when what it made is over: both labs say it in the same way.
+pub(super) fn cleared(program: &mut Program, limit: Duration) -> Result<Cleared> {
+    let line = program.out_line(limit)?;
+    let line = line.context("the lab ended without a word")?;
+    let Event::Cleared(cleared) =
+        serde_json::from_str(&line).with_context(|| format!("the lab says `{line}`"))?
+    else {
+        bail!("the lab says `{line}` when what it made should be over");
+    };
+    if !cleared.clean {
+        bail!("the lab had to use force: {}", program.stderr_so_far());
+    }
+    Ok(cleared)
 }
 
 impl Drop for Lab {

@@ -10,10 +10,13 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 
-use super::{Program, binary, lab::is_expected, stall_lab};
+use super::{
+    Program, binary,
+    lab::{cleared, is_expected},
+    stall_lab,
+};
 use crate::truth::{
-    Cleared, Context, Event, Hung, LockedUp, LockupEvent, LockupScenario, NOT_HERE, Scenario, Tgid,
-    Tid,
+    Cleared, Context, Event, Hung, LockedUp, LockupEvent, LockupScenario, NOT_HERE, Scenario, Tid,
 };
 
 /// How long a lab may take until it has made something.
@@ -93,20 +96,9 @@ impl<T> Made<T> {
     /// Waits for the end of what was made.
     ///
     /// # Errors
-    /// When the lab had to use force, or does not end.
+    /// When the lab had to use force, or says nothing of an end.
     pub fn outlast(mut self) -> Result<Cleared> {
-        let line = self.program.out_line(LAST)?;
-        let line = line.context("the lab ended without a word")?;
-        // Both labs say it in the same way.
-        let LockupEvent::Cleared(cleared) =
-            serde_json::from_str(&line).with_context(|| format!("the lab says `{line}`"))?
-        else {
-            bail!("the lab says `{line}` when it should be over");
-        };
-        if !cleared.clean {
-            bail!("the lab had to use force: {}", self.program.stderr_so_far());
-        }
-        Ok(cleared)
+        cleared(&mut self.program, LAST)
     }
 }
 
@@ -142,6 +134,11 @@ pub enum Line {
         detector: String,
         /// How long it was.
         length_ns: u64,
+    },
+    /// Watching is over.
+    Summary {
+        /// Findings that were reported.
+        findings: u64,
     },
     /// Anything else.
     #[serde(other)]
@@ -214,8 +211,6 @@ pub struct Lockup {
 pub struct OnCpu {
     /// Its thread.
     pub tid: Tid,
-    /// Its process.
-    pub tgid: Tgid,
     /// Its comm.
     pub comm: String,
 }

@@ -11,16 +11,17 @@ use lockwatch_tests::{
 };
 
 use super::{
-    EXACT, Log, PATIENCE, Setting, WATCHDOG_THRESH, Watch, hold, is_own_machine,
+    EXACT, HARD, Log, PATIENCE, SOFT, Setting, WATCHDOG_THRESH, Watch, hold, is_own_machine,
     soft_lockup_of_kernel,
 };
 
-pub(crate) fn try_lockup(scenario: LockupScenario) {
-    try_lockup_of(scenario, |_| ());
+/// `more`: further arguments of `watch`.
+pub(crate) fn try_lockup(scenario: LockupScenario, more: &[&str]) {
+    try_lockup_of(scenario, more, |_| ());
 }
 
 /// The same, with something done to `watch` before.
-pub(crate) fn try_lockup_of(scenario: LockupScenario, prepare: impl FnOnce(&Watch)) {
+pub(crate) fn try_lockup_of(scenario: LockupScenario, more: &[&str], prepare: impl FnOnce(&Watch)) {
     let detector = if scenario.is_hard() {
         "hard-lockup"
     } else {
@@ -32,7 +33,7 @@ pub(crate) fn try_lockup_of(scenario: LockupScenario, prepare: impl FnOnce(&Watc
         .then(|| Setting::set("/proc/sys/kernel/watchdog_thresh", WATCHDOG_THRESH))
         .flatten();
     // The waiters for its lock are not what this is about.
-    let mut watch = Watch::start("600s");
+    let mut watch = Watch::start_with(SOFT, HARD, "600s", more);
     prepare(&watch);
     let Some(lab) = Made::lock_up(scenario, hold).unwrap() else {
         return;

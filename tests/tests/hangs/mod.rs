@@ -32,6 +32,10 @@ use nix::{
     unistd::Pid,
 };
 
+/// From here on a CPU is locked up.
+pub(crate) const SOFT: Duration = Duration::from_secs(2);
+pub(crate) const HARD: Duration = Duration::from_secs(3);
+
 /// How long `watch` may take to be ready, and to end when told to.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -61,14 +65,22 @@ pub(crate) struct Watch {
     pub(crate) findings: Vec<Finding>,
     /// Number, detector and length of what has ended.
     pub(crate) ended: Vec<(u64, String, u64)>,
+    /// How many findings it says itself that it has reported, at its end.
+    summed_up: Option<u64>,
 }
 
 impl Watch {
     /// Tasks hang from `hung` on.
     pub(crate) fn start(hung: &str) -> Self {
+        Self::start_with(SOFT, HARD, hung, &[])
+    }
+
+    /// From these on CPUs are locked up, and tasks hang.
+    pub(crate) fn start_with(soft: Duration, hard: Duration, hung: &str, more: &[&str]) -> Self {
         let mut command = Command::new(trial::lockwatch().unwrap());
-        command.args(["watch", "--format", "json", "--priority", "50"]);
-        command.args(["--soft-lockup", "2s", "--hard-lockup", "3s"]);
+        command.args(["watch", "--format", "json"]).args(more);
+        command.args(["--soft-lockup", &in_words(soft)]);
+        command.args(["--hard-lockup", &in_words(hard)]);
         command.args(["--hung-task", hung]);
         let mut program = Program::start(&mut command).unwrap();
         let begun = Instant::now();
@@ -87,6 +99,24 @@ impl Watch {
             program,
             findings: Vec::new(),
             ended: Vec::new(),
+            summed_up: None,
+        }
+    }
+
+    /// Takes lines for that long.
+    pub(crate) fn listen_for(&mut self, time: Duration) {
+        let deadline = Instant::now() + time;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            match self.program.out_line(left) {
+                Ok(Some(line)) => self.take(&line),
+                Ok(None) => panic!("watch ended: {}", self.program.stderr_so_far()),
+                // No line came.
+                Err(_) => {}
+            }
         }
     }
 
@@ -139,16 +169,33 @@ impl Watch {
                 detector,
                 length_ns,
             } => self.ended.push((finding, detector, length_ns)),
+            Line::Summary { findings } => self.summed_up = Some(findings),
             Line::Other => {}
+        }
+    }
+
+    /// Ends it: it has found nothing at all.
+    pub(crate) fn end_without_findings(mut self) {
+        self.finish();
+        assert!(
+            self.findings.is_empty(),
+            "something is found where all is well: {:#?}",
+            self.findings
+        );
+        assert_eq!(self.summed_up, Some(0), "{}", self.program.stderr_so_far());
+    }
+
+    /// Tells it to end, and takes what it still says.
+    fn finish(&mut self) {
+        self.program.signal(Signal::SIGINT);
+        while let Some(line) = self.program.out_line(trial::bound(PATIENCE)).unwrap() {
+            self.take(&line);
         }
     }
 
     /// Ends it, and takes what it still says. Nothing but the one finding may be among it.
     pub(crate) fn end(mut self, number: u64) {
-        self.program.signal(Signal::SIGINT);
-        while let Some(line) = self.program.out_line(trial::bound(PATIENCE)).unwrap() {
-            self.take(&line);
-        }
+        self.finish();
         let others: Vec<&Finding> = self
             .findings
             .iter()
@@ -164,6 +211,11 @@ impl Watch {
         );
         assert_eq!(self.ended.len(), 1, "ends: {:?}", self.ended);
     }
+}
+
+/// A time as an option of lockwatch has it.
+pub(crate) fn in_words(time: Duration) -> String {
+    format!("{}ms", time.as_millis())
 }
 
 /// The kernel's log from now on.

@@ -19,7 +19,7 @@ const SINGLY: [(&str, &str); 3] = [
     ("live_holds", "hold tracking"),
 ];
 /// Others are one feature together.
-const TOGETHER: [(&str, &str); 10] = [
+const TOGETHER: [(&str, &str); 12] = [
     ("live_deadlock", "deadlocks, and the incident at full size"),
     ("live_hung", "hanging tasks, by what they wait for"),
     (
@@ -34,6 +34,11 @@ const TOGETHER: [(&str, &str); 10] = [
     (
         "vm_second_opinion",
         "what the kernel's own detectors say, beside a finding",
+    ),
+    ("live_healthy", "healthy load is no lockup and no hang"),
+    (
+        "vm_healthy",
+        "CPUs that go and come, a machine that stands still, one lockup among load",
     ),
     (
         "vm",

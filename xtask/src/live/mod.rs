@@ -71,7 +71,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         "building lockwatch, the stall lab and the live tests",
         || {
             process::run(&mut crate::demo::build_command(&workspace))?;
-            targets::build(&workspace, |_| true)
+            targets::build(&workspace, targets::is_live)
         },
     )?;
     let mut runs = Vec::new();

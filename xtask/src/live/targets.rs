@@ -12,6 +12,9 @@ use crate::workspace::{self, Workspace};
 /// Test targets with this name, or with more behind it, need root and BPF.
 const KIND: &str = "live";
 
+/// Those need a machine of their own besides, which they may leave without a CPU or stop.
+const OF_MACHINES: &str = "vm";
+
 /// The one of them that takes minutes where nothing is emulated.
 pub(crate) const SOAK: &str = "live_soak";
 
@@ -25,14 +28,22 @@ pub(crate) struct Target {
 
 /// Whether the tests of a target are live ones.
 pub(crate) fn is_live(target: &str) -> bool {
+    is_of(KIND, target)
+}
+
+/// Whether the tests of a target are live ones for virtual machines only.
+pub(crate) fn is_of_machines(target: &str) -> bool {
+    is_of(OF_MACHINES, target)
+}
+
+fn is_of(kind: &str, target: &str) -> bool {
     target
-        .strip_prefix(KIND)
+        .strip_prefix(kind)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
 }
 
-/// Builds those of the live tests whose target is `wanted`.
+/// Builds the tests of the targets that are `wanted`.
 pub(crate) fn build(workspace: &Workspace, wanted: impl Fn(&str) -> bool) -> Result<Vec<Target>> {
-    let wanted = |name: &str| is_live(name) && wanted(name);
     let mut command = workspace::cargo();
     command.current_dir(&workspace.root).args([
         "test",
@@ -108,7 +119,8 @@ mod tests {
     #[test]
     fn live_targets_are_told_by_their_names() {
         assert!(is_live("live") && is_live("live_mmap"));
-        assert!(!is_live("lively") && !is_live("cli"));
+        assert!(!is_live("lively") && !is_live("cli") && !is_live("vm_lockup"));
+        assert!(is_of_machines("vm_lockup") && !is_of_machines("live_vm"));
     }
 
     #[test]

@@ -160,7 +160,7 @@ fn plain_tests(workspace: &Workspace, plan: &Plan<'_>) -> Command {
         "--bins",
     ]);
     let targets = workspace.test_targets.iter();
-    for target in targets.filter(|name| !targets::is_live(name)) {
+    for target in targets.filter(|name| !targets::is_live(name) && !targets::is_of_machines(name)) {
         command.args(["--test", target]);
     }
     filtered(command, plan)
@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn plain_tests_leave_out_what_needs_a_machine() {
-        let command = plain_tests(&workspace(&["cli", "live_mmap", "lively"]), &PLAN);
+        let command = plain_tests(&workspace(&["cli", "live_mmap", "lively", "vm_old"]), &PLAN);
         let line = process::name(&command);
         assert!(
             line.ends_with("--lib --bins --test cli --test lively"),

@@ -1,7 +1,8 @@
 #!/bin/busybox sh
 # The first process of a test machine: runs /plan or /script, then switches it off.
 # The kernel's console is the first serial port; what is said here goes to the
-# second one. Lines that begin with @@vm are for xtask (transcript.rs).
+# second one. Lines that begin with @@vm are for xtask (transcript.rs); a test may write one
+# there, too ($LOCKWATCH_HOST).
 export PATH=/bin HOME=/tmp TMPDIR=/tmp LC_ALL=C RUST_BACKTRACE=0
 /bin/busybox mkdir -p /proc /sys /dev /tmp /run
 /bin/busybox --install -s /bin 2>/dev/null

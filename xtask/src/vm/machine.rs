@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use crate::process::{self, End};
+use crate::process::{self, End, Next};
 
 /// The guest says "all is well" with 16 at its debug port, "tests failed" with
 /// 17; QEMU makes 2·n + 1 of it, which no failure of its own looks like.
@@ -58,7 +58,11 @@ pub(crate) enum Ending {
 
 impl Machine<'_> {
     /// Runs the machine to its end, and hands the lines of the guest over.
-    pub(crate) fn run(&self, limit: Duration, mut on_line: impl FnMut(&str)) -> Result<Ending> {
+    pub(crate) fn run(
+        &self,
+        limit: Duration,
+        mut on_line: impl FnMut(&str) -> Next,
+    ) -> Result<Ending> {
         fs::create_dir_all(self.logs)
             .with_context(|| format!("cannot create {}", self.logs.display()))?;
         let log = |name: &str| {
@@ -78,7 +82,7 @@ impl Machine<'_> {
                 // A full disk must not end the machine; the lines are handed over anyhow.
                 let _ = writeln!(guest_log, "{line}");
                 has_spoken.set(true);
-                on_line(line);
+                on_line(line)
             },
             || console.is_alive() && (has_spoken.get() || begun.elapsed() < BOOT_LIMIT),
         )?;

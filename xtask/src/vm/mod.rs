@@ -218,8 +218,9 @@ fn send(
             build_programs(workspace).map(|()| Vec::new())
         }
         // The soak would take too long there.
-        Errand::Tests { .. } | Errand::Script { .. } => build_programs(workspace)
-            .and_then(|()| targets::build(workspace, |name| name != targets::SOAK)),
+        Errand::Tests { .. } | Errand::Script { .. } => {
+            build_programs(workspace).and_then(|()| targets::build(workspace, runs_in_machines))
+        }
     })?;
     let home = home(workspace);
     fs::create_dir_all(&home).with_context(|| format!("cannot create {}", home.display()))?;
@@ -240,6 +241,11 @@ fn send(
         home: &home,
     };
     Ok(run_all(&runner, kernels, images))
+}
+
+/// Whether the tests of a target run in the machines.
+fn runs_in_machines(target: &str) -> bool {
+    targets::is_live(target) && target != targets::SOAK || targets::is_of_machines(target)
 }
 
 /// Builds lockwatch and the lab as released.

@@ -18,7 +18,7 @@ use super::transcript::{News, Transcript};
 use crate::live::run::{TestRun, Verdict};
 use crate::live::second;
 use crate::live::targets::{self, Target};
-use crate::process::say;
+use crate::process::{Next, say};
 use crate::verified::{Loaded, Programs, Table};
 
 /// How many times longer than on a real machine things may take in a test.
@@ -223,6 +223,7 @@ impl Runner<'_> {
         let environment = format!(
             "export LOCKWATCH_BIN=/bin/lockwatch STALL_LAB_BIN=/bin/stall-lab\n\
              export LOCKUP_LAB_BIN=/bin/lockup-lab LOCKWATCH_OWN_MACHINE=1\n\
+             export LOCKWATCH_HOST=/dev/ttyS1\n\
              export LOCKWATCH_RUNS={} LOCKWATCH_SLOWNESS={SLOWNESS}\n\
              export LOCKWATCH_MAY_SKIP={}\n",
             self.settings.runs,
@@ -241,9 +242,8 @@ impl Runner<'_> {
         };
         let start = Instant::now();
         let name = kernel.name;
-        let ending = machine.run(
-            Duration::from_secs(self.settings.timeout),
-            |line| match transcript.add(line) {
+        let ending = machine.run(Duration::from_secs(self.settings.timeout), |line| {
+            match transcript.add(line) {
                 News::Booted => {
                     let took = *boot.insert(start.elapsed());
                     say(format_args!("{name}: up after {:.1} s", took.as_secs_f64()));
@@ -258,9 +258,11 @@ impl Runner<'_> {
                         println!("{prefix}{line}");
                     }
                 }
+                News::StandStill(time) => return Next::StandStill(time),
                 News::Nothing => {}
-            },
-        );
+            }
+            Next::GoOn
+        });
         if !self.settings.keep {
             fs::remove_file(&initramfs).context("cannot remove the initramfs")?;
         }

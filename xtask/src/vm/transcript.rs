@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use crate::live::run::{TestRun, Verdict, judge};
 
+/// No machine stands still for longer, whatever it asks for.
+const STILL_AT_MOST: Duration = Duration::from_secs(30);
+
 /// What a command in a guest has said of its kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Fact {
@@ -45,6 +48,8 @@ pub(crate) enum News<'l> {
     Tested,
     /// A line of a script, or of a test.
     Said(&'l str),
+    /// A test asks its host to let the machine stand still for so long.
+    StandStill(Duration),
     Nothing,
 }
 
@@ -93,6 +98,10 @@ impl Transcript {
                     self.facts.insert(subject, Fact { code, text });
                 }
                 News::Nothing
+            }
+            ["stand-still", ms] => {
+                let time = Duration::from_millis(ms.parse().unwrap_or(0));
+                News::StandStill(time.min(STILL_AT_MOST))
             }
             ["script", code] => {
                 self.script = code.parse().ok();
@@ -199,6 +208,17 @@ mod tests {
         let json: serde_json::Value = fact.json().unwrap();
         assert_eq!(json["mode"], 3);
         assert_eq!(found.runs[0].output, "{}\n");
+    }
+
+    #[test]
+    fn a_test_may_have_its_machine_stand_still() {
+        let mut found = transcript(&["@@vm test live one"]);
+        let still = |seconds| News::StandStill(Duration::from_secs(seconds));
+        assert_eq!(found.add("@@vm stand-still 8000"), still(8));
+        assert_eq!(found.add("@@vm stand-still 3600000"), still(30));
+        found.add("test result: ok. 1 passed; 0 failed; 0 ignored");
+        found.add("@@vm end 0 900");
+        assert_eq!(found.runs[0].verdict, Verdict::Passed);
     }
 
     #[test]

@@ -4,11 +4,12 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
-    commands::watch::progress::Reason,
-    graph::Forecasts,
-    lock::{LockKind, LockMode},
+    commands::watch::{holders::HolderTimes, progress::Reason, words::name},
+    graph::{Forecasts, Stall},
+    lock::{LockClass, LockKind, LockMode},
     plan::Gap,
-    report::{Chain, Daemon, Finding, Hung, Lock, Lockup, over_time::Why},
+    report::{Chain, Daemon, Finding, Hung, Lock, Lockup, Report, over_time::Why},
+    stream::Wait,
     task::{Nanos, StuckClass, Tgid, Tid},
 };
 
@@ -268,6 +269,98 @@ pub(super) struct Totals<'a> {
     pub(super) forecasts: Option<Checked>,
     /// What could not be sent, kept or read, by kind.
     pub(super) lost: std::collections::BTreeMap<&'a str, u64>,
+}
+
+/// What is written of a stall that stands. `found`: its lock, and the report that has it.
+pub(super) fn standing<'a>(
+    at: jiff::Timestamp,
+    stall: &Stall,
+    waits: &[&'a Wait],
+    reason: Reason,
+    now_ns: u64,
+    found: Option<(&'a Report, &'a Lock)>,
+) -> Standing<'a> {
+    let waiting = |wait: &&'a Wait| Waiting {
+        tid: wait.task.key.tid,
+        tgid: wait.task.tgid,
+        comm: &wait.task.comm,
+        mode: wait.mode,
+        wait_ns: Nanos::between(wait.since_ns, now_ns),
+    };
+    let unsurveyed = || Unsurveyed {
+        address: stall.lock.to_string(),
+        kind: stall.kind,
+        waits: waits.iter().map(waiting).collect(),
+    };
+    Standing {
+        at,
+        stall: stall.id.0,
+        reason,
+        age_ns: stall.age(now_ns),
+        blocked_tasks: waits.len(),
+        lock: found.map(|(_, lock)| lock),
+        surveyed_at: found.map(|(report, _)| report.taken_at),
+        chains: found.map_or_else(Vec::new, |(report, lock)| {
+            let leads_on = |chain: &&'a Chain| chain.graph.route(lock.at).is_some();
+            report.chains.iter().filter(leads_on).collect()
+        }),
+        daemons: found.map_or(&[], |(report, _)| report.daemons.as_slice()),
+        findings: found.map_or_else(Vec::new, |(report, lock)| report.findings_on(lock)),
+        stacks: found.map_or(&[], |(report, _)| report.stacks.as_slice()),
+        holders: Vec::new(),
+        unsurveyed: found.is_none().then(unsurveyed),
+    }
+}
+
+/// What is written of a stall that has ended.
+pub(super) fn ended<'a>(
+    at: jiff::Timestamp,
+    stall: &Stall,
+    holders: &'a [HolderTimes],
+) -> Ended<'a> {
+    let class = stall
+        .facts
+        .as_ref()
+        .map_or(&LockClass::Unknown, |facts| &facts.lock().class);
+    Ended {
+        at,
+        stall: stall.id.0,
+        address: stall.lock.to_string(),
+        kind: stall.kind,
+        class: class.to_string(),
+        name: name(stall),
+        length_ns: stall.length(),
+        length_is_upper_bound: !stall.is_length_exact(),
+        blocked_tasks: stall.blocked.len(),
+        holders: holders.iter().map(holder_spent).collect(),
+        forecasts: Checked::of(stall.forecasts),
+    }
+}
+
+/// How a holder spent its time, as it is written.
+pub(super) fn holder_spent(holder: &HolderTimes) -> HolderSpent<'_> {
+    let HolderTimes {
+        task,
+        times,
+        sleeps,
+    } = holder;
+    HolderSpent {
+        tid: task.key.tid,
+        tgid: task.tgid,
+        comm: &task.comm,
+        asleep_ns: times.asleep,
+        running_ns: times.running,
+        runnable_ns: times.runnable,
+        switches: times.switches,
+        sleeps: sleeps
+            .iter()
+            .map(|sleep| SleptIn {
+                class: sleep.class,
+                function: sleep.function.as_deref(),
+                ns: sleep.time,
+            })
+            .collect(),
+    }
 }
 
 #[cfg(test)]

@@ -1,12 +1,14 @@
 //! Which stalls are asked for.
 
+use rustc_hash::FxHashMap;
+
 use crate::{
     cli::WatchArgs,
     graph::{Facts, Stall},
     lock::{Lock, LockAddr, LockClass},
-    report::{self, Finding},
+    report::{Finding, lock_id},
     survey::Survey,
-    task::{TaskName, Tgid},
+    task::{TaskName, Tgid, Tid},
 };
 
 /// Each list that is not empty must have a match.
@@ -46,14 +48,42 @@ impl Filter {
             && any(&self.classes, |wanted| *wanted == class)
     }
 
-    /// True if this finding about tasks or a CPU is asked for: one of its tasks, and one of
-    /// its locks.
-    pub(super) fn matches_finding(&self, finding: &Finding, survey: &Survey) -> bool {
-        let lock_of = |id: &String| {
-            let mut locks = survey.locks.iter();
-            locks.find(|lock| report::lock_id(lock.address) == *id)
-        };
-        let locks: Vec<&Lock> = finding.locks.iter().filter_map(lock_of).collect();
+    /// Tells of findings of this survey about tasks or a CPU whether they are asked for: by
+    /// one of the tasks, and one of the locks.
+    pub(super) fn of_findings<'a>(&'a self, survey: &'a Survey) -> impl Fn(&Finding) -> bool + 'a {
+        let is_empty = self.is_empty();
+        // There may be thousands of findings: none may go through all locks or tasks.
+        let mut locks: FxHashMap<String, &Lock> = FxHashMap::default();
+        let mut tasks: FxHashMap<Tid, &TaskName> = FxHashMap::default();
+        if !is_empty {
+            locks.extend(survey.locks.iter().map(|it| (lock_id(it.address), it)));
+            let sleepers = survey.sleepers.iter().map(|sleeper| &sleeper.task);
+            let lockups = survey.lockups.iter();
+            let on_cpus = lockups.filter_map(|lockup| lockup.task.as_ref());
+            tasks.extend(sleepers.chain(on_cpus).map(|task| (task.key.tid, task)));
+        }
+        move |finding| is_empty || self.matches_finding(finding, &locks, &tasks)
+    }
+
+    fn is_empty(&self) -> bool {
+        let Self {
+            pids,
+            comms,
+            locks,
+            classes,
+        } = self;
+        pids.is_empty() && comms.is_empty() && locks.is_empty() && classes.is_empty()
+    }
+
+    fn matches_finding(
+        &self,
+        finding: &Finding,
+        locks: &FxHashMap<String, &Lock>,
+        tasks: &FxHashMap<Tid, &TaskName>,
+    ) -> bool {
+        let locks: Vec<&Lock> = (finding.locks.iter())
+            .filter_map(|id| locks.get(id).copied())
+            .collect();
         let is_on = |matches: &dyn Fn(&Lock) -> bool| locks.iter().any(|lock| matches(lock));
         let by_lock = self.locks.is_empty()
             || is_on(&|lock| {
@@ -63,16 +93,10 @@ impl Filter {
             });
         let by_class = self.classes.is_empty()
             || is_on(&|lock| any(&self.classes, |wanted| *wanted == lock.class.to_string()));
-        let sleepers = survey.sleepers.iter().map(|sleeper| &sleeper.task);
-        let on_cpus = survey
-            .lockups
-            .iter()
-            .filter_map(|lockup| lockup.task.as_ref());
         let waiters = locks.iter().flat_map(|lock| &lock.waiters);
         let holders = locks.iter().flat_map(|lock| &lock.holders);
-        let mut tasks = sleepers
-            .chain(on_cpus)
-            .filter(|task| finding.tasks.contains(&task.key.tid))
+        let mut tasks = (finding.tasks.iter())
+            .filter_map(|tid| tasks.get(tid).copied())
             .chain(waiters.map(|waiter| &waiter.task))
             .chain(holders.map(|holder| &holder.task));
         let by_task = self.pids.is_empty() && self.comms.is_empty();

@@ -6,36 +6,24 @@ use crate::{
     cli::Format,
     commands::watch::{
         event::{
-            CONTRACT, Checked, Ended, Found, FoundEnded, HolderSpent, Line, SleptIn, Standing,
-            Totals, Unsurveyed, Waiting, Watching,
+            CONTRACT, Checked, Found, FoundEnded, Line, Totals, Watching, ended, holder_spent,
+            standing,
         },
+        holders::HolderTimes,
         progress::Reason,
+        words::{by_kind, clock, findings_of_hangs, name, printable, spent, unsurveyed},
     },
     detect::{Subject, Thresholds},
     figures::{Count, Span},
     graph::{Forecasts, Stall},
-    lock::{LockClass, LockKind, LockMode},
     plan::Gap,
     report::{
-        Lock, Report, json,
+        Report, json,
         over_time::{self, Due, Why},
         text,
     },
-    stream::{AsleepIn, Lost, Times, Wait},
-    task::{Nanos, TaskName},
+    stream::{Lost, Wait},
 };
-
-/// Waiters named one by one where no survey describes the queue.
-const NAMED_MAX: usize = 8;
-
-/// How a holder spent its time during a stall.
-#[derive(Clone, Debug)]
-pub(super) struct HolderTimes {
-    pub(super) task: TaskName,
-    pub(super) times: Times,
-    /// What it slept in, the longest first.
-    pub(super) sleeps: Vec<AsleepIn>,
-}
 
 /// One moment on both clocks.
 #[derive(Clone, Copy, Debug)]
@@ -308,196 +296,6 @@ impl std::fmt::Debug for Output {
             .field("format", &self.format)
             .finish_non_exhaustive()
     }
-}
-
-fn standing<'a>(
-    at: jiff::Timestamp,
-    stall: &Stall,
-    waits: &[&'a Wait],
-    reason: Reason,
-    now_ns: u64,
-    found: Option<(&'a Report, &'a Lock)>,
-) -> Standing<'a> {
-    let waiting = |wait: &&'a Wait| Waiting {
-        tid: wait.task.key.tid,
-        tgid: wait.task.tgid,
-        comm: &wait.task.comm,
-        mode: wait.mode,
-        wait_ns: Nanos::between(wait.since_ns, now_ns),
-    };
-    let unsurveyed = || Unsurveyed {
-        address: stall.lock.to_string(),
-        kind: stall.kind,
-        waits: waits.iter().map(waiting).collect(),
-    };
-    Standing {
-        at,
-        stall: stall.id.0,
-        reason,
-        age_ns: stall.age(now_ns),
-        blocked_tasks: waits.len(),
-        lock: found.map(|(_, lock)| lock),
-        surveyed_at: found.map(|(report, _)| report.taken_at),
-        chains: found.map_or_else(Vec::new, |(report, lock)| {
-            let leads_on = |chain: &&'a crate::report::Chain| chain.graph.route(lock.at).is_some();
-            report.chains.iter().filter(leads_on).collect()
-        }),
-        daemons: found.map_or(&[], |(report, _)| report.daemons.as_slice()),
-        findings: found.map_or_else(Vec::new, |(report, lock)| report.findings_on(lock)),
-        stacks: found.map_or(&[], |(report, _)| report.stacks.as_slice()),
-        holders: Vec::new(),
-        unsurveyed: found.is_none().then(unsurveyed),
-    }
-}
-
-fn ended<'a>(at: jiff::Timestamp, stall: &Stall, holders: &'a [HolderTimes]) -> Ended<'a> {
-    let class = stall
-        .facts
-        .as_ref()
-        .map_or(&LockClass::Unknown, |facts| &facts.lock().class);
-    Ended {
-        at,
-        stall: stall.id.0,
-        address: stall.lock.to_string(),
-        kind: stall.kind,
-        class: class.to_string(),
-        name: name(stall),
-        length_ns: stall.length(),
-        length_is_upper_bound: !stall.is_length_exact(),
-        blocked_tasks: stall.blocked.len(),
-        holders: holders.iter().map(holder_spent).collect(),
-        forecasts: Checked::of(stall.forecasts),
-    }
-}
-
-fn holder_spent(holder: &HolderTimes) -> HolderSpent<'_> {
-    let HolderTimes {
-        task,
-        times,
-        sleeps,
-    } = holder;
-    HolderSpent {
-        tid: task.key.tid,
-        tgid: task.tgid,
-        comm: &task.comm,
-        asleep_ns: times.asleep,
-        running_ns: times.running,
-        runnable_ns: times.runnable,
-        switches: times.switches,
-        sleeps: sleeps
-            .iter()
-            .map(|sleep| SleptIn {
-                class: sleep.class,
-                function: sleep.function.as_deref(),
-                ns: sleep.time,
-            })
-            .collect(),
-    }
-}
-
-/// The lock's name, or what can be said of a lock that no survey has found.
-fn name(stall: &Stall) -> String {
-    stall.facts.as_ref().map_or_else(
-        || format!("unknown {} at {}", kind(stall.kind), stall.lock),
-        |facts| facts.lock().name.clone(),
-    )
-}
-
-fn kind(kind: LockKind) -> &'static str {
-    match kind {
-        LockKind::Rwsem => "rwsem",
-        LockKind::Mutex => "mutex",
-        LockKind::PercpuRwsem => "per-CPU rwsem",
-        LockKind::RtMutex => "rtmutex",
-        LockKind::Semaphore => "semaphore",
-        LockKind::VmaLock => "VMA lock",
-        LockKind::Unknown => "lock",
-    }
-}
-
-pub(in crate::commands) fn unsurveyed(stall: &Stall, waits: &[&Wait], now_ns: u64) -> String {
-    let waited = |wait: &Wait| Span(Nanos::between(wait.since_ns, now_ns));
-    let named = |wait: &&Wait| {
-        let mode = match (wait.kind, wait.mode) {
-            (LockKind::Mutex | LockKind::RtMutex | LockKind::Semaphore, _) => "",
-            (_, LockMode::Read) => " read",
-            (_, LockMode::Write) => " WRITE",
-        };
-        printable(&format!("{}{mode} {}", wait.task, waited(wait)))
-    };
-    let mut queue: Vec<String> = waits.iter().take(NAMED_MAX).map(named).collect();
-    if waits.len() > NAMED_MAX {
-        queue.push(format!("and {} more", Count::of(waits.len() - NAMED_MAX)));
-    }
-    let why = if stall.kind == LockKind::Rwsem {
-        "no survey has found this lock"
-    } else {
-        "surveys look at rwsems only"
-    };
-    format!(
-        "{}    {} blocked · oldest {}\n  held by  unknown: {why}\n  queue    {}\n",
-        name(stall),
-        Count::of(waits.len()).nouns("task", "tasks"),
-        waits.first().map_or(Span(Nanos(0)), |wait| waited(wait)),
-        queue.join(" · ")
-    )
-}
-
-/// What a holder did since the survey that found it.
-fn spent(holder: &HolderTimes) -> String {
-    let HolderTimes { times, sleeps, .. } = holder;
-    let slept = sleeps.first().map_or_else(String::new, |longest| {
-        let function = longest.function.as_deref().unwrap_or("an unknown function");
-        format!(
-            ", {} of it in {} ({})",
-            Span(longest.time),
-            printable(function),
-            text::stuck_words(longest.class)
-        )
-    });
-    format!(
-        "in the last {}: left the CPU {}, asleep {}{slept}, running {}, ready without a CPU {}",
-        Span(times.total()),
-        Count::from(times.switches).nouns("time", "times"),
-        Span(times.asleep),
-        Span(times.running),
-        Span(times.runnable),
-    )
-}
-
-/// `, 2 findings of hanging tasks or CPUs`; nothing where there are none.
-pub(in crate::commands) fn findings_of_hangs(findings: u64) -> String {
-    match findings {
-        0 => String::new(),
-        count => format!(
-            ", {} of hanging tasks or CPUs",
-            Count(count).nouns("finding", "findings")
-        ),
-    }
-}
-
-/// `begins 3, ends 1`, kinds that lost nothing left out.
-pub(in crate::commands) fn by_kind(lost: &Lost) -> String {
-    let kinds: Vec<String> = lost
-        .by_kind()
-        .into_iter()
-        .filter(|(_, count)| *count > 0)
-        .map(|(kind, count)| format!("{kind} {count}"))
-        .collect();
-    if kinds.is_empty() {
-        "nothing".into()
-    } else {
-        kinds.join(", ")
-    }
-}
-
-/// Names come from whoever runs on the host: nothing that a terminal would obey.
-pub(in crate::commands) fn printable(text: &str) -> String {
-    text.replace(text::is_unprintable, "?")
-}
-
-fn clock(at: jiff::Timestamp) -> impl std::fmt::Display {
-    at.strftime("%FT%TZ")
 }
 
 #[cfg(test)]

@@ -4,10 +4,10 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
+    commands::watch::holders::WatchedHolder,
     graph::Stall,
     lock::LockKind,
-    stream::Times,
-    task::{Nanos, Stuck, TaskKey, TaskName},
+    task::{Nanos, TaskKey},
 };
 
 /// First pause between surveys of one stall; doubled while nothing changes.
@@ -30,16 +30,6 @@ pub(super) enum Reason {
     Deadlock,
     /// It still stands, twice as long as when it was last reported.
     Stands,
-}
-
-/// A holder whose times are kept for this stall.
-#[derive(Clone, Debug)]
-pub(super) struct WatchedHolder {
-    pub(super) task: TaskName,
-    /// Its times when the stall began to keep them.
-    pub(super) before: Times,
-    /// What the survey found it stuck in then.
-    pub(super) found: Stuck,
 }
 
 /// The standing stall's own history of reports.

@@ -1,27 +1,34 @@
 //! One run of `watch`: from the sources through the graph to the reports.
 
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::Arc,
+};
 
 use crate::{
+    clock::now_ns,
     commands::{
         one_line,
         recorder::Recorder,
         watch::{
             filter::Filter,
-            hangs::Hangs,
-            output::{HolderTimes, Now, Output, Summary, by_kind},
-            progress::{Progress, Reason, WatchedHolder},
+            hang_watch::HangWatch,
+            holders::{HolderTimes, times_of, watch_holders},
+            output::{Now, Output, Summary},
+            progress::{Progress, Reason},
             reports::Reports,
             sources::Sources,
             surveys::{SurveyAnswer, Surveys},
             unseen::{self, Seeds},
+            words::by_kind,
         },
     },
     detect::Thresholds,
     graph::{Change, Forecasts, Input as GraphInput, Stall, StallId, WaitGraph},
     kernel::symbols::Symbols,
-    report::{Finding, over_time::Standing},
-    stream::{Lost, PolledWaits, Stream, UnseenEnds, Wait, asleep_in, now_ns},
+    report::over_time::Standing,
+    stream::{Lost, PolledWaits, Stream, UnseenEnds, Wait},
     survey::{Survey, SurveyError},
     task::Nanos,
 };
@@ -50,7 +57,7 @@ pub(super) struct Session {
     seeds: Seeds,
     progress: BTreeMap<StallId, Progress>,
     filter: Filter,
-    hangs: Hangs,
+    hangs: HangWatch,
     reports: Reports,
     /// `None`: nothing is printed.
     output: Option<Output>,
@@ -82,7 +89,7 @@ impl Session {
             seeds: Seeds::default(),
             progress: BTreeMap::new(),
             filter,
-            hangs: Hangs::new(thresholds, sources.cpus),
+            hangs: HangWatch::new(thresholds, sources.cpus),
             reports,
             output,
             stall_count: 0,
@@ -122,11 +129,6 @@ impl Session {
             filling = filling => filling.map(|()| Input::Events),
             answer = answer => Ok(Input::Survey(answer)),
         }
-    }
-
-    /// When the survey was asked for that has not come yet, `CLOCK_MONOTONIC` ns.
-    pub(super) fn survey_asked_ns(&self) -> Option<u64> {
-        self.surveys.as_ref().and_then(Surveys::asked_at_ns)
     }
 
     /// Takes in what has come.
@@ -268,7 +270,7 @@ impl Session {
             return Ok(());
         }
         let report = self.reports.of(survey);
-        let is_asked_for = |finding: &Finding| self.filter.matches_finding(finding, survey);
+        let is_asked_for = self.filter.of_findings(survey);
         let (due, over) = findings.take(survey, &report, is_asked_for, now_ns);
         let at = jiff::Timestamp::now();
         if let Some(output) = &mut self.output {
@@ -420,6 +422,11 @@ impl Session {
         }
     }
 
+    /// The CPUs that seem to be locked up.
+    pub(super) fn locked_cpus(&self) -> BTreeSet<u32> {
+        self.hangs.locked_cpus()
+    }
+
     /// True if a stall, or a hanging task or CPU, was found.
     pub(super) fn has_found(&self) -> bool {
         self.stall_count > 0 || self.hangs.findings.count() > 0
@@ -465,39 +472,4 @@ fn feed(graph: &mut WaitGraph, recorder: &mut Option<Recorder>, input: GraphInpu
         recorder.input(&input);
     }
     graph.take(input);
-}
-
-/// How the stall's holders spent their time since it began to keep them.
-fn times_of(stream: &Stream, symbols: Option<&Symbols>, progress: &Progress) -> Vec<HolderTimes> {
-    let times_of = |watched: &WatchedHolder| {
-        let times = stream.times(watched.task.key)?.since(&watched.before);
-        Some(HolderTimes {
-            task: watched.task.clone(),
-            sleeps: symbols.map_or_else(Vec::new, |symbols| {
-                asleep_in(&times, &watched.found, symbols)
-            }),
-            times,
-        })
-    };
-    progress.watched.iter().filter_map(times_of).collect()
-}
-
-fn watch_holders(stream: &mut Stream, stall: &Stall, progress: &mut Progress) {
-    for span in &stall.holders {
-        let task = &span.holder.task;
-        let known = progress
-            .watched
-            .iter()
-            .any(|watched| watched.task.key == task.key);
-        if !known
-            && stream.watch(task.key, span.holder.state)
-            && let Some(before) = stream.times(task.key)
-        {
-            progress.watched.push(WatchedHolder {
-                task: task.clone(),
-                before,
-                found: span.holder.stuck.clone(),
-            });
-        }
-    }
 }

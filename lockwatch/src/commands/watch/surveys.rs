@@ -110,11 +110,6 @@ impl Surveys {
             .is_some_and(|asked_at_ns| Nanos::between(asked_at_ns, now_ns) > PATIENCE)
     }
 
-    /// When the answer that is waited for was asked for, `CLOCK_MONOTONIC` ns.
-    pub(super) fn asked_at_ns(&self) -> Option<u64> {
-        self.asked_at_ns
-    }
-
     /// Surveys taken so far.
     pub(super) fn count(&self) -> u64 {
         self.budget.count

@@ -2,18 +2,21 @@
 //!
 //! A thread that sleeps wakes by a timer of the CPU on which it fell asleep, and then runs
 //! on a CPU that the kernel chooses: if that one is locked up, the thread that watches for
-//! lockups is among its victims. A real-time thread even stays where it last ran. So two
-//! threads, each pinned to another CPU, make the ticks; and if the others of this process do
-//! not answer, the session's or the surveyor's, they are moved away from the CPU that they
-//! are ready to run on and do not get.
+//! lockups is among its victims. So two threads, each pinned to another CPU, make the
+//! ticks; if the others of this process do not answer, they are moved away from the CPU that
+//! they are ready to run on and do not get; and all keep off the CPUs that are suspected. A
+//! real-time thread above all: the kernel does not move it away from a CPU whose task is not
+//! real-time (kernel/sched/rt.c, `select_task_rq_rt`).
 
 use std::{
+    collections::BTreeSet,
     fs, io,
+    path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    thread::{self, Thread},
+    thread,
     time::Duration,
 };
 
@@ -23,7 +26,7 @@ use rustix::{
 };
 use tokio::sync::Notify;
 
-use crate::{stream::now_ns, task::Nanos};
+use crate::{clock::now_ns, task::Nanos};
 
 /// After so many ticks without an answer, the threads that should answer are moved.
 const PATIENCE_TICKS: u64 = 4;
@@ -34,7 +37,13 @@ const TICKERS: u64 = 2;
 
 /// The source of ticks. The threads end when it is dropped, within a tick.
 #[derive(Debug)]
-pub(super) struct Ticks(Arc<Shared>);
+pub(super) struct Ticks {
+    shared: Arc<Shared>,
+    /// The CPUs that this process may use; `None` where that could not be read.
+    all: Option<CpuSet>,
+    /// The CPUs that its threads keep off.
+    kept_off: BTreeSet<u32>,
+}
 
 #[derive(Debug)]
 struct Shared {
@@ -42,9 +51,9 @@ struct Shared {
     due: Notify,
     /// When the last tick was taken, `CLOCK_MONOTONIC` ns.
     taken_ns: AtomicU64,
-    /// When the survey was asked for that has not come yet, `CLOCK_MONOTONIC` ns; 0: none.
-    asked_ns: AtomicU64,
     over: AtomicBool,
+    /// The threads that tick: each stays where it is.
+    tickers: Mutex<Vec<Pid>>,
 }
 
 impl Ticks {
@@ -54,48 +63,67 @@ impl Ticks {
             period: Nanos::from_duration(period),
             due: Notify::new(),
             taken_ns: AtomicU64::new(now_ns()),
-            asked_ns: AtomicU64::new(0),
             over: AtomicBool::new(false),
+            tickers: Mutex::default(),
         });
         let all = sched_getaffinity(None).ok();
         for (turn, cpu) in ends(all.as_ref()).into_iter().enumerate() {
-            let mover = shared.start_mover(cpu, all)?;
             let shared = Arc::clone(&shared);
             thread::Builder::new()
                 .name("tick".to_owned())
                 .spawn(move || {
+                    shared.tickers().push(rustix::thread::gettid());
                     if let Some(cpu) = cpu {
                         pin(cpu);
                     }
                     thread::sleep(period.mul_f64(turn as f64 / TICKERS as f64));
-                    shared.tick(period, &mover);
+                    shared.tick(period, all.as_ref());
                 })?;
         }
-        Ok(Self(shared))
+        Ok(Self {
+            shared,
+            all,
+            kept_off: BTreeSet::new(),
+        })
+    }
+
+    /// Keeps the threads of this process, those that tick excepted, off these CPUs, and off
+    /// no others. Best effort.
+    pub(super) fn keep_off(&mut self, cpus: BTreeSet<u32>) {
+        let Some(all) = &self.all else { return };
+        if cpus == self.kept_off {
+            return;
+        }
+        let mut others = *all;
+        for &cpu in &cpus {
+            if (cpu as usize) < CpuSet::MAX_CPU {
+                others.unset(cpu as usize);
+            }
+        }
+        let set = if others.count() > 0 { others } else { *all };
+        for (tid, _) in self.shared.other_threads() {
+            if let Err(error) = sched_setaffinity(Some(tid), &set) {
+                tracing::debug!("thread {tid:?} cannot be kept off CPUs {cpus:?}: {error}");
+            }
+        }
+        self.kept_off = cpus;
     }
 
     /// Waits for the next tick; those that were missed are one.
     pub(super) async fn next(&self) {
-        self.0.due.notified().await;
-        self.0.taken_ns.store(now_ns(), Ordering::Relaxed);
-    }
-
-    /// Says since when a survey is waited for.
-    pub(super) fn awaits_survey(&self, asked_ns: Option<u64>) {
-        self.0
-            .asked_ns
-            .store(asked_ns.unwrap_or(0), Ordering::Relaxed);
+        self.shared.due.notified().await;
+        self.shared.taken_ns.store(now_ns(), Ordering::Relaxed);
     }
 }
 
 impl Drop for Ticks {
     fn drop(&mut self) {
-        self.0.over.store(true, Ordering::Relaxed);
+        self.shared.over.store(true, Ordering::Relaxed);
     }
 }
 
 impl Shared {
-    fn tick(&self, period: Duration, mover: &Thread) {
+    fn tick(&self, period: Duration, all: Option<&CpuSet>) {
         let patience = Nanos(self.period.0 * PATIENCE_TICKS).max(PATIENCE_MIN);
         while !self.over.load(Ordering::Relaxed) {
             thread::sleep(period);
@@ -105,71 +133,49 @@ impl Shared {
             if silence.0 >= self.period.0 / TICKERS {
                 self.due.notify_one();
             }
-            let is_survey_late = match self.asked_ns.load(Ordering::Relaxed) {
-                0 => false,
-                asked_ns => Nanos::between(asked_ns, now_ns()) >= patience,
-            };
-            if silence >= patience || is_survey_late {
-                mover.unpark();
+            if silence >= patience
+                && let Some(all) = all
+            {
+                self.move_away(all);
             }
         }
-        mover.unpark();
     }
 
-    /// Starts the thread that moves others away each time it is unparked. It is not the one
-    /// that ticks: where the CPU that does not go on is *in* a thread to be moved, the kernel
-    /// does not answer, and the ticks must go on.
-    fn start_mover(
-        self: &Arc<Self>,
-        cpu: Option<usize>,
-        all: Option<CpuSet>,
-    ) -> io::Result<Thread> {
-        let shared = Arc::clone(self);
-        let mover = thread::Builder::new()
-            .name("move".to_owned())
-            .spawn(move || {
-                if let Some(cpu) = cpu {
-                    pin(cpu);
-                }
-                loop {
-                    thread::park();
-                    if shared.over.load(Ordering::Relaxed) {
-                        return;
-                    }
-                    if let Some(all) = &all {
-                        move_away(all);
-                    }
-                }
-            })?;
-        Ok(mover.thread().clone())
+    fn tickers(&self) -> std::sync::MutexGuard<'_, Vec<Pid>> {
+        self.tickers.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-/// Moves those threads of this process that are ready to run to other CPUs than the ones
-/// they are on. Best effort: what is on a CPU that does not go on cannot be helped.
-fn move_away(all: &CpuSet) {
-    let Ok(threads) = fs::read_dir("/proc/self/task") else {
-        return;
-    };
-    for thread in threads.flatten() {
-        let tid: Option<i32> = thread.file_name().to_str().and_then(|tid| tid.parse().ok());
-        let Some(tid) = tid.and_then(Pid::from_raw) else {
-            continue;
+    /// The threads of this process that do not tick, each with its folder in /proc.
+    fn other_threads(&self) -> Vec<(Pid, PathBuf)> {
+        let tickers = self.tickers().clone();
+        let threads = fs::read_dir("/proc/self/task").into_iter().flatten();
+        let other = |thread: fs::DirEntry| {
+            let tid = thread.file_name().to_str()?.parse().ok()?;
+            let tid = Pid::from_raw(tid).filter(|tid| !tickers.contains(tid))?;
+            Some((tid, thread.path()))
         };
-        let Ok(stat) = fs::read_to_string(thread.path().join("stat")) else {
-            continue;
-        };
-        let Some(cpu) = ready_on(&stat) else { continue };
-        // Our CPU goes on, and another may be the one that does not.
-        if cpu == sched_getcpu() {
-            continue;
-        }
-        let mut others = *all;
-        others.unset(cpu);
-        if others.count() > 0 {
-            match sched_setaffinity(Some(tid), &others) {
-                Ok(()) => tracing::debug!("thread {tid:?} does not get CPU {cpu}: moved away"),
-                Err(error) => tracing::debug!("thread {tid:?} cannot be moved: {error}"),
+        threads.flatten().filter_map(other).collect()
+    }
+
+    /// Moves those threads that are ready to run to other CPUs than the ones they are on.
+    /// Best effort: what is on a CPU that does not go on cannot be helped.
+    fn move_away(&self, all: &CpuSet) {
+        for (tid, folder) in self.other_threads() {
+            let stat = fs::read_to_string(folder.join("stat"));
+            let Some(cpu) = stat.ok().and_then(|stat| ready_on(&stat)) else {
+                continue;
+            };
+            // Ours goes on, and another may be the one that does not.
+            if cpu == sched_getcpu() {
+                continue;
+            }
+            let mut others = *all;
+            others.unset(cpu);
+            if others.count() > 0 {
+                match sched_setaffinity(Some(tid), &others) {
+                    Ok(()) => tracing::debug!("thread {tid:?} does not get CPU {cpu}: moved away"),
+                    Err(error) => tracing::debug!("thread {tid:?} cannot be moved: {error}"),
+                }
             }
         }
     }

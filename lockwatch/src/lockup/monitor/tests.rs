@@ -119,7 +119,7 @@ impl Machine {
             now_ns: self.now_ns,
             online: self.online.clone(),
             beats: beats.collect(),
-            times: self.times.clone(),
+            times: Arc::new(self.times.clone()),
             timer_interrupts: self.timers.clone(),
             is_virtual: self.is_virtual,
         };
@@ -300,6 +300,18 @@ fn a_hard_lockup_is_told_by_the_other_cpu() {
     assert_eq!(suspect.since_ns, last_ns);
     assert_eq!(suspect.task.as_ref().unwrap().key.tid.0, 7);
     assert_eq!(suspect.unknown, Vec::<String>::new());
+    machine.nothing(15, &[Some(USER), Some(IDLE)]);
+}
+
+#[test]
+fn a_cpu_that_was_seen_to_be_silent_is_suspected_until_it_beats() {
+    let mut machine = Machine::usual();
+    machine.nothing(5, &[Some(USER), Some(IDLE)]);
+    assert_ne!(machine.run(12, &[None, Some(IDLE)]), []);
+    // The witness stumbles: that is no end.
+    machine.now_ns += 5 * SECOND;
+    assert_eq!(kinds(&machine.read()), [(0, HARD)]);
+    assert_eq!(kinds(&machine.step(&[None, Some(IDLE)])), [(0, HARD)]);
     machine.nothing(15, &[Some(USER), Some(IDLE)]);
 }
 

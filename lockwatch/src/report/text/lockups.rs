@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     figures::{Count, Span},
+    lock::function_of,
     lockup::LockupKind,
     report::{
         Lock, Lockup, Report,
@@ -136,8 +137,8 @@ fn on_top(lockup: &Lockup, task: &str, what: &str) -> Text {
 
 /// `87 % of 1,204 samples: native_queued_spin_lock_slowpath < … < do_mmap`
 fn places(report: &Report, lockup: &Lockup, style: Style) -> Vec<Text> {
-    let mut lines: Vec<Text> = lockup
-        .profile
+    let profile = by_functions(report, lockup);
+    let mut lines: Vec<Text> = profile
         .iter()
         .take(STACKS)
         .map(|spin| {
@@ -148,13 +149,32 @@ fn places(report: &Report, lockup: &Lockup, style: Style) -> Vec<Text> {
             place(report, spin.stack, share, style)
         })
         .collect();
-    if let Some(rest) = lockup.profile.get(STACKS..).filter(|rest| !rest.is_empty()) {
+    if let Some(rest) = profile.get(STACKS..).filter(|rest| !rest.is_empty()) {
         let rest = Count::of(rest.len()).nouns("stack", "stacks");
         lines.push(Text::plain(format!(
             "… and {rest} more (use --format json or folded)"
         )));
     }
     lines
+}
+
+/// The profile, places within the same functions taken together, the most frequent first.
+fn by_functions(report: &Report, lockup: &Lockup) -> Vec<Spin> {
+    let functions = |spin: &Spin| -> Vec<&str> {
+        let frames = report.stacks.get(spin.stack as usize);
+        let frames = frames.map_or(&[][..], Vec::as_slice).iter();
+        frames.map(|frame| function_of(frame)).collect()
+    };
+    let mut together: Vec<(Vec<&str>, Spin)> = Vec::new();
+    for spin in &lockup.profile {
+        let functions = functions(spin);
+        match together.iter_mut().find(|(known, _)| *known == functions) {
+            Some((_, known)) => known.count += spin.count,
+            None => together.push((functions, *spin)),
+        }
+    }
+    together.sort_by_key(|(_, spin)| std::cmp::Reverse(spin.count));
+    together.into_iter().map(|(_, spin)| spin).collect()
 }
 
 fn share(spin: Spin, lockup: &Lockup) -> String {

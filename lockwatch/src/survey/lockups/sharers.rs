@@ -53,13 +53,17 @@ impl Cpus<'_> {
         else {
             return Vec::new();
         };
-        let awaited = self.near_waits(locked, functions);
+        // Once: there may be many words to ask about, and very many tasks.
+        let of_tasks: FxHashSet<u64> = (self.last.tasks.iter())
+            .flat_map(|task| [task.record.mm, task.record.files])
+            .collect();
+        let awaited = self.near_waits(locked, &of_tasks, functions);
         let mut sharers = Vec::new();
         for (other, task) in running.iter().enumerate() {
             if other == at || task.record.cpu == locked.record.cpu || !stood(task) {
                 continue;
             }
-            let of_other = self.near_waits(task, functions);
+            let of_other = self.near_waits(task, &of_tasks, functions);
             let shared = |near: &[u64], words: &FxHashSet<u64>| {
                 let mut near = near.iter().copied();
                 near.find(|word| words.contains(word) && !is_common(*word))
@@ -80,7 +84,12 @@ impl Cpus<'_> {
 
     /// The words that could be addresses of spinlocks, near frames that wait for one; the
     /// nearest first.
-    fn near_waits(&self, task: &TaskLook, functions: &mut Functions<'_>) -> Vec<u64> {
+    fn near_waits(
+        &self,
+        task: &TaskLook,
+        of_tasks: &FxHashSet<u64>,
+        functions: &mut Functions<'_>,
+    ) -> Vec<u64> {
         let words = self.last.words(task);
         let mut near = Vec::new();
         for (at, &word) in words.iter().enumerate() {
@@ -90,7 +99,9 @@ impl Cpus<'_> {
             for distance in 1..=NEAR {
                 let places = [at.checked_sub(distance), at.checked_add(distance)];
                 let found = places.into_iter().flatten().filter_map(|at| words.get(at));
-                near.extend(found.filter(|&&word| is_lock_like(self.last, word, functions)));
+                near.extend(
+                    found.filter(|&&word| is_lock_like(self.last, word, of_tasks, functions)),
+                );
             }
         }
         near
@@ -98,16 +109,18 @@ impl Cpus<'_> {
 }
 
 /// Whether a word can be the address of a spinlock: in no stack, no task, no address space
-/// and no code; of the kernel's image, what a symbol names.
-fn is_lock_like(look: &Look, word: u64, functions: &Functions<'_>) -> bool {
-    let is_of_a_task = |word: u64| {
-        let mut tasks = look.tasks.iter();
-        look.task_at(word).is_some()
-            || tasks.any(|task| word == task.record.mm || word == task.record.files)
-    };
+/// and no code; of the kernel's image, what a symbol names. `of_tasks`: the address spaces and
+/// tables of open files.
+fn is_lock_like(
+    look: &Look,
+    word: u64,
+    of_tasks: &FxHashSet<u64>,
+    functions: &Functions<'_>,
+) -> bool {
     is_kernel_address(word)
         && word.is_multiple_of(4)
         && !look.in_a_stack(word)
         && (!is_image_address(word) || functions.is_data(word))
-        && !is_of_a_task(word)
+        && look.task_at(word).is_none()
+        && !of_tasks.contains(&word)
 }

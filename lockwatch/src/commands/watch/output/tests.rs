@@ -6,8 +6,8 @@ use super::*;
 use crate::{
     graph::{Change, WaitGraph},
     report::example,
-    stream::Event,
-    task::StuckClass,
+    stream::{AsleepIn, Event, Times},
+    task::{Nanos, StuckClass},
 };
 
 const SEC: u64 = 1_000_000_000;

@@ -1,5 +1,7 @@
 //! Hanging tasks and CPUs: when to look for them, and what is told of them.
 
+use std::collections::BTreeSet;
+
 use super::cpus::Cpus;
 use crate::{
     detect::{Detector as _, HardLockup, SoftLockup, Thresholds},
@@ -16,9 +18,9 @@ const PAUSE_MAX: Nanos = Nanos(10_000_000_000);
 /// A CPU that a survey did not confirm is not looked into again before this.
 const DOUBT: Nanos = Nanos(1_000_000_000);
 
-/// What hangs that is no lock.
+/// Watches for what hangs that is no lock.
 #[derive(Debug)]
-pub(super) struct Hangs {
+pub(super) struct HangWatch {
     /// `None`: nothing samples the CPUs.
     cpus: Option<Cpus>,
     /// The CPUs that seem to be locked up now.
@@ -31,7 +33,7 @@ pub(super) struct Hangs {
     doubted_until_ns: u64,
 }
 
-impl Hangs {
+impl HangWatch {
     pub(super) fn new(thresholds: Thresholds, cpus: Option<Cpus>) -> Self {
         let pause =
             |threshold: Nanos| Nanos(threshold.0 / LOOKS_PER_THRESHOLD).clamp(PAUSE_MIN, PAUSE_MAX);
@@ -53,6 +55,11 @@ impl Hangs {
         self.suspects = suspects;
         let locked_up: Vec<(&str, u32)> = self.suspects.iter().map(detector_and_cpu).collect();
         self.findings.end_cpus(&locked_up)
+    }
+
+    /// The numbers of the CPUs that seem to be locked up.
+    pub(super) fn locked_cpus(&self) -> BTreeSet<u32> {
+        self.suspects.iter().map(|suspect| suspect.cpu).collect()
     }
 
     /// The CPUs that a survey should look into.

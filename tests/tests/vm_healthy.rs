@@ -1,0 +1,185 @@
+//! CPUs that go and come again, a machine that stands still, and one real lockup among heavy
+//! load: in a virtual machine of our own only.
+
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+mod hangs;
+mod healthy;
+
+use std::{
+    env, fs,
+    io::Write as _,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use lockwatch_tests::{
+    clock,
+    trial::{self, Program, lockup::Made},
+    truth::LockupScenario,
+};
+
+use self::{
+    hangs::{HARD, PATIENCE, PROMPT, SOFT, Watch, hold},
+    healthy::{Load, compute, cpus},
+};
+
+/// A CPU that is offline, and comes back online when this is dropped.
+struct Offline(String);
+
+impl Offline {
+    fn take(cpu: usize) -> Self {
+        let switch = format!("/sys/devices/system/cpu/cpu{cpu}/online");
+        fs::write(&switch, "0").unwrap();
+        Self(switch)
+    }
+}
+
+impl Drop for Offline {
+    fn drop(&mut self) {
+        let _ = fs::write(&self.0, "1");
+    }
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on a kernel that may lose a CPU; run by cargo xtask vm"]
+fn a_cpu_that_goes_offline_and_comes_back() {
+    let cpu = *cpus().last().unwrap();
+    let mut watch = Watch::start("600s");
+    for time in [HARD * 2, Duration::ZERO, Duration::ZERO] {
+        let offline = Offline::take(cpu);
+        assert!(!cpus_online().contains(&cpu), "it is still there");
+        watch.listen_for(time);
+        drop(offline);
+        assert!(cpus_online().contains(&cpu), "it does not come back");
+        watch.listen_for(HARD);
+    }
+    watch.listen_for(HARD);
+    assert!(watch.findings.is_empty(), "{:#?}", watch.findings);
+
+    // Its beats are back: it is locked up, and that is seen.
+    let scenario = LockupScenario::SoftLockupTask;
+    let lab = Made::lock_up(scenario, hold()).unwrap().unwrap();
+    assert_eq!(lab.truth.cpu as usize, cpu);
+    let limit = SOFT + trial::bound(PROMPT);
+    watch.listen("the lockup", limit, |watch| !watch.findings.is_empty());
+    assert!(clock::monotonic_ns() < lab.truth.ends_at_ns, "it is over");
+    let first = watch.findings[0].clone();
+    assert_eq!(first.detector, "soft-lockup", "{first:#?}");
+    assert_eq!(first.lockup.as_ref().unwrap().cpu, lab.truth.cpu);
+    lab.outlast().unwrap();
+    watch.listen("its end", trial::bound(PATIENCE), |watch| {
+        !watch.ended.is_empty()
+    });
+    watch.end(first.finding);
+}
+
+/// Numbers of CPUs that have a line in /proc/stat.
+fn cpus_online() -> Vec<usize> {
+    let text = fs::read_to_string("/proc/stat").unwrap();
+    let lines = text.lines().filter_map(|line| line.strip_prefix("cpu"));
+    lines
+        .filter_map(|line| line.split(' ').next()?.parse().ok())
+        .collect()
+}
+
+/// Has the host let this machine stand still for so long; by how much the clock jumped then.
+/// `None`: the host does not listen.
+fn stand_still(time: Duration) -> Option<Duration> {
+    const PAUSE: Duration = Duration::from_millis(50);
+    let host = env::var("LOCKWATCH_HOST").ok()?;
+    let mut host = fs::File::options().write(true).open(host).unwrap();
+    let line = format!("\n@@vm stand-still {}\n", time.as_millis());
+    host.write_all(line.as_bytes()).unwrap();
+    let deadline = Instant::now() + trial::bound(PATIENCE) + time;
+    let mut before = Instant::now();
+    loop {
+        thread::sleep(PAUSE);
+        let jumped = before.elapsed();
+        if jumped >= time * 3 / 4 {
+            return Some(jumped);
+        }
+        assert!(Instant::now() < deadline, "the machine did not stand still");
+        before = Instant::now();
+    }
+}
+
+/// Time that a hypervisor gives to another machine cannot be made here, for an emulated
+/// processor counts none: a whole machine that stands still can.
+#[test]
+#[ignore = "live: needs a host that can stop this machine; run by cargo xtask vm"]
+fn a_machine_that_stands_still() {
+    const STILL: Duration = Duration::from_secs(8);
+    for busy in [false, true] {
+        let mut watch = Watch::start_with(SOFT, HARD, "3s", &[]);
+        // Each CPU has one task and no idle moment: no look can take it for an idle one.
+        let mut load = Load::default();
+        for cpu in cpus().into_iter().filter(|_| busy) {
+            load.and_on(cpu, compute);
+        }
+        watch.listen_for(Duration::from_secs(2));
+        let Some(jumped) = stand_still(STILL) else {
+            assert!(env::var("LOCKWATCH_HOST").is_err());
+            eprintln!("skipped: a_machine_that_stands_still: this host does not listen");
+            return;
+        };
+        eprintln!("the clock jumped by {jumped:?}, busy: {busy}");
+        watch.listen_for(HARD * 2);
+        drop(load);
+        watch.end_without_findings();
+    }
+}
+
+/// How long the machine is loaded.
+const SOAK: Duration = Duration::from_secs(60);
+
+/// Processes of their own, for none may have memory in common with a CPU that answers no
+/// request to forget pages.
+fn load(cpu: usize) -> Vec<Program> {
+    let scripts = [
+        "while :; do /bin/true; done",
+        "while :; do dd if=/dev/zero of=/dev/null bs=1M count=64 2>/dev/null; done",
+        "while :; do ls -l /proc >/dev/null; done",
+        "while :; do :; done",
+    ];
+    // A child keeps the CPUs of the thread that has started it.
+    let start = move || {
+        healthy::bind(cpu);
+        let start = |script: &str| {
+            let mut command = Command::new("sh");
+            Program::start(command.args(["-c", script]).stdin(Stdio::null())).unwrap()
+        };
+        scripts.map(start).into_iter().collect()
+    };
+    thread::spawn(start).join().unwrap()
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on a kernel that may lose a CPU; run by cargo xtask vm"]
+fn one_hard_lockup_in_a_busy_machine() {
+    let hung = hold() + trial::bound(PATIENCE);
+    let mut watch = Watch::start_with(SOFT, HARD, &hangs::in_words(hung), &[]);
+    let load: Vec<Program> = cpus().into_iter().flat_map(load).collect();
+    let spare = SOAK - hold() - Duration::from_secs(10);
+    let at = clock::at_random(spare);
+    let begun = Instant::now();
+    watch.listen_for(at);
+    assert!(watch.findings.is_empty(), "{:#?}", watch.findings);
+    let Some(lab) = Made::lock_up(LockupScenario::HardLockup, hold()).unwrap() else {
+        return;
+    };
+    eprintln!("locked up after {:?}", begun.elapsed());
+    let limit = HARD + trial::bound(PROMPT);
+    watch.listen("the lockup", limit, |watch| !watch.findings.is_empty());
+    let first = watch.findings[0].clone();
+    assert_eq!(first.detector, "hard-lockup", "{first:#?}");
+    assert_eq!(first.lockup.as_ref().unwrap().cpu, lab.truth.cpu);
+    lab.outlast().unwrap();
+    watch.listen("its end", trial::bound(PATIENCE), |watch| {
+        !watch.ended.is_empty()
+    });
+    watch.listen_for(SOAK.saturating_sub(begun.elapsed()));
+    drop(load);
+    watch.end(first.finding);
+}
