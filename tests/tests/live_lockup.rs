@@ -14,7 +14,10 @@ use lockwatch_tests::{
     truth::{Hung, LockupScenario, Scenario, Tid},
 };
 
-use self::hangs::{PATIENCE, PROMPT, Watch, lockup::try_lockup};
+use self::hangs::{
+    PATIENCE, PROMPT, Watch,
+    lockup::{try_lockup, try_lockup_of},
+};
 
 #[test]
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
@@ -39,6 +42,16 @@ fn timers_that_have_piled_up() {
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn a_real_time_watch_tells_of_a_locked_cpu_too() {
     try_lockup(LockupScenario::SoftLockupSoftirq, &["--priority", "50"]);
+}
+
+/// As it comes about by chance: the locked CPU keeps the thread that is to look into it.
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_softirq_on_the_cpu_of_the_surveyor() {
+    let more = ["--priority", "50"];
+    try_lockup_of(LockupScenario::SoftLockupSoftirq, &more, |watch| {
+        watch.bind_to_victim("survey");
+    });
 }
 
 fn try_hung(scenario: Scenario) {

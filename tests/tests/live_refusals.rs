@@ -133,6 +133,27 @@ fn nobody_is_told_which_capabilities_are_missing() {
     );
 }
 
+/// A survey needs it, and nothing but a survey confirms that a CPU is locked up.
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_watch_without_surveys_does_not_claim_to_see_lockups() {
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--inh-caps=-syslog", "--bounding-set=-syslog"])
+        .arg(trial::lockwatch().unwrap())
+        .args(["watch", "--for", "1s", "--soft-lockup", "2s"]);
+    let ended = run(&mut command);
+    let context = ended.describe();
+    assert_eq!(ended.code(), Some(0), "{context}");
+    let missing = |what: &str| {
+        let mut lines = ended.stderr.lines();
+        lines.any(|line| line.starts_with("not here: ") && line.contains(what))
+    };
+    assert!(missing("CAP_SYSLOG"), "{context}");
+    assert!(missing("soft and hard lockups"), "{context}");
+    assert!(!ended.stderr.contains("lockups from"), "{context}");
+}
+
 #[test]
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn a_kernel_without_btf_is_named() {

@@ -19,7 +19,7 @@ pub(super) fn add(plan: &mut Plan, offer: &Offer) {
     let of_memory = memory_refusal(offer, "the program that samples CPUs has");
     let remedy = of_memory.is_some().then(|| MEMORY_REMEDY.to_owned());
     if let Some(why) = of_memory.or_else(|| lacking(offer)) {
-        plan.gaps.push(gap(why, remedy));
+        plan.gaps.push(Gap::lockups(why, remedy));
     }
 }
 
@@ -31,17 +31,20 @@ impl Plan {
 
     /// Adds that they are not after all.
     pub fn lacks_lockups(&mut self, why: String) {
-        self.gaps.push(gap(why, None));
+        self.gaps.push(Gap::lockups(why, None));
         self.gaps.sort_by_key(|gap| gap.subject);
     }
 }
 
-fn gap(why: String, remedy: Option<String>) -> Gap {
-    Gap {
-        subject: Subject::Lockups,
-        missing: "soft and hard lockups: CPUs that do not go on".to_owned(),
-        why,
-        cost: "of a CPU that is locked up, only the kernel's own messages tell".to_owned(),
-        remedy,
+impl Gap {
+    /// That CPUs are not seen to hang.
+    pub fn lockups(why: String, remedy: Option<String>) -> Self {
+        Self {
+            subject: Subject::Lockups,
+            missing: "soft and hard lockups: CPUs that do not go on".to_owned(),
+            why,
+            cost: "of a CPU that is locked up, only the kernel's own messages tell".to_owned(),
+            remedy,
+        }
     }
 }

@@ -10,8 +10,10 @@ impl Gap {
             subject: Subject::Surveys,
             missing: "surveys: the state of all tasks and locks at one instant".to_owned(),
             why,
-            cost: "no diagnose; watch has no names of locks and no holders of those taken before it came"
-                .to_owned(),
+            cost:
+                "no diagnose; watch has no names of locks and no holders of those taken before it \
+                   came, and finds no tasks or CPUs that hang"
+                    .to_owned(),
             remedy,
         }
     }
@@ -31,6 +33,12 @@ impl Gap {
             .collect();
         if surveys.is_empty() {
             surveys.push(Self::surveys(refused.to_owned(), None));
+        }
+        if !gaps.iter().any(|gap| gap.subject == Subject::Lockups) {
+            gaps.push(Self::lockups(
+                "only a survey tells whether a CPU that seems to be locked up is".to_owned(),
+                None,
+            ));
         }
         surveys.append(&mut gaps);
         surveys
@@ -116,11 +124,21 @@ mod tests {
         assert_eq!(subjects(&with_surveys), [Subject::Holds]);
 
         let without = Gap::set_right(planned, Some("no survey"));
-        assert_eq!(subjects(&without), [Subject::Surveys, Subject::Holds]);
+        let expected = [Subject::Surveys, Subject::Holds, Subject::Lockups];
+        assert_eq!(subjects(&without), expected);
         assert_eq!(without[0].why, "missing CAP_SYSLOG");
 
         let unforeseen = Gap::set_right(Vec::new(), Some("no survey"));
-        assert_eq!(subjects(&unforeseen), [Subject::Surveys]);
+        assert_eq!(
+            subjects(&unforeseen),
+            [Subject::Surveys, Subject::Lockups],
+            "nothing confirms a lockup then"
+        );
         assert_eq!(unforeseen[0].why, "no survey");
+
+        let unsampled = vec![gap(Subject::Lockups, "no cpu-clock")];
+        let both = Gap::set_right(unsampled, Some("no survey"));
+        assert_eq!(subjects(&both), [Subject::Surveys, Subject::Lockups]);
+        assert_eq!(both[1].why, "no cpu-clock");
     }
 }

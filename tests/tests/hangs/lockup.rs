@@ -17,6 +17,11 @@ use super::{
 
 /// `more`: further arguments of `watch`.
 pub(crate) fn try_lockup(scenario: LockupScenario, more: &[&str]) {
+    try_lockup_of(scenario, more, |_| ());
+}
+
+/// The same, with something done to `watch` before.
+pub(crate) fn try_lockup_of(scenario: LockupScenario, more: &[&str], prepare: impl FnOnce(&Watch)) {
     let detector = if scenario.is_hard() {
         "hard-lockup"
     } else {
@@ -29,6 +34,7 @@ pub(crate) fn try_lockup(scenario: LockupScenario, more: &[&str]) {
         .flatten();
     // The waiters for its lock are not what this is about.
     let mut watch = Watch::start_with(SOFT, HARD, "600s", more);
+    prepare(&watch);
     let Some(lab) = Made::lock_up(scenario, hold).unwrap() else {
         return;
     };

@@ -25,7 +25,12 @@ use lockwatch_tests::{
     },
     truth::Tid,
 };
-use nix::{libc, sys::signal::Signal};
+use nix::{
+    libc,
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    sys::signal::Signal,
+    unistd::Pid,
+};
 
 /// From here on a CPU is locked up.
 pub(crate) const SOFT: Duration = Duration::from_secs(2);
@@ -113,6 +118,23 @@ impl Watch {
                 Err(_) => {}
             }
         }
+    }
+
+    /// Binds a thread of it, by its name, to the CPU that the lab locks up.
+    pub(crate) fn bind_to_victim(&self, thread: &str) {
+        let own = sched_getaffinity(Pid::this()).unwrap();
+        let cpus = (0..CpuSet::count()).rev();
+        let victim = cpus.into_iter().find(|&cpu| own.is_set(cpu).unwrap());
+        let mut only = CpuSet::new();
+        only.set(victim.unwrap()).unwrap();
+        let threads = fs::read_dir(format!("/proc/{}/task", self.program.pid())).unwrap();
+        let named = |folder: &fs::DirEntry| {
+            let comm = fs::read_to_string(folder.path().join("comm")).unwrap();
+            comm.trim() == thread
+        };
+        let folder = threads.flatten().find(named).unwrap();
+        let tid = folder.file_name().to_str().unwrap().parse().unwrap();
+        sched_setaffinity(Pid::from_raw(tid), &only).unwrap();
     }
 
     /// Takes lines until `is_enough`.

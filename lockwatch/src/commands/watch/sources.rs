@@ -55,7 +55,8 @@ impl Sources {
             &args.without,
             symbols.as_deref(),
             &options,
-            thresholds,
+            // Nothing but a survey confirms what CPUs are suspected of.
+            surveyor.is_ok().then_some(thresholds),
         );
         let has_stream = attached
             .as_ref()
@@ -82,6 +83,10 @@ impl Sources {
             }
             Err(error) => {
                 tracing::warn!("short stalls are missed, and all times are rough: {error:#}");
+                gaps.push(Gap::lockups(
+                    "nothing could be attached on this host".to_owned(),
+                    None,
+                ));
                 (None, None, None)
             }
         };
@@ -123,13 +128,14 @@ struct Attached {
 
 impl Attached {
     /// Asks the kernel what it offers, makes a plan and carries it out. What the kernel
-    /// refuses all the same is left out of the next plan.
+    /// refuses all the same is left out of the next plan. CPUs are sampled for the thresholds
+    /// in `sampled`.
     fn by_plan(
         wanted: Wanted,
         without: &[Mechanism],
         symbols: Option<&Symbols>,
         options: &StreamOptions,
-        thresholds: Thresholds,
+        sampled: Option<Thresholds>,
     ) -> anyhow::Result<Self> {
         let types = Btf::from_sys()?;
         let layout = Layout::from_btf(&types)?;
@@ -143,7 +149,7 @@ impl Attached {
             let carried_out =
                 Self::carry_out(plan(&offer, wanted), &layout, symbols, &btf, options);
             let error = match carried_out {
-                Ok(attached) => return Ok(attached.and_cpus(&layout, thresholds)),
+                Ok(attached) => return Ok(attached.and_cpus(&layout, sampled)),
                 Err(error) => error,
             };
             match refusal(&error) {
@@ -185,8 +191,10 @@ impl Attached {
     }
 
     /// Samples the CPUs, too. What forbids that takes nothing else away.
-    fn and_cpus(mut self, layout: &Layout, thresholds: Thresholds) -> Self {
-        if self.plan.samples_cpus() {
+    fn and_cpus(mut self, layout: &Layout, sampled: Option<Thresholds>) -> Self {
+        if let Some(thresholds) = sampled
+            && self.plan.samples_cpus()
+        {
             match Cpus::open(layout, thresholds) {
                 Ok(cpus) => self.cpus = cpus,
                 Err(error) => self.plan.lacks_lockups(one_line(&error.into())),

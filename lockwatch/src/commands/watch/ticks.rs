@@ -22,7 +22,7 @@ use std::{
 
 use rustix::{
     process::Pid,
-    thread::{CpuSet, sched_getaffinity, sched_setaffinity},
+    thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity},
 };
 use tokio::sync::Notify;
 
@@ -165,6 +165,10 @@ impl Shared {
             let Some(cpu) = stat.ok().and_then(|stat| ready_on(&stat)) else {
                 continue;
             };
+            // Ours goes on, and another may be the one that does not.
+            if cpu == sched_getcpu() {
+                continue;
+            }
             let mut others = *all;
             others.unset(cpu);
             if others.count() > 0 {
