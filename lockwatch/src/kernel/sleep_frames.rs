@@ -197,6 +197,25 @@ pub fn classify_hidden<'a>(hidden: &[&'a str], shown: &[&'a str]) -> Option<(Stu
     classify(&functions).filter(|_| waits_for_io)
 }
 
+/// Whether a function, by its stem, brings a page back from swap or waits for a page that is
+/// being moved (mm/memory.c, mm/shmem.c, mm/swap_state.c, mm/migrate.c): the page that is
+/// waited for belongs to no file then.
+pub fn is_swap_wait(stem: &str) -> bool {
+    [
+        "do_swap_page",
+        "swapin_readahead",
+        "swap_cluster_readahead",
+        "swap_vma_readahead",
+        "shmem_swapin_folio",
+        "shmem_swapin_page",
+        "shmem_swapin",
+        "unuse_pte_range",
+        "migration_entry_wait",
+        "migration_entry_wait_on_locked",
+    ]
+    .contains(&stem)
+}
+
 /// Whether a function, by its stem, waits for a page or buffer.
 pub fn is_page_wait(stem: &str) -> bool {
     PAGE_WAITS.contains(&stem)

@@ -13,7 +13,7 @@ use crate::{
         block::{BioDisk, BlockLayout, QueueDisk},
         layout::Layout,
         memory::{KernelMemory, MemoryError, text, word},
-        sleep_frames::is_page_wait,
+        sleep_frames::{is_page_wait, is_swap_wait},
     },
     survey::{
         functions::Functions,
@@ -48,6 +48,10 @@ pub(super) fn of_task(
         // The innermost frames have the page that they wait for.
         let waits = stems.iter().rposition(|stem| is_page_wait(stem));
         if let Some(index) = waits {
+            // Where swap lies no page tells, and what else is on the stack may be of the past.
+            if stems.iter().any(|stem| is_swap_wait(stem)) {
+                return Ok(None);
+            }
             let inner = look.pointers(&words[..frame_end(task, index)]);
             found = disks.of_pages(&inner)?;
         }

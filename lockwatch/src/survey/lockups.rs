@@ -51,6 +51,8 @@ pub(super) struct Cpus<'a> {
     pub(super) last: &'a Look,
     /// Where a task keeps its CPU.
     pub(super) layout: &'a TaskLayout,
+    /// Our own process: that its threads do not run there is no news.
+    pub(super) own_tgid: u32,
 }
 
 /// Those of the suspects that are locked up.
@@ -173,7 +175,7 @@ impl<'a> Cpus<'a> {
             .last
             .tasks
             .iter()
-            .filter(|now| waits(now))
+            .filter(|now| waits(now) && now.record.tgid != self.own_tgid)
             .filter(|now| match self.earlier(now) {
                 Some(then) => waits(then) && has_same_switches(then, now),
                 None => self.first.is_none(),

@@ -15,6 +15,7 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{SyncSender, sync_channel},
     },
     thread,
     time::Duration,
@@ -32,6 +33,8 @@ use crate::{clock::now_ns, task::Nanos};
 const PATIENCE_TICKS: u64 = 4;
 /// … but not before this: a report takes its time, too.
 const PATIENCE_MIN: Nanos = Nanos(500_000_000);
+/// Orders that a thread may have before it.
+const ORDERS_MAX: usize = 4;
 /// The two threads tick by turns.
 const TICKERS: u64 = 2;
 
@@ -43,6 +46,7 @@ pub(super) struct Ticks {
     all: Option<CpuSet>,
     /// The CPUs that its threads keep off.
     kept_off: BTreeSet<u32>,
+    movers: Vec<SyncSender<Order>>,
 }
 
 #[derive(Debug)]
@@ -52,8 +56,18 @@ struct Shared {
     /// When the last tick was taken, `CLOCK_MONOTONIC` ns.
     taken_ns: AtomicU64,
     over: AtomicBool,
-    /// The threads that tick: each stays where it is.
-    tickers: Mutex<Vec<Pid>>,
+    /// The threads that stay where they are: those that tick, and those that move others.
+    pinned: Mutex<Vec<Pid>>,
+}
+
+/// What a thread that moves others is asked to do. A thread of its own does it, beside each
+/// that ticks: the kernel may make it wait for the CPU that does not go on.
+#[derive(Debug)]
+enum Order {
+    /// Let them use these CPUs.
+    Use(CpuSet),
+    /// Take those that are ready to run away from the CPUs that they do not get.
+    MoveAway,
 }
 
 impl Ticks {
@@ -64,31 +78,41 @@ impl Ticks {
             due: Notify::new(),
             taken_ns: AtomicU64::new(now_ns()),
             over: AtomicBool::new(false),
-            tickers: Mutex::default(),
+            pinned: Mutex::default(),
         });
         let all = sched_getaffinity(None).ok();
+        let mut movers = Vec::new();
         for (turn, cpu) in ends(all.as_ref()).into_iter().enumerate() {
-            let shared = Arc::clone(&shared);
+            let (mover, orders) = sync_channel(ORDERS_MAX);
+            movers.push(mover.clone());
+            let moving = Arc::clone(&shared);
+            thread::Builder::new()
+                .name("move".to_owned())
+                .spawn(move || {
+                    moving.stay_on(cpu);
+                    for order in orders {
+                        moving.carry_out(&order, all.as_ref());
+                    }
+                })?;
+            let ticking = Arc::clone(&shared);
             thread::Builder::new()
                 .name("tick".to_owned())
                 .spawn(move || {
-                    shared.tickers().push(rustix::thread::gettid());
-                    if let Some(cpu) = cpu {
-                        pin(cpu);
-                    }
+                    ticking.stay_on(cpu);
                     thread::sleep(period.mul_f64(turn as f64 / TICKERS as f64));
-                    shared.tick(period, all.as_ref());
+                    ticking.tick(period, &mover);
                 })?;
         }
         Ok(Self {
             shared,
             all,
             kept_off: BTreeSet::new(),
+            movers,
         })
     }
 
-    /// Keeps the threads of this process, those that tick excepted, off these CPUs, and off
-    /// no others. Best effort.
+    /// Keeps the threads of this process, those that stay where they are excepted, off these
+    /// CPUs, and off no others. Best effort, and soon.
     pub(super) fn keep_off(&mut self, cpus: BTreeSet<u32>) {
         let Some(all) = &self.all else { return };
         if cpus == self.kept_off {
@@ -101,10 +125,9 @@ impl Ticks {
             }
         }
         let set = if others.count() > 0 { others } else { *all };
-        for (tid, _) in self.shared.other_threads() {
-            if let Err(error) = sched_setaffinity(Some(tid), &set) {
-                tracing::debug!("thread {tid:?} cannot be kept off CPUs {cpus:?}: {error}");
-            }
+        for mover in &self.movers {
+            // Full: it waits for a CPU that does not go on.
+            let _ = mover.try_send(Order::Use(set));
         }
         self.kept_off = cpus;
     }
@@ -123,7 +146,7 @@ impl Drop for Ticks {
 }
 
 impl Shared {
-    fn tick(&self, period: Duration, all: Option<&CpuSet>) {
+    fn tick(&self, period: Duration, mover: &SyncSender<Order>) {
         let patience = Nanos(self.period.0 * PATIENCE_TICKS).max(PATIENCE_MIN);
         while !self.over.load(Ordering::Relaxed) {
             thread::sleep(period);
@@ -133,25 +156,46 @@ impl Shared {
             if silence.0 >= self.period.0 / TICKERS {
                 self.due.notify_one();
             }
-            if silence >= patience
-                && let Some(all) = all
-            {
-                self.move_away(all);
+            if silence >= patience {
+                let _ = mover.try_send(Order::MoveAway);
             }
         }
     }
 
-    fn tickers(&self) -> std::sync::MutexGuard<'_, Vec<Pid>> {
-        self.tickers.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Lets this thread run on this CPU alone.
+    fn stay_on(&self, cpu: Option<usize>) {
+        self.pinned().push(rustix::thread::gettid());
+        if let Some(cpu) = cpu {
+            pin(cpu);
+        }
     }
 
-    /// The threads of this process that do not tick, each with its folder in /proc.
+    fn pinned(&self) -> std::sync::MutexGuard<'_, Vec<Pid>> {
+        self.pinned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn carry_out(&self, order: &Order, all: Option<&CpuSet>) {
+        match (order, all) {
+            (Order::Use(set), _) => {
+                for (tid, _) in self.other_threads() {
+                    if let Err(error) = sched_setaffinity(Some(tid), set) {
+                        tracing::debug!("thread {tid:?} cannot be moved: {error}");
+                    }
+                }
+            }
+            (Order::MoveAway, Some(all)) => self.move_away(all),
+            (Order::MoveAway, None) => {}
+        }
+    }
+
+    /// The threads of this process that go where the kernel wants, each with its folder in
+    /// /proc.
     fn other_threads(&self) -> Vec<(Pid, PathBuf)> {
-        let tickers = self.tickers().clone();
+        let pinned = self.pinned().clone();
         let threads = fs::read_dir("/proc/self/task").into_iter().flatten();
         let other = |thread: fs::DirEntry| {
             let tid = thread.file_name().to_str()?.parse().ok()?;
-            let tid = Pid::from_raw(tid).filter(|tid| !tickers.contains(tid))?;
+            let tid = Pid::from_raw(tid).filter(|tid| !pinned.contains(tid))?;
             Some((tid, thread.path()))
         };
         threads.flatten().filter_map(other).collect()

@@ -153,6 +153,7 @@ impl Made {
             first: self.looks.len().checked_sub(2).map(|at| &self.looks[at]),
             last: self.looks.last().unwrap(),
             layout: &layout,
+            own_tgid: 0,
         };
         let mut merger = Merger {
             functions: &mut Functions::new(&symbols),

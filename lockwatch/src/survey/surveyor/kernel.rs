@@ -320,6 +320,7 @@ impl Kernel {
                 first: first.map(|first| &first.look),
                 last: &last.look,
                 layout: &self.layout.task,
+                own_tgid,
             },
             &mut merger,
         );
