@@ -67,13 +67,6 @@ impl HangWatch {
         self.suspects.clone()
     }
 
-    /// The CPUs on which nobody else seems to get a turn.
-    pub(super) fn without_turns(&self) -> Vec<u32> {
-        let suspects = self.suspects.iter();
-        let soft = suspects.filter(|suspect| suspect.kind == LockupKind::Soft);
-        soft.map(|suspect| suspect.cpu).collect()
-    }
-
     /// True if there is something of a CPU to be told, for which a survey is wanted now.
     pub(super) fn has_news(&self, now_ns: u64) -> bool {
         now_ns >= self.doubted_until_ns && self.is_any_due(now_ns)

@@ -172,9 +172,6 @@ impl Session {
         self.report(None, no_survey, now_ns)?;
         let over = self.hangs.tick();
         self.end_findings(&over, now_ns)?;
-        if let Some(surveys) = &mut self.surveys {
-            surveys.keep_off(self.hangs.without_turns());
-        }
         let has_news = self.hangs.has_news(now_ns);
         let needs_survey = has_news
             || self.hangs.is_look_due(now_ns)

@@ -1,13 +1,7 @@
 //! Surveys on a thread of their own, so that events are read meanwhile, and within
 //! a budget.
 
-use std::{
-    io,
-    sync::{Arc, OnceLock},
-    thread,
-};
-
-use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_setaffinity};
+use std::{io, sync::Arc, thread};
 
 use tokio::sync::mpsc;
 
@@ -33,10 +27,6 @@ pub(super) struct Surveys {
     results: mpsc::UnboundedReceiver<Result<Survey, SurveyError>>,
     asked_at_ns: Option<u64>,
     budget: Budget,
-    /// The surveyor's thread, once it runs.
-    thread: Arc<OnceLock<Pid>>,
-    /// Those of our CPUs that our threads are kept off, if any.
-    kept_off: Option<(CpuSet, Vec<u32>)>,
 }
 
 /// What surveys have cost, and what they may.
@@ -70,12 +60,9 @@ impl Surveys {
         let options = SurveyOptions::default();
         let (requests, mut asked) = mpsc::unbounded_channel::<Vec<Suspect>>();
         let (answer, results) = mpsc::unbounded_channel();
-        let tid = Arc::new(OnceLock::new());
-        let own_tid = Arc::clone(&tid);
         thread::Builder::new()
             .name("survey".into())
             .spawn(move || {
-                let _ = own_tid.set(gettid());
                 while let Some(suspects) = asked.blocking_recv() {
                     if answer.send(surveyor.survey(&options, &suspects)).is_err() {
                         break;
@@ -87,38 +74,7 @@ impl Surveys {
             results,
             asked_at_ns: None,
             budget: Budget::default(),
-            thread: tid,
-            kept_off: None,
         })
-    }
-
-    /// Keeps both threads off these CPUs, on which others get no turn: woken where it ran
-    /// last, a thread would wait there until the lockup is over, a real-time one as well
-    /// (kernel/sched/rt.c, `select_task_rq_rt`). One that waits there already is moved by
-    /// that, for it does not run (kernel/sched/core.c, `affine_move_task`). Best effort.
-    pub(super) fn keep_off(&mut self, cpus: Vec<u32>) {
-        if self.kept_off.as_ref().map_or(&[][..], |(_, kept)| kept) == cpus {
-            return;
-        }
-        let allowed = match self.kept_off.take() {
-            Some((allowed, _)) => allowed,
-            None => match sched_getaffinity(None) {
-                Ok(allowed) => allowed,
-                Err(error) => return tracing::debug!("cannot read our CPUs: {error}"),
-            },
-        };
-        let mut rest = allowed;
-        cpus.iter().for_each(|&cpu| rest.unset(cpu as usize));
-        for thread in [self.thread.get().copied(), Some(gettid())] {
-            if thread.is_some()
-                && let Err(error) = sched_setaffinity(thread, &rest)
-            {
-                tracing::debug!("cannot leave the CPUs {cpus:?}: {error}");
-            }
-        }
-        if !cpus.is_empty() {
-            self.kept_off = Some((allowed, cpus));
-        }
     }
 
     /// Asks for a survey if the budget allows one now; it looks into these CPUs, too.
