@@ -1,5 +1,5 @@
-//! CPUs that go and come again, a machine that stands still, and one real lockup among heavy
-//! load: in a virtual machine of our own only.
+//! CPUs that go and come again, and a machine that stands still: in a virtual machine of our own
+//! only.
 
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
@@ -9,14 +9,13 @@ mod healthy;
 use std::{
     env, fs,
     io::Write as _,
-    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use lockwatch_tests::{
     clock,
-    trial::{self, Program, lockup::Made},
+    trial::{self, lockup::Made},
     truth::LockupScenario,
 };
 
@@ -60,7 +59,7 @@ fn a_cpu_that_goes_offline_and_comes_back() {
 
     // Its beats are back: it is locked up, and that is seen.
     let scenario = LockupScenario::SoftLockupTask;
-    let lab = Made::lock_up(scenario, hold()).unwrap().unwrap();
+    let lab = Made::lock_up(scenario, hold(SOFT)).unwrap().unwrap();
     assert_eq!(lab.truth.cpu as usize, cpu);
     let limit = SOFT + trial::bound(PROMPT);
     watch.listen("the lockup", limit, |watch| !watch.findings.is_empty());
@@ -112,7 +111,7 @@ fn stand_still(time: Duration) -> Option<Duration> {
 fn a_machine_that_stands_still() {
     const STILL: Duration = Duration::from_secs(8);
     for busy in [false, true] {
-        let mut watch = Watch::start_with(SOFT, HARD, "3s", &[]);
+        let mut watch = Watch::start_with(SOFT, HARD, "3s");
         // Each CPU has one task and no idle moment: no look can take it for an idle one.
         let mut load = Load::default();
         for cpu in cpus().into_iter().filter(|_| busy) {
@@ -129,57 +128,4 @@ fn a_machine_that_stands_still() {
         drop(load);
         watch.end_without_findings();
     }
-}
-
-/// How long the machine is loaded.
-const SOAK: Duration = Duration::from_secs(60);
-
-/// Processes of their own, for none may have memory in common with a CPU that answers no
-/// request to forget pages.
-fn load(cpu: usize) -> Vec<Program> {
-    let scripts = [
-        "while :; do /bin/true; done",
-        "while :; do dd if=/dev/zero of=/dev/null bs=1M count=64 2>/dev/null; done",
-        "while :; do ls -l /proc >/dev/null; done",
-        "while :; do :; done",
-    ];
-    // A child keeps the CPUs of the thread that has started it.
-    let start = move || {
-        healthy::bind(cpu);
-        let start = |script: &str| {
-            let mut command = Command::new("sh");
-            Program::start(command.args(["-c", script]).stdin(Stdio::null())).unwrap()
-        };
-        scripts.map(start).into_iter().collect()
-    };
-    thread::spawn(start).join().unwrap()
-}
-
-#[test]
-#[ignore = "live: needs root and BPF on a kernel that may lose a CPU; run by cargo xtask vm"]
-fn one_hard_lockup_in_a_busy_machine() {
-    let hung = hold() + trial::bound(PATIENCE);
-    let mut watch = Watch::start_with(SOFT, HARD, &hangs::in_words(hung), &[]);
-    let load: Vec<Program> = cpus().into_iter().flat_map(load).collect();
-    let spare = SOAK - hold() - Duration::from_secs(10);
-    let at = clock::at_random(spare);
-    let begun = Instant::now();
-    watch.listen_for(at);
-    assert!(watch.findings.is_empty(), "{:#?}", watch.findings);
-    let Some(lab) = Made::lock_up(LockupScenario::HardLockup, hold()).unwrap() else {
-        return;
-    };
-    eprintln!("locked up after {:?}", begun.elapsed());
-    let limit = HARD + trial::bound(PROMPT);
-    watch.listen("the lockup", limit, |watch| !watch.findings.is_empty());
-    let first = watch.findings[0].clone();
-    assert_eq!(first.detector, "hard-lockup", "{first:#?}");
-    assert_eq!(first.lockup.as_ref().unwrap().cpu, lab.truth.cpu);
-    lab.outlast().unwrap();
-    watch.listen("its end", trial::bound(PATIENCE), |watch| {
-        !watch.ended.is_empty()
-    });
-    watch.listen_for(SOAK.saturating_sub(begun.elapsed()));
-    drop(load);
-    watch.end(first.finding);
 }

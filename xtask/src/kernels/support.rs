@@ -38,7 +38,7 @@ const TOGETHER: [(&str, &str); 12] = [
     ("live_healthy", "healthy load is no lockup and no hang"),
     (
         "vm_healthy",
-        "CPUs that go and come, a machine that stands still, one lockup among load",
+        "CPUs that go and come, and a machine that stands still",
     ),
     (
         "vm",
