@@ -59,7 +59,7 @@ fn a_cpu_that_goes_offline_and_comes_back() {
 
     // Its beats are back: it is locked up, and that is seen.
     let scenario = LockupScenario::SoftLockupTask;
-    let lab = Made::lock_up(scenario, hold(SOFT)).unwrap().unwrap();
+    let lab = Made::lock_up(scenario, hold()).unwrap().unwrap();
     assert_eq!(lab.truth.cpu as usize, cpu);
     let limit = SOFT + trial::bound(PROMPT);
     watch.listen("the lockup", limit, |watch| !watch.findings.is_empty());
@@ -111,7 +111,7 @@ fn stand_still(time: Duration) -> Option<Duration> {
 fn a_machine_that_stands_still() {
     const STILL: Duration = Duration::from_secs(8);
     for busy in [false, true] {
-        let mut watch = Watch::start_with(SOFT, HARD, "3s");
+        let mut watch = Watch::start_with(SOFT, HARD, "3s", &[]);
         // Each CPU has one task and no idle moment: no look can take it for an idle one.
         let mut load = Load::default();
         for cpu in cpus().into_iter().filter(|_| busy) {

@@ -257,7 +257,7 @@ fn or_skip(scenario: Scenario, raised: Result<Lab>) -> Result<Option<Lab>> {
 }
 
 /// Whether `LOCKWATCH_MAY_SKIP` has what is called so.
-pub(super) fn is_expected(name: &str) -> bool {
+pub fn is_expected(name: &str) -> bool {
     lists(&env::var(MAY_SKIP).unwrap_or_default(), name)
 }
 

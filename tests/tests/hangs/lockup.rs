@@ -41,6 +41,15 @@ pub(crate) fn try_lockup_of(scenario: LockupScenario, more: &[&str], prepare: im
     // While it still spins.
     let left_ns = lab.truth.ends_at_ns.saturating_sub(clock::monotonic_ns());
     let limit = Duration::from_nanos(left_ns);
+    if scenario.is_hard() && !machine_goes_on(lab.truth.ends_at_ns) {
+        let name = scenario.name();
+        assert!(
+            trial::lab::is_expected(&name),
+            "the whole machine stands still"
+        );
+        eprintln!("skipped: {name}: the whole machine stands still while it lasts");
+        return;
+    }
     watch.listen(detector, limit, |watch| !watch.findings.is_empty());
     let first = watch.findings[0].clone();
     assert_eq!(first.detector, detector, "{first:#?}");
@@ -61,14 +70,28 @@ pub(crate) fn try_lockup_of(scenario: LockupScenario, more: &[&str], prepare: im
     let (number, _, length) = watch.ended[0].clone();
     assert_eq!(number, first.finding);
     let exact = trial::bound(EXACT).as_nanos() as u64;
+    // Between two timers another task may get a turn, and then it has begun anew.
+    let may_be_shorter = matches!(scenario, LockupScenario::SoftLockupTimers);
     assert!(
-        length.abs_diff(held) <= exact,
+        length <= held + exact && (may_be_shorter || length + exact >= held),
         "it lasted {held} ns, not {length}"
     );
     watch.end(number);
     if let Some(log) = &mut log {
         of_kernel(log, &truth);
     }
+}
+
+/// Whether this CPU goes on while another takes no interrupts. Seen: a machine of two CPUs, of
+/// which the other stands still with it, a loop in the shell too.
+fn machine_goes_on(until_ns: u64) -> bool {
+    const NAP: Duration = Duration::from_millis(100);
+    let half_ns = until_ns.saturating_sub(clock::monotonic_ns()) / 2;
+    let began_ns = clock::monotonic_ns();
+    for _ in 0..5 {
+        std::thread::sleep(NAP);
+    }
+    clock::monotonic_ns() - began_ns < half_ns
 }
 
 /// What the kernel says of a lockup is about the same CPU and task.
@@ -78,11 +101,11 @@ fn of_kernel(log: &mut Log, truth: &LockedUp) {
         .iter()
         .filter_map(|line| soft_lockup_of_kernel(line))
         .collect();
-    if truth.scenario.is_hard() {
-        assert_eq!(told, [], "{lines:#?}");
-        return;
-    }
-    assert!(!told.is_empty(), "the kernel says nothing: {lines:#?}");
+    // Of a hard one it says that it was soft, once it is over, or nothing.
+    assert!(
+        truth.scenario.is_hard() || !told.is_empty(),
+        "the kernel says nothing: {lines:#?}"
+    );
     for (cpu, comm, tid) in told {
         assert_eq!(cpu, truth.cpu);
         if !matches!(truth.scenario, LockupScenario::SoftLockupTimers) {

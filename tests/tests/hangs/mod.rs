@@ -49,7 +49,7 @@ pub(crate) const EXACT: Duration = Duration::from_millis(1500);
 pub(crate) fn hold() -> Duration {
     if is_own_machine() {
         // The kernel's own detector says something, too.
-        Duration::from_secs(20)
+        Duration::from_secs(12)
     } else {
         Duration::from_millis(6500)
     }
@@ -274,7 +274,7 @@ impl Drop for Setting {
 }
 
 /// Half the time after which the kernel takes a CPU for locked up, s.
-pub(crate) const WATCHDOG_THRESH: &str = "4";
+pub(crate) const WATCHDOG_THRESH: &str = "2";
 
 /// CPU, comm and thread of `watchdog: BUG: soft lockup - CPU#1 stuck for 9s! [comm:12]`.
 pub(crate) fn soft_lockup_of_kernel(line: &str) -> Option<(u32, String, Tid)> {

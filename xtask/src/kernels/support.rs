@@ -19,7 +19,7 @@ const SINGLY: [(&str, &str); 3] = [
     ("live_holds", "hold tracking"),
 ];
 /// Others are one feature together.
-const TOGETHER: [(&str, &str); 12] = [
+const TOGETHER: [(&str, &str); 14] = [
     ("live_deadlock", "deadlocks, and the incident at full size"),
     ("live_hung", "hanging tasks, by what they wait for"),
     (
@@ -34,6 +34,11 @@ const TOGETHER: [(&str, &str); 12] = [
     (
         "vm_second_opinion",
         "what the kernel's own detectors say, beside a finding",
+    ),
+    ("live_lockup", "CPUs that lock up, and tasks that hang"),
+    (
+        "vm_lockup",
+        "CPUs without interrupts; what the kernel's own generator makes",
     ),
     ("live_healthy", "healthy load is no lockup and no hang"),
     (

@@ -13,6 +13,10 @@ pub(crate) struct Kernel {
     pub(crate) required: bool,
     /// The kernel's own maker of lockups is built for it, where the host can.
     pub(crate) generator: bool,
+    /// CPUs are locked up on it: those tests take minutes.
+    pub(crate) lockups: bool,
+    /// Healthy load is no lockup on it: those tests take minutes, too, and say the same of all.
+    pub(crate) healthy: bool,
     /// What cannot be made on it: scenarios of the stall lab, and tests by name. They may
     /// leave themselves out, and say why; nothing else may.
     pub(crate) impossible: &'static [&'static str],
@@ -30,7 +34,8 @@ const NOT_GRANTED: &str = "granted";
 const NOT_REFUSED: &str = "an_attempt_that_fails_is_no_hold";
 const NOT_ELSEWHERE: &str = "a_lock_released_by_another_task_is_held_no_more";
 const NOT_IN_ANOTHER_NAME: &str = "a_release_in_the_name_of_another_holder_accuses_nobody";
-/// Signals are sent with interrupts on.
+/// Signals are sent with interrupts on; on 7.3, a machine of two CPUs stands still as a whole
+/// while one of them takes no interrupts.
 const NOT_HARD: &str = "hard-lockup";
 /// mmap_lock has no tracepoints before 5.11.
 const NOT_BY_RAW_TP: &str = "without_typed_tracepoints_holds_are_kept_in_task_storage";
@@ -52,11 +57,13 @@ pub(crate) const KERNELS: [Kernel; 9] = [
             NOT_BY_RAW_TP,
             NOT_BY_RAW_TP_AND_THREAD,
         ],
+        lockups: true,
         ..kernel("5.10", "linux-image-5.10.0-", "-cloud-amd64")
     },
     Kernel {
         // Its headers ask for the least of the host.
         generator: true,
+        lockups: true,
         impossible: &[NO_SYNC, NO_VMA, NO_RECURSION],
         ..kernel("6.1", "linux-image-6.1.0-", "-cloud-amd64")
     },
@@ -74,6 +81,8 @@ pub(crate) const KERNELS: [Kernel; 9] = [
         ..kernel("6.1-rt", "linux-image-6.1.0-", "-rt-amd64")
     },
     Kernel {
+        lockups: true,
+        healthy: true,
         impossible: &[NO_SYNC],
         ..kernel("6.12", "linux-image-6.12.", "-cloud-amd64")
     },
@@ -94,7 +103,11 @@ pub(crate) const KERNELS: [Kernel; 9] = [
         required: false,
         ..kernel("7.2", "linux-binary-7.2.", "-cloud-amd64")
     },
-    kernel("7.3", "linux-binary-7.3.", "-cloud-amd64"),
+    Kernel {
+        lockups: true,
+        impossible: &[NOT_HARD],
+        ..kernel("7.3", "linux-binary-7.3.", "-cloud-amd64")
+    },
     Kernel {
         impossible: &[
             NOT_GRANTED,
@@ -114,6 +127,8 @@ const fn kernel(name: &'static str, prefix: &'static str, suffix: &'static str) 
         suffix,
         required: true,
         generator: false,
+        lockups: false,
+        healthy: false,
         impossible: &[],
     }
 }
@@ -130,6 +145,23 @@ pub(crate) fn parts(package: &str) -> Vec<String> {
 }
 
 impl Kernel {
+    /// Why the tests of a target are not run on it, if they are not.
+    pub(crate) fn leaves_out(&self, target: &str) -> Option<String> {
+        let is_run: fn(&Self) -> bool = match target {
+            "live_lockup" | "vm_lockup" => |kernel| kernel.lockups,
+            "live_healthy" | "vm_healthy" => |kernel| kernel.healthy,
+            _ => return None,
+        };
+        let names = |kernels: &[Self]| {
+            let kernels = kernels.iter().filter(|kernel| is_run(kernel));
+            kernels
+                .map(|kernel| kernel.name)
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        (!is_run(self)).then(|| format!("it takes minutes: run on {} only", names(&KERNELS)))
+    }
+
     /// The kernel of that name.
     pub(crate) fn by_name(name: &str) -> Option<&'static Self> {
         KERNELS.iter().find(|kernel| kernel.name == name)

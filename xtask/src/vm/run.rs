@@ -51,7 +51,7 @@ impl Runner<'_> {
             facts: BTreeMap::new(),
             trouble: None,
         };
-        let planned = self.plan();
+        let (left_out, planned) = self.plan(kernel);
         let script = matches!(self.errand, Errand::Script { .. });
         say(format_args!(
             "{}: booting {} ({:.0} MB of packages) …",
@@ -100,6 +100,7 @@ impl Runner<'_> {
             outcome.trouble = self.try_again(kernel, image, &mut outcome.runs);
         }
         outcome.total = begun.elapsed();
+        outcome.runs.extend(left_out);
         if self.is_about_kernels() {
             outcome.runs.push(self.verified(&outcome));
         }
@@ -178,14 +179,22 @@ impl Runner<'_> {
         trouble
     }
 
-    /// The tests that are asked for.
-    fn plan(&self) -> Vec<PlannedTest> {
+    /// The tests that are asked for: those that are left out on this kernel, and the others.
+    fn plan(&self, kernel: &Kernel) -> (Vec<TestRun>, Vec<PlannedTest>) {
         let Errand::Tests { filter } = self.errand else {
-            return Vec::new();
+            return (Vec::new(), Vec::new());
         };
-        targets::chosen(self.targets, filter)
-            .map(|(target, name)| self.planned(&target.name, name))
-            .collect()
+        let (mut left_out, mut planned) = (Vec::new(), Vec::new());
+        for (target, name) in targets::chosen(self.targets, filter) {
+            match kernel.leaves_out(&target.name) {
+                None => planned.push(self.planned(&target.name, name)),
+                Some(why) => left_out.push(TestRun {
+                    verdict: Verdict::Skipped(why),
+                    ..TestRun::failed(&target.name, name, "")
+                }),
+            }
+        }
+        (left_out, planned)
     }
 
     fn planned(&self, target: &str, name: &str) -> PlannedTest {
