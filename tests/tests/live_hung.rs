@@ -24,7 +24,7 @@ use lockwatch_tests::{
 const HANG: Duration = Duration::from_millis(1_500);
 
 /// After this long whoever sleeps hangs.
-const SETTLED: Duration = Duration::from_millis(1_800);
+const SETTLED: Duration = Duration::from_secs(3);
 
 /// It is killed then, if its deadline is no longer than half of it.
 const LIMIT: Duration = Duration::from_secs(20);

@@ -55,6 +55,10 @@ pub(super) struct Cpus<'a> {
     pub(super) own_tgid: u32,
 }
 
+/// This share of a hard lockup its task must have had the CPU: it got it up to one beat after
+/// the last one.
+const HARD_SHARE: (u64, u64) = (3, 4);
+
 /// Those of the suspects that are locked up.
 pub(super) fn lockups(
     suspects: &[Suspect],
@@ -79,6 +83,16 @@ impl<'a> Cpus<'a> {
         } else {
             let now = self.task_on(suspect.cpu);
             if !self.is_same(suspect, now) {
+                return None;
+            }
+            // A CPU without interrupts goes on with the task that it has. One that has got
+            // another since its last beat does not hang: it slept through its timers, as idle
+            // CPUs of some virtual machines do.
+            let is_there_since = |task| {
+                let had = merger.on_cpu(task);
+                had.is_some_and(|had| had.0 >= lasted.0 / HARD_SHARE.1 * HARD_SHARE.0)
+            };
+            if suspect.kind == LockupKind::Hard && !now.is_some_and(is_there_since) {
                 return None;
             }
             now

@@ -157,6 +157,16 @@ impl Merger<'_, '_> {
             .flatten()
     }
 
+    /// For how long a running task has had its CPU.
+    pub(super) fn on_cpu(&self, task: &TaskLook) -> Option<Nanos> {
+        (task.record.on_cpu != 0)
+            .then(|| {
+                self.clocks
+                    .off_cpu(task.record.last_arrival_ns, task.record.taken_at_ns)
+            })
+            .flatten()
+    }
+
     /// First function outside of lock code.
     fn caller(&mut self, task: &TaskLook) -> Option<String> {
         let stems = self.functions.stems(task);

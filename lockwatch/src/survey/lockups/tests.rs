@@ -105,6 +105,7 @@ fn made_of(mut image: Image) -> Made {
         task.record.on_rq = 1;
         task.record.state = 0;
         task.record.cpu = CPU;
+        task.record.last_arrival_ns = TAKEN_AT_NS - 450;
     });
     made
 }
@@ -424,6 +425,18 @@ fn sharers(made: &Made) -> Vec<(u32, u64, bool)> {
     sharers
         .map(|it| (it.task.key.tid.0, it.address, it.sharer_waits))
         .collect()
+}
+
+#[test]
+fn a_cpu_that_has_got_another_task_since_its_last_beat_slept_through_its_timers() {
+    let mut made = made();
+    let found = |made: &Made| made.lockups_by(&[made.suspect(LockupKind::Hard)]).0.len();
+    assert_eq!(found(&made), 1);
+    made.change(1, |task| task.record.last_arrival_ns = TAKEN_AT_NS - 300);
+    assert_eq!(found(&made), 0);
+    // When it came is not known.
+    made.change(1, |task| task.record.last_arrival_ns = 0);
+    assert_eq!(found(&made), 0);
 }
 
 #[test]
