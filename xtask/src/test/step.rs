@@ -100,7 +100,7 @@ pub(crate) fn steps(workspace: &Workspace, plan: &Plan<'_>) -> Result<Vec<Step>>
         Action::Skip(why) => Action::Skip(why.clone()),
         _ => Action::Check(verb(&["kernels", "--check"])),
     };
-    steps.push(step(VM, 40, vm));
+    steps.push(step(VM, 50, vm));
     steps.push(step("kernels", 1, kernels));
     let live_verb = |name| match bpf::refusal() {
         Some(reason) => Action::Skip(reason),
