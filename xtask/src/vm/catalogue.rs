@@ -150,7 +150,8 @@ impl Kernel {
     /// Why the tests of a target are not run on it, if they are not.
     pub(crate) fn leaves_out(&self, target: &str) -> Option<String> {
         let is_run: fn(&Self) -> bool = match target {
-            "live_lockup" | "vm_lockup" => |kernel| kernel.lockups,
+            "live_lockup" => |kernel| kernel.lockups,
+            "vm_lockup" => |kernel| kernel.lockups && !kernel.impossible.contains(&NOT_HARD),
             "live_healthy" | "vm_healthy" => |kernel| kernel.healthy,
             _ => return None,
         };
