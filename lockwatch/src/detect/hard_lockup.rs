@@ -16,16 +16,9 @@ impl Detector for HardLockup {
     }
 
     fn check(&self, scene: &Scene<'_>) -> Vec<Finding> {
-        let Some(threshold) = scene.thresholds.hard_lockup else {
-            return Vec::new();
-        };
-        let lockups = scene.lockups.iter();
-        lockups
-            .filter(|lockup| lockup.kind == LockupKind::Hard && lockup.lasted >= threshold)
-            .map(|lockup| {
-                let cpu = LockedCpu { scene, lockup };
-                cpu.finding(self.name(), what(&cpu))
-            })
+        let threshold = scene.thresholds.hard_lockup;
+        LockedCpu::all(scene, LockupKind::Hard, threshold)
+            .map(|cpu| cpu.finding(self.name(), what(&cpu)))
             .collect()
     }
 }

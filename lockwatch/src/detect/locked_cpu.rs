@@ -6,8 +6,8 @@ use crate::{
     figures::Count,
     graph::locked_cpu::{blocked_tasks, held},
     lock::{Holder, Lock, LockMode},
-    lockup::{Context, Lockup},
-    task::Tid,
+    lockup::{Context, Lockup, LockupKind},
+    task::{Nanos, Tid},
 };
 
 /// A CPU that does not go on.
@@ -16,7 +16,21 @@ pub(super) struct LockedCpu<'a> {
     pub(super) lockup: &'a Lockup,
 }
 
-impl LockedCpu<'_> {
+impl<'a> LockedCpu<'a> {
+    /// Those of a kind that have lasted for the threshold or longer; none without one.
+    pub(super) fn all(
+        scene: &'a Scene<'a>,
+        kind: LockupKind,
+        threshold: Option<Nanos>,
+    ) -> impl Iterator<Item = Self> {
+        let lockups = scene.lockups.iter();
+        lockups
+            .filter(move |lockup| {
+                lockup.kind == kind && threshold.is_some_and(|it| lockup.lasted >= it)
+            })
+            .map(move |lockup| Self { scene, lockup })
+    }
+
     /// The finding that begins with these words.
     pub(super) fn finding(&self, detector: &'static str, what: String) -> Finding {
         let held = held(self.scene.locks, self.lockup);
