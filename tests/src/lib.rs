@@ -8,5 +8,6 @@
 pub mod clock;
 pub mod edge;
 pub mod hook;
+pub mod lab;
 pub mod trial;
 pub mod truth;

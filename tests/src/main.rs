@@ -23,7 +23,6 @@ mod watchdog;
 mod worker;
 
 use std::{
-    io::{self, Write},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -31,7 +30,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use lockwatch_tests::{
-    clock,
+    clock, lab,
     truth::{Cleared, Event, NOT_HERE, Ready, Scenario},
 };
 
@@ -102,7 +101,7 @@ fn run(options: &Options) -> Result<bool> {
     let held_ns = stood.map_or(0, |since: Instant| since.elapsed().as_nanos() as u64);
     let clean = stage.clear();
     outcome?;
-    print(&Event::Cleared(Cleared { held_ns, clean }))?;
+    lab::print(&Event::Cleared(Cleared { held_ns, clean }))?;
     Ok(clean)
 }
 
@@ -120,7 +119,7 @@ fn perform(
         let ends = *stood.insert(Instant::now()) + stage.hold;
         let ends_at_ns = clock::monotonic_ns() + stage.hold.as_nanos() as u64;
         let hung = hanging.told(options.scenario, stage, ends_at_ns)?;
-        print(&Event::Hung(Box::new(hung)))?;
+        lab::print(&Event::Hung(Box::new(hung)))?;
         return stage.hold_until(ends, options.until_eof);
     }
     let standing = scenario::raise(options.scenario, stage, cast)
@@ -130,7 +129,7 @@ fn perform(
     let ends = standing
         .ends
         .map_or(since + stage.hold, |ends| ends.min(since + stage.hold));
-    print(&ready(options.scenario, stage, standing, ends))?;
+    lab::print(&ready(options.scenario, stage, standing, ends))?;
     stage.hold_until(ends, options.until_eof)
 }
 
@@ -155,28 +154,9 @@ fn ready(scenario: Scenario, stage: &mut Stage, standing: Standing, ends: Instan
     }))
 }
 
-fn print(event: &Event) -> Result<()> {
-    let line = serde_json::to_string(event).context("cannot write an event as JSON")?;
-    let mut out = io::stdout().lock();
-    writeln!(out, "{line}")
-        .and_then(|()| out.flush())
-        .context("cannot write to standard output")
-}
-
 /// `500ms`, `20s` or bare seconds.
 fn parse_hold(text: &str) -> Result<Duration> {
-    let (number, unit) = match text.strip_suffix("ms") {
-        Some(number) => (number, 1),
-        None => (text.strip_suffix('s').unwrap_or(text), 1000),
-    };
-    let number: u64 = number
-        .parse()
-        .with_context(|| format!("`{text}` is no time: write it like 500ms or 20s"))?;
-    let time = Duration::from_millis(number.saturating_mul(unit));
-    if time.is_zero() {
-        bail!("a stall of no time cannot be seen: hold it for 1ms or more");
-    }
-    Ok(time)
+    lab::parse_hold(text, "stall", "20s")
 }
 
 fn hold_time(scenario: Scenario, asked: Option<Duration>) -> Result<Duration> {

@@ -13,7 +13,6 @@ mod spin;
 
 use std::{
     fs,
-    io::{self, Write},
     process::ExitCode,
     thread,
     time::{Duration, Instant},
@@ -22,7 +21,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
 use lockwatch_tests::{
-    clock,
+    clock, lab,
     truth::{
         Cleared, Context, LockedUp, LockupEvent, LockupScenario, NOT_HERE, Second, Someone, Tgid,
         Tid,
@@ -130,7 +129,7 @@ fn run(options: &Options) -> Result<bool> {
     clean &= cast.end();
     let begun_ns = outcome?;
     let held_ns = over_ns.saturating_sub(begun_ns);
-    print(&LockupEvent::Cleared(Cleared { held_ns, clean }))?;
+    lab::print(&LockupEvent::Cleared(Cleared { held_ns, clean }))?;
     Ok(clean)
 }
 
@@ -172,7 +171,7 @@ fn perform(
         second.go()?;
     }
     let begun_ns = met.began_ns;
-    print(&LockupEvent::Ready(Box::new(LockedUp {
+    lab::print(&LockupEvent::Ready(Box::new(LockedUp {
         scenario,
         pid: Tgid(nix::unistd::getpid().as_raw()),
         cpu: cpus.locked as u32,
@@ -316,28 +315,9 @@ fn announce(what: &str) {
     }
 }
 
-fn print(event: &LockupEvent) -> Result<()> {
-    let line = serde_json::to_string(event).context("cannot write an event as JSON")?;
-    let mut out = io::stdout().lock();
-    writeln!(out, "{line}")
-        .and_then(|()| out.flush())
-        .context("cannot write to standard output")
-}
-
 /// `500ms`, `4s` or bare seconds.
 fn parse_hold(text: &str) -> Result<Duration> {
-    let (number, unit) = match text.strip_suffix("ms") {
-        Some(number) => (number, 1),
-        None => (text.strip_suffix('s').unwrap_or(text), 1000),
-    };
-    let number: u64 = number
-        .parse()
-        .with_context(|| format!("`{text}` is no time: write it like 500ms or 4s"))?;
-    let time = Duration::from_millis(number.saturating_mul(unit));
-    if time.is_zero() {
-        bail!("a lockup of no time cannot be seen: hold it for 1ms or more");
-    }
-    Ok(time)
+    lab::parse_hold(text, "lockup", "4s")
 }
 
 #[cfg(test)]
