@@ -2,6 +2,7 @@
 
 pub mod acquisitions;
 pub mod beats;
+pub mod counts;
 pub mod edge;
 pub mod holds;
 pub mod stream;
