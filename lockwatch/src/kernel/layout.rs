@@ -132,7 +132,7 @@ pub struct InodeLayout {
     /// `i_data.invalidate_lock`, from the start of the inode; 5.15+.
     pub invalidate_lock: Option<u64>,
     /// `i_data.host`, from the start of the inode.
-    pub host: u64,
+    pub host: Option<u64>,
     /// `i_data.i_mmap_rwsem`, from the start of the inode; 3.19+.
     pub mmap_rwsem: Option<u64>,
     /// Bytes of an inode.
@@ -182,7 +182,7 @@ pub struct SuperBlockLayout {
     /// The locks by which it is frozen; 4.4+, before that they were counters.
     pub writers: Option<WritersLayout>,
     /// `s_root`
-    pub root: u64,
+    pub root: Option<u64>,
     /// Bytes of a super block.
     pub size: usize,
 }
@@ -208,7 +208,7 @@ pub struct FileLayout {
     /// `f_inode`
     pub inode: u64,
     /// `f_mapping`
-    pub mapping: u64,
+    pub mapping: Option<u64>,
 }
 
 /// `struct pipe_inode_info`.
@@ -285,7 +285,7 @@ impl Layout {
             file: FileLayout {
                 pos_lock: at64(btf, "file.f_pos_lock")?,
                 inode: at64(btf, "file.f_inode")?,
-                mapping: at64(btf, "file.f_mapping")?,
+                mapping: at64(btf, "file.f_mapping").ok(),
             },
             pipe: PipeLayout {
                 mutex: at64(btf, "pipe_inode_info.mutex")?,
@@ -423,7 +423,9 @@ fn inode_layout(btf: &Btf) -> Result<InodeLayout, BtfError> {
         invalidate_lock: btf
             .member("address_space.invalidate_lock")
             .map(|member| data + u64::from(member.offset)),
-        host: data + at64(btf, "address_space.host")?,
+        host: btf
+            .member("address_space.host")
+            .map(|member| data + u64::from(member.offset)),
         mmap_rwsem: btf
             .member("address_space.i_mmap_rwsem")
             .map(|member| data + u64::from(member.offset)),
@@ -455,7 +457,7 @@ fn super_block_layout(btf: &Btf) -> Result<SuperBlockLayout, BtfError> {
         mounts: mounts.offset as usize,
         mounts_is_list: mounts.size == 16,
         writers,
-        root: at64(btf, "super_block.s_root")?,
+        root: at64(btf, "super_block.s_root").ok(),
         size: size(btf, "super_block")?,
     })
 }

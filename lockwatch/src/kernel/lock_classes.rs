@@ -48,8 +48,8 @@ pub fn rules(layout: &Layout) -> Vec<(ClassRule, LockClass)> {
         (inode.mmap_rwsem, LockClass::InodeMmapRwsem),
     ];
     for (lock, class) in of_inode {
-        if let Some(lock) = lock {
-            add(back(lock, inode.host, 0), class);
+        if let Some((lock, host)) = lock.zip(inode.host) {
+            add(back(lock, host, 0), class);
         }
     }
     // anon_vma->root == anon_vma: the lock that is taken is the root's.
@@ -58,29 +58,36 @@ pub fn rules(layout: &Layout) -> Vec<(ClassRule, LockClass)> {
     }
     // super_block->s_root->d_sb == super_block
     let super_block = &layout.super_block;
-    let of_super_block = |lock| ClassRule {
-        hop: layout.dentry.sb,
-        ..back(lock, super_block.root, 0)
-    };
-    add(of_super_block(super_block.s_umount), LockClass::SuperUmount);
-    if let Some(writers) = super_block.writers {
-        for offset in (0..writers.all).step_by(writers.one.max(1) as usize) {
+    if let Some(root) = super_block.root {
+        let of_super_block = |lock| ClassRule {
+            hop: layout.dentry.sb,
+            ..back(lock, root, 0)
+        };
+        add(of_super_block(super_block.s_umount), LockClass::SuperUmount);
+        let writers = super_block.writers.into_iter();
+        let places = writers.flat_map(|writers| {
+            let offsets = (0..writers.all).step_by(writers.one.max(1) as usize);
+            offsets.map(move |offset| writers.locks + offset)
+        });
+        for place in places {
             let rule = ClassRule {
                 flags: flags::PERCPU,
-                ..of_super_block(writers.locks + offset)
+                ..of_super_block(place)
             };
             add(rule, LockClass::SuperWriters);
         }
     }
     // file->f_inode->i_mapping == file->f_mapping
     let file = &layout.file;
-    let rule = ClassRule {
-        hop: inode.mapping as u64,
-        same: file.mapping,
-        flags: flags::MUTEX,
-        ..back(file.pos_lock, file.inode, 0)
-    };
-    add(rule, LockClass::FilePosition);
+    if let Some(mapping) = file.mapping {
+        let rule = ClassRule {
+            hop: inode.mapping as u64,
+            same: mapping,
+            flags: flags::MUTEX,
+            ..back(file.pos_lock, file.inode, 0)
+        };
+        add(rule, LockClass::FilePosition);
+    }
     rules.truncate(CLASSES);
     rules
 }

@@ -114,7 +114,7 @@ pub(super) fn layout() -> Layout {
             dentries: 32,
             data: 0x80,
             invalidate_lock: Some(0x88),
-            host: 0x80,
+            host: None,
             mmap_rwsem: None,
             size: 40,
         },
@@ -138,7 +138,7 @@ pub(super) fn layout() -> Layout {
             mounts: 64,
             mounts_is_list: true,
             writers: None,
-            root: 104,
+            root: None,
             size: 112,
         },
         mount: MountLayout {
@@ -157,7 +157,7 @@ pub(super) fn layout() -> Layout {
         file: FileLayout {
             pos_lock: 0,
             inode: 32,
-            mapping: 16,
+            mapping: None,
         },
         pipe: PipeLayout {
             mutex: 0,
