@@ -31,7 +31,7 @@ const OURS: [HeaderName; 6] = [
 /// An option or a variable that cannot be used.
 #[derive(Debug, Error)]
 #[error("{setting}: {why}")]
-pub struct TargetError {
+pub struct SettingError {
     /// Its name.
     pub setting: &'static str,
     /// In words. Repeats no value of a header, which may be a secret.
@@ -46,6 +46,14 @@ pub struct Header {
 }
 
 impl Header {
+    pub(super) fn name(&self) -> &HeaderName {
+        &self.name
+    }
+
+    pub(super) fn value(&self) -> &HeaderValue {
+        &self.value
+    }
+
     fn new(name: &str, value: &str) -> Result<Self, String> {
         let name: HeaderName = name
             .parse()
@@ -81,7 +89,7 @@ impl fmt::Debug for Header {
 
 /// Where to push to, and how.
 #[derive(Clone, Debug)]
-pub struct Target {
+pub(super) struct Target {
     /// Name or address; that of an IPv6 one without brackets.
     pub(super) host: String,
     pub(super) port: u16,
@@ -112,11 +120,11 @@ impl Target {
     ///
     /// # Errors
     /// When an endpoint, a header or another setting cannot be used; which, and why.
-    pub fn new(
+    pub(super) fn new(
         endpoint: Option<&str>,
         headers: &[Header],
         variable: impl Fn(&str) -> Option<String>,
-    ) -> Result<Self, TargetError> {
+    ) -> Result<Self, SettingError> {
         let variables = Variables(&variable);
         let mut target = match endpoint {
             Some(url) => {
@@ -149,7 +157,7 @@ impl Target {
     }
 }
 
-fn from_variables(variables: &Variables<'_>) -> Result<Target, TargetError> {
+fn from_variables(variables: &Variables<'_>) -> Result<Target, SettingError> {
     const METRICS: &str = "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT";
     const ALL: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
     if let Some(url) = variables.get(METRICS) {
@@ -164,8 +172,8 @@ fn from_variables(variables: &Variables<'_>) -> Result<Target, TargetError> {
     Ok(target.below())
 }
 
-fn setting(setting: &'static str, why: String) -> TargetError {
-    TargetError { setting, why }
+pub(super) fn setting(setting: &'static str, why: String) -> SettingError {
+    SettingError { setting, why }
 }
 
 /// Takes a URL apart; its path is `/` if it has none.
@@ -220,7 +228,7 @@ impl Variables<'_> {
         names.into_iter().find_map(value)
     }
 
-    fn check_protocol(&self) -> Result<(), TargetError> {
+    fn check_protocol(&self) -> Result<(), SettingError> {
         let names = [
             "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL",
             "OTEL_EXPORTER_OTLP_PROTOCOL",
@@ -234,7 +242,7 @@ impl Variables<'_> {
         }
     }
 
-    fn headers(&self) -> Result<Vec<Header>, TargetError> {
+    fn headers(&self) -> Result<Vec<Header>, SettingError> {
         let names = [
             "OTEL_EXPORTER_OTLP_METRICS_HEADERS",
             "OTEL_EXPORTER_OTLP_HEADERS",
@@ -248,7 +256,7 @@ impl Variables<'_> {
             .map_err(|why| setting(name, why))
     }
 
-    fn timeout(&self) -> Result<Duration, TargetError> {
+    fn timeout(&self) -> Result<Duration, SettingError> {
         let names = [
             "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT",
             "OTEL_EXPORTER_OTLP_TIMEOUT",
@@ -265,7 +273,7 @@ impl Variables<'_> {
         }
     }
 
-    fn gzip(&self) -> Result<bool, TargetError> {
+    fn gzip(&self) -> Result<bool, SettingError> {
         let names = [
             "OTEL_EXPORTER_OTLP_METRICS_COMPRESSION",
             "OTEL_EXPORTER_OTLP_COMPRESSION",

@@ -1,6 +1,6 @@
 use super::*;
 
-fn of(endpoint: Option<&str>, variables: &[(&str, &str)]) -> Result<Target, TargetError> {
+fn of(endpoint: Option<&str>, variables: &[(&str, &str)]) -> Result<Target, SettingError> {
     with_headers(endpoint, &[], variables)
 }
 
@@ -8,7 +8,7 @@ fn with_headers(
     endpoint: Option<&str>,
     headers: &[Header],
     variables: &[(&str, &str)],
-) -> Result<Target, TargetError> {
+) -> Result<Target, SettingError> {
     Target::new(endpoint, headers, |name| {
         let found = variables.iter().find(|(known, _)| *known == name);
         found.map(|(_, value)| (*value).to_owned())
@@ -109,8 +109,8 @@ fn the_command_line_comes_before_variables() {
         .headers
         .iter()
         .map(|header| {
-            let value = header.value.to_str().expect("text");
-            (header.name.as_str(), value)
+            let value = header.value().to_str().expect("text");
+            (header.name().as_str(), value)
         })
         .collect();
     assert_eq!(headers, [("api-key", "of=flag"), ("tenant", "7")]);
