@@ -1,23 +1,23 @@
 """Pushes over OTLP to receivers that are not lockwatch's, and looks at what they have.
 
-usage: check.py PROGRAM PROMETHEUS DOCS
+usage: check.py PROGRAM STORE DOCS
 
-PROGRAM is the example push-otlp, PROMETHEUS the server, DOCS docs/opentelemetry.md. All is
-on loopback, and all that is started here is ended here.
+PROGRAM is the example push-otlp, STORE the server of VictoriaMetrics, DOCS
+docs/opentelemetry.md. All is on loopback, and all that is started here is ended here.
 """
 
 import sys
 
 import flaky
-import prometheus
+import victoria
 import whole
 
 
 def main():
-    program, server, docs = sys.argv[1:]
+    program, store, docs = sys.argv[1:]
     for check in (*whole.CHECKS, *flaky.CHECKS):
         tell(check.__name__, check(program))
-    tell("prometheus", prometheus.check(program, server, docs))
+    tell("a_real_store_tells_the_same", victoria.check(program, store, docs))
 
 
 def tell(name, note):

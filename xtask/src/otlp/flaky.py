@@ -131,7 +131,7 @@ def a_slow_one_costs_neither_time_nor_memory(program):
             # Not as if each of the twenty was kept.
             assert many - few < 8 * size, f"{few} bytes became {many}"
             late = pusher.finish()["late_ms"]
-    assert late < 250, f"the event loop stood still for {late} ms"
+    assert late < 500, f"the event loop stood still for {late} ms"
     return (
         f"{size} bytes for 1000 series; {few >> 20} MiB became {many >> 20} MiB, "
         f"and the event loop was {late} ms late"

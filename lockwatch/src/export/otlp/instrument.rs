@@ -199,3 +199,56 @@ pub static INSTRUMENTS: [&Instrument; 17] = [
     &MAPS,
     &START,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By the rules of OpenTelemetry's specification (compatibility/prometheus), as far as
+    /// the units and kinds go that are used here. `cargo xtask otlp` holds the same column
+    /// against a real Prometheus.
+    fn in_prometheus(instrument: &Instrument) -> String {
+        let unit = match instrument.unit {
+            "s" => "_seconds",
+            "By" => "_bytes",
+            annotation => {
+                assert!(annotation.starts_with('{'), "{annotation}");
+                ""
+            }
+        };
+        let suffix = match instrument.kind {
+            Kind::Counter => "_total",
+            _ => "",
+        };
+        format!("{}{unit}{suffix}", instrument.name.replace('.', "_"))
+    }
+
+    #[test]
+    fn the_docs_tell_of_every_metric() {
+        let docs = include_str!("../../../../docs/opentelemetry.md");
+        let written: Vec<&str> = docs
+            .lines()
+            .filter(|line| line.starts_with("| `lockwatch."))
+            .collect();
+        let row = |instrument: &&Instrument| {
+            let attributes = instrument.attributes.iter();
+            let attributes: Vec<String> = attributes.map(|name| format!("`{name}`")).collect();
+            format!(
+                "| `{}` | `{}` | {} | `{}` | {} | {} |",
+                instrument.name,
+                in_prometheus(instrument),
+                instrument.kind.words(),
+                instrument.unit,
+                attributes.join(", "),
+                instrument.description
+            )
+        };
+        let expected: Vec<String> = INSTRUMENTS.iter().map(row).collect();
+        assert_eq!(
+            written,
+            expected,
+            "the table should be\n{}",
+            expected.join("\n")
+        );
+    }
+}

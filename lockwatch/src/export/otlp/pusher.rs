@@ -13,7 +13,7 @@ use flate2::{Compression, write::GzEncoder};
 use hyper::body::Bytes;
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message as _;
-use tokio::{sync::watch, time::sleep};
+use tokio::{sync::watch, task::yield_now, time::sleep};
 
 use super::{
     answer::Answer,
@@ -27,6 +27,11 @@ use crate::export::State;
 
 /// Roots that are kept in mind for a receiver which does not answer, at most.
 const ROOTS_KNOWN: usize = 200;
+
+/// Distributions that are converted before others get their turn.
+const SERIES_AT_ONCE: usize = 8;
+/// Bytes that are compressed before others get their turn.
+const BYTES_AT_ONCE: usize = 64 << 10;
 
 /// A state that is to be pushed.
 #[derive(Debug, Default)]
@@ -125,7 +130,8 @@ impl Pusher {
     /// Pushes once; how long to wait if it is to be tried again.
     async fn push(&mut self, offer: &Offer) -> Option<Duration> {
         let standing: BTreeSet<RootName> = roots(&offer.state.roots).into_keys().collect();
-        let answer = match self.body(offer) {
+        let body = pack(offer, &self.resource, &self.known_roots, self.target.gzip);
+        let answer = match body.await {
             Ok(body) => exchange(&self.target, &mut self.resolver, body, self.target.timeout).await,
             Err(error) => Answer::Refused {
                 why: format!("a request cannot be packed: {error}"),
@@ -156,24 +162,44 @@ impl Pusher {
         self.pace = Pace::default();
         None
     }
+}
 
-    fn body(&self, offer: &Offer) -> io::Result<Bytes> {
-        let series = series::by_labels(&offer.state.latency);
-        let request = request(Parts {
-            resource: &self.resource,
-            series: &series,
-            state: &offer.state,
-            known_roots: &self.known_roots,
-            is_last: offer.is_last,
-        });
-        let body = request.encode_to_vec();
-        if !self.target.gzip {
-            return Ok(body.into());
+/// The body of a request. Lets others go on in between: with a thousand series it is some
+/// milliseconds' work.
+async fn pack(
+    offer: &Offer,
+    resource: &Resource,
+    known_roots: &BTreeSet<RootName>,
+    gzip: bool,
+) -> io::Result<Bytes> {
+    let mut series = Vec::new();
+    for (number, (labels, distributions)) in (1..).zip(series::by_labels(&offer.state.latency)) {
+        series.push((labels, series::together(&distributions)));
+        if number % SERIES_AT_ONCE == 0 {
+            yield_now().await;
         }
-        let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
-        packed.write_all(&body)?;
-        Ok(packed.finish()?.into())
     }
+    let request = request(Parts {
+        resource,
+        series,
+        state: &offer.state,
+        known_roots,
+        is_last: offer.is_last,
+    });
+    yield_now().await;
+    let body = request.encode_to_vec();
+    // It is many times as large, and its answer takes its time.
+    drop(request);
+    yield_now().await;
+    if !gzip {
+        return Ok(body.into());
+    }
+    let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
+    for part in body.chunks(BYTES_AT_ONCE) {
+        packed.write_all(part)?;
+        yield_now().await;
+    }
+    Ok(packed.finish()?.into())
 }
 
 /// Says what is wrong when that changes.

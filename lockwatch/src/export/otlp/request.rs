@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     export::{Root, State},
-    latency::{Distribution, Measure},
+    latency::Measure,
 };
 
 /// Roots that are told apart at a time; the others are `other`.
@@ -58,11 +58,11 @@ pub(super) fn roots(roots: &[Root]) -> BTreeMap<RootName, u64> {
 }
 
 /// What a request is made of.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Parts<'a> {
     pub(super) resource: &'a Resource,
     /// Taken in place of what the state has.
-    pub(super) series: &'a BTreeMap<Labels, Distribution>,
+    pub(super) series: Vec<(Labels, Exponential)>,
     pub(super) state: &'a State,
     /// Roots that the receiver may take for standing.
     pub(super) known_roots: &'a BTreeSet<RootName>,
@@ -78,28 +78,27 @@ pub(super) fn request(parts: Parts<'_>) -> ExportMetricsServiceRequest {
         version: super::VERSION.to_owned(),
         ..InstrumentationScope::default()
     };
+    let resource = parts.resource.clone();
     let scope_metrics = ScopeMetrics {
         scope: Some(scope),
-        metrics: metrics(&parts, &points),
+        metrics: metrics(parts, &points),
         ..ScopeMetrics::default()
     };
     ExportMetricsServiceRequest {
         resource_metrics: vec![ResourceMetrics {
-            resource: Some(parts.resource.clone()),
+            resource: Some(resource),
             scope_metrics: vec![scope_metrics],
             ..ResourceMetrics::default()
         }],
     }
 }
 
-fn metrics(parts: &Parts<'_>, points: &Points) -> Vec<Metric> {
+fn metrics(parts: Parts<'_>, points: &Points) -> Vec<Metric> {
     let state = parts.state;
     let lost = state.latency.lost;
     let (stalls, cost) = (&state.stalls, &state.cost);
-    let histograms = |measure| {
-        let of_measure = parts.series.iter();
-        of_measure.filter(move |(labels, _)| labels.measure == measure)
-    };
+    let is_wait = |(labels, _): &(Labels, Exponential)| labels.measure == Measure::Wait;
+    let (waits, holds) = parts.series.into_iter().partition(is_wait);
     let uncounted = [(Measure::Wait, lost.waits), (Measure::Hold, lost.holds)];
     let uncounted = uncounted.map(|(measure, count)| (measure.word(), count));
     let hangs = || state.hangs.iter();
@@ -107,8 +106,8 @@ fn metrics(parts: &Parts<'_>, points: &Points) -> Vec<Metric> {
     let standing = hangs().map(|hang| (hang.detector, hang.standing));
     let start = state.since.as_microsecond() as f64 / 1e6;
     vec![
-        points.histograms(&all::WAIT, histograms(Measure::Wait)),
-        points.histograms(&all::HOLD, histograms(Measure::Hold)),
+        points.histograms(&all::WAIT, waits),
+        points.histograms(&all::HOLD, holds),
         points.by_name(&all::UNCOUNTED, uncounted),
         points.one(&all::STALLS, int(stalls.total)),
         points.one(&all::STALLS_STANDING, int(stalls.standing)),
@@ -232,14 +231,10 @@ impl Points {
         metric(instrument, data)
     }
 
-    fn histograms<'a>(
-        &self,
-        instrument: &Instrument,
-        series: impl Iterator<Item = (&'a Labels, &'a Distribution)>,
-    ) -> Metric {
-        let points = series.map(|(labels, distribution)| {
-            let counted = Exponential::from(distribution);
-            ExponentialHistogramDataPoint {
+    fn histograms(&self, instrument: &Instrument, series: Vec<(Labels, Exponential)>) -> Metric {
+        let points = series
+            .into_iter()
+            .map(|(labels, counted)| ExponentialHistogramDataPoint {
                 attributes: labels.attributes(),
                 start_time_unix_nano: self.since,
                 time_unix_nano: self.at,
@@ -251,8 +246,7 @@ impl Points {
                 min: Some(counted.min_s),
                 max: Some(counted.max_s),
                 ..ExponentialHistogramDataPoint::default()
-            }
-        });
+            });
         let histogram = ExponentialHistogram {
             data_points: points.collect(),
             aggregation_temporality: AggregationTemporality::Cumulative.into(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use opentelemetry_proto::tonic::common::v1::KeyValue;
 
-use super::attributes::text;
+use super::{attributes::text, exponential::Exponential};
 use crate::{
     latency::{Distribution, Measure, SeriesKey, Snapshot},
     lock::{LockKind, LockMode},
@@ -45,16 +45,29 @@ impl From<&SeriesKey> for Labels {
 }
 
 /// The distributions of a snapshot. Classes and callers that are written alike, as the two
-/// kinds of unknown ones, are one: the same attributes twice in a metric would be an error.
-pub(super) fn by_labels(snapshot: &Snapshot) -> BTreeMap<Labels, Distribution> {
-    let mut series: BTreeMap<Labels, Distribution> = BTreeMap::new();
+/// kinds of unknown ones, are one series: the same attributes twice in a metric would be an
+/// error.
+pub(super) fn by_labels(snapshot: &Snapshot) -> BTreeMap<Labels, Vec<&Distribution>> {
+    let mut series: BTreeMap<Labels, Vec<&Distribution>> = BTreeMap::new();
     for (key, distribution) in &snapshot.series {
         series
             .entry(Labels::from(key))
             .or_default()
-            .merge(distribution);
+            .push(distribution);
     }
     series
+}
+
+/// What was counted in all of them together.
+pub(super) fn together(distributions: &[&Distribution]) -> Exponential {
+    if let [only] = distributions {
+        return (*only).into();
+    }
+    let mut all = Distribution::default();
+    for distribution in distributions {
+        all.merge(distribution);
+    }
+    (&all).into()
 }
 
 /// The words of the JSON contract.

@@ -5,7 +5,10 @@ use prost::Message as _;
 
 use super::*;
 use crate::{
-    export::{Cost, Hang, Stalls, otlp::series::by_labels},
+    export::{
+        Cost, Hang, Stalls,
+        otlp::series::{by_labels, together},
+    },
     latency::{Caller, CountsLost, SeriesKey, Snapshot},
     lock::{LockClass, LockKind, LockMode},
     task::Nanos,
@@ -77,9 +80,13 @@ fn state() -> State {
 }
 
 fn metrics_of(state: &State, known: &BTreeSet<RootName>, is_last: bool) -> Vec<Metric> {
+    let series = by_labels(&state.latency);
+    let series = series
+        .into_iter()
+        .map(|(labels, distributions)| (labels, together(&distributions)));
     let request = request(Parts {
         resource: &Resource::default(),
-        series: &by_labels(&state.latency),
+        series: series.collect(),
         state,
         known_roots: known,
         is_last,
