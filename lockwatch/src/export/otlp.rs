@@ -106,6 +106,10 @@ pub struct Otlp {
 impl Otlp {
     /// Has a state pushed; it takes the place of one that has not been pushed yet. Returns
     /// at once.
+    ///
+    /// Each of its distributions becomes a series, told apart by how class, kind, mode and
+    /// caller are written: how many there are is bounded by whoever makes the state, and none
+    /// of them may go back from one state to the next.
     pub fn offer(&self, state: State) {
         self.offered.send_replace(Arc::new(Offer::of(state)));
     }
