@@ -1,5 +1,6 @@
 //! Build, test and demo verbs of the project: `cargo xtask help`.
 
+mod archive;
 mod bpf;
 mod cache;
 mod deb;
@@ -10,6 +11,7 @@ mod kernels;
 mod learn;
 mod live;
 mod mutation;
+mod otlp;
 mod packages;
 mod process;
 mod test;
@@ -41,6 +43,7 @@ enum Verb {
     Demo(demo::Args),
     Formats(formats::Args),
     Mutation(mutation::Args),
+    Otlp(otlp::Args),
     Live(live::Args),
     Vm(vm::Args),
     Verified(verified::Args),
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Verb::Demo(args) => demo::run(&args),
         Verb::Formats(args) => formats::run(&args),
         Verb::Mutation(args) => mutation::run(&args),
+        Verb::Otlp(args) => otlp::run(&args),
         Verb::Live(args) => live::run(&args),
         Verb::Vm(args) => vm::run(&args),
         Verb::Kernels(args) => kernels::run(&args),
