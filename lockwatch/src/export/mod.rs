@@ -1,6 +1,9 @@
 //! What lockwatch sees, in the forms in which other systems take it in: one module a form,
 //! each a pure function of a [`State`].
 
+pub mod http;
+pub mod open_metrics;
+
 use std::time::Duration;
 
 use crate::{latency::Snapshot, lock::LockClass, task::Nanos};
@@ -12,6 +15,8 @@ pub struct State {
     pub at: jiff::Timestamp,
     /// When the run began.
     pub since: jiff::Timestamp,
+    /// Release of the running kernel, as `uname -r` tells it.
+    pub kernel: String,
     /// How long tasks waited for locks and held them.
     pub latency: Snapshot,
     /// Waits past the threshold.
