@@ -9,6 +9,7 @@ mod formats;
 mod kernels;
 mod learn;
 mod live;
+mod metrics;
 mod mutation;
 mod packages;
 mod process;
@@ -40,6 +41,7 @@ enum Verb {
     Test(test::Args),
     Demo(demo::Args),
     Formats(formats::Args),
+    Metrics(metrics::Args),
     Mutation(mutation::Args),
     Live(live::Args),
     Vm(vm::Args),
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Formats(args) => formats::run(&args),
+        Verb::Metrics(args) => metrics::run(&args),
         Verb::Mutation(args) => mutation::run(&args),
         Verb::Live(args) => live::run(&args),
         Verb::Vm(args) => vm::run(&args),

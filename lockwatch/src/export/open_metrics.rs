@@ -14,14 +14,14 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use self::{
+    callers::Callers,
+    families::{Families, Histogram},
+};
 pub use self::{
     callers::{ROOM, SERIES_OF_CALLERS, SYMBOLS},
     catalogue::{ALL, Metric},
     families::ROOTS,
-};
-use self::{
-    callers::Callers,
-    families::{Families, Histogram},
 };
 use crate::export::State;
 

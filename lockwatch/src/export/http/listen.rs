@@ -89,7 +89,12 @@ mod tests {
 
     #[test]
     fn only_what_others_reach_is_warned_of() {
-        for own in ["127.0.0.1:1", "127.8.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+        for own in [
+            "127.0.0.1:1",
+            "127.8.0.1:1",
+            "[::1]:1",
+            "[::ffff:127.0.0.1]:1",
+        ] {
             assert_eq!(exposure(address(own)), None);
         }
         for reached in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "[::ffff:10.0.0.1]:1"] {

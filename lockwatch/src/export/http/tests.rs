@@ -102,7 +102,10 @@ async fn every_path_has_its_answer() {
         "HEAD /metrics",
         "PUT /elsewhere",
     ] {
-        answers.push(format!("> {line}\n{}", undated(&ask(address, line, "").await)));
+        answers.push(format!(
+            "> {line}\n{}",
+            undated(&ask(address, line, "").await)
+        ));
     }
     insta::assert_snapshot!(answers.join("\n"));
 }
@@ -173,7 +176,10 @@ async fn without_a_state_it_says_so() {
     let (address, asked, _running) = server(limits);
     let busy = ask(address, "GET /metrics", "").await;
     assert!(busy.starts_with("HTTP/1.1 503 "), "{busy}");
-    assert!(busy.ends_with("lockwatch is too busy to tell its state\n"), "{busy}");
+    assert!(
+        busy.ends_with("lockwatch is too busy to tell its state\n"),
+        "{busy}"
+    );
     drop(asked);
     let ending = ask(address, "GET /metrics", "").await;
     assert!(ending.starts_with("HTTP/1.1 503 "), "{ending}");
@@ -208,7 +214,9 @@ async fn who_is_slow_is_left() {
     let mut silent = connect(address).await;
     assert_eq!(rest(&mut silent).await, "");
     let mut half = connect(address).await;
-    half.write_all(b"GET /healthz HTT").await.expect("it is read");
+    half.write_all(b"GET /healthz HTT")
+        .await
+        .expect("it is read");
     assert_eq!(rest(&mut half).await, "");
     let mut idle = connect(address).await;
     let request = b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n";

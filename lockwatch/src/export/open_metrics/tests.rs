@@ -143,5 +143,10 @@ fn the_docs_tell_of_every_metric() {
             )
         })
         .collect();
-    assert_eq!(written, expected, "the table should be\n{}", expected.join("\n"));
+    assert_eq!(
+        written,
+        expected,
+        "the table should be\n{}",
+        expected.join("\n")
+    );
 }
