@@ -2,7 +2,7 @@
 //! do not read that.
 //!
 //! The crate `prometheus-client` writes both. Nothing is recorded anew: what it gets are the
-//! counts between [`bounds`] that no bucket of ours lies across.
+//! counts between bounds (`le`) that no bucket of ours lies across.
 
 mod bounds;
 mod callers;
