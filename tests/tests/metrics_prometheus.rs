@@ -11,7 +11,7 @@ use lockwatch::{
 };
 
 use scraped::{
-    endpoint::Endpoint,
+    endpoint::{Endpoint, KERNEL},
     http,
     prometheus::{Prometheus, Sample, promtool},
     rules, scene,
@@ -85,7 +85,7 @@ fn prometheus_reads_what_was_counted() {
     assert_eq!(value("lockwatch_start_time_seconds"), 1_777_629_600.0);
     let build = prometheus.query("lockwatch_build_info").unwrap();
     assert_eq!(labels_of(&build[0], "version"), env!("CARGO_PKG_VERSION"));
-    assert_eq!(labels_of(&build[0], "kernel"), "6.12.0-1-amd64");
+    assert_eq!(labels_of(&build[0], "kernel"), KERNEL);
 
     // Only OpenMetrics tells units and has the type `info`: that is what was negotiated.
     let known = prometheus.api("metadata").unwrap();

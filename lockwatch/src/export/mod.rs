@@ -15,8 +15,6 @@ pub struct State {
     pub at: jiff::Timestamp,
     /// When the run began.
     pub since: jiff::Timestamp,
-    /// Release of the running kernel, as `uname -r` tells it.
-    pub kernel: String,
     /// How long tasks waited for locks and held them.
     pub latency: Snapshot,
     /// Waits past the threshold.

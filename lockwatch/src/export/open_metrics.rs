@@ -51,14 +51,17 @@ impl Format {
 #[derive(Debug)]
 pub struct Exposition {
     callers: Callers,
+    kernel: String,
 }
 
 impl Exposition {
     /// Tells apart the `callers` that waited or held longest, which may be [`ROOM`] times as
-    /// many in the course of the run; with 0 all are `other`.
-    pub fn new(callers: usize) -> Self {
+    /// many in the course of the run; with 0 all are `other`. `kernel` is the release of the
+    /// running one, as `uname -r` tells it.
+    pub fn new(callers: usize, kernel: impl Into<String>) -> Self {
         Self {
             callers: Callers::new(callers),
+            kernel: kernel.into(),
         }
     }
 
@@ -70,6 +73,7 @@ impl Exposition {
             histograms: self.callers.series().map(Histogram::of).collect(),
             other_callers: self.callers.others() as u64,
             uncounted: self.callers.counted().lost,
+            kernel: self.kernel.clone(),
             state,
         };
         let mut registry = Registry::default();

@@ -14,6 +14,9 @@ use lockwatch::export::{
 };
 use tokio::sync::{mpsc, oneshot};
 
+/// The kernel that it claims to run on.
+pub(crate) const KERNEL: &str = "6.12.0-1-amd64";
+
 /// A server on a free port of loopback, until it is dropped.
 pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
@@ -53,7 +56,7 @@ impl Endpoint {
                         let _ = scrape.send(state.clone());
                     }
                 };
-                let exposition = Exposition::new(callers);
+                let exposition = Exposition::new(callers, KERNEL);
                 tokio::select! {
                     never = http::serve(listener, scrapes, exposition, Limits::default()) => match never {},
                     () = answer => {}

@@ -36,7 +36,6 @@ pub(crate) fn many_waits() -> Distribution {
 pub(crate) fn trouble() -> State {
     let mut state = State {
         since: "2026-05-01T10:00:00Z".parse().expect("a time"),
-        kernel: "6.12.0-1-amd64".to_owned(),
         stalls: Stalls {
             threshold: Nanos(100_000_000),
             total: 5,

@@ -25,7 +25,12 @@ fn server(limits: Limits) -> (SocketAddr, mpsc::Receiver<Scrape>, JoinSet<Infall
     let address = listener.local_addr().expect("bound");
     let (scrapes, asked) = mpsc::channel(4);
     let mut running = JoinSet::new();
-    running.spawn(serve(listener, scrapes, Exposition::new(10), limits));
+    running.spawn(serve(
+        listener,
+        scrapes,
+        Exposition::new(10, "6.12.0"),
+        limits,
+    ));
     (address, asked, running)
 }
 

@@ -50,6 +50,7 @@ pub(super) struct Families {
     pub(super) histograms: Vec<Histogram>,
     pub(super) other_callers: u64,
     pub(super) uncounted: CountsLost,
+    pub(super) kernel: String,
     pub(super) state: State,
 }
 
@@ -96,7 +97,7 @@ impl Collector for Families {
         writer.gauge_of_seconds(&all::START, start)?;
         writer.info(
             &all::BUILD,
-            [env!("CARGO_PKG_VERSION"), state.kernel.as_str()],
+            [env!("CARGO_PKG_VERSION"), self.kernel.as_str()],
         )
     }
 }

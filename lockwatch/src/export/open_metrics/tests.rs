@@ -43,7 +43,6 @@ fn state() -> State {
     State {
         at: "2026-05-01T10:00:07Z".parse().expect("a time"),
         since: "2026-05-01T10:00:00.25Z".parse().expect("a time"),
-        kernel: "6.12.0-1-amd64".to_owned(),
         latency,
         stalls: Stalls {
             threshold: Nanos(100_000_000),
@@ -82,17 +81,19 @@ fn state() -> State {
 
 #[test]
 fn open_metrics() {
-    insta::assert_snapshot!(Exposition::new(10).text(state(), Format::OpenMetrics));
+    insta::assert_snapshot!(
+        Exposition::new(10, "6.12.0-1-amd64").text(state(), Format::OpenMetrics)
+    );
 }
 
 #[test]
 fn classic() {
-    insta::assert_snapshot!(Exposition::new(10).text(state(), Format::Classic));
+    insta::assert_snapshot!(Exposition::new(10, "6.12.0-1-amd64").text(state(), Format::Classic));
 }
 
 #[test]
 fn of_nothing_too() {
-    let text = Exposition::new(10).text(State::default(), Format::OpenMetrics);
+    let text = Exposition::new(10, "6.12.0-1-amd64").text(State::default(), Format::OpenMetrics);
     assert!(text.ends_with("# EOF\n"), "{text}");
     assert!(text.contains("\nlockwatch_stalls_total 0\n"), "{text}");
 }
@@ -100,7 +101,7 @@ fn of_nothing_too() {
 /// Each metric of the catalogue is written, with its header, and none that is not in it.
 #[test]
 fn the_catalogue_is_what_is_written() {
-    let text = Exposition::new(10).text(state(), Format::Classic);
+    let text = Exposition::new(10, "6.12.0-1-amd64").text(state(), Format::Classic);
     let types: Vec<(&str, &str)> = text
         .lines()
         .filter_map(|line| line.strip_prefix("# TYPE "))
