@@ -68,11 +68,20 @@ async fn ask(address: SocketAddr, line: &str, fields: &str) -> String {
     rest(&mut stream).await
 }
 
-/// The answer without what differs from run to run.
+/// The answer without what differs from run to run, and from one set of metrics to another.
 fn undated(answer: &str) -> String {
-    let lines = answer.split("\r\n");
-    let kept: Vec<&str> = lines.filter(|line| !line.starts_with("date: ")).collect();
-    kept.join("\n")
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    let lines = head
+        .split("\r\n")
+        .filter(|line| !line.starts_with("date: "));
+    let length = |line: &str| {
+        let length = line.strip_prefix("content-length: ")?.parse::<u64>().ok()?;
+        (length > 1000).then(|| "content-length: thousands".to_owned())
+    };
+    let lines: Vec<String> = lines
+        .map(|line| length(line).unwrap_or_else(|| line.to_owned()))
+        .collect();
+    format!("{}\n\n{body}", lines.join("\n"))
 }
 
 /// One with long texts.
