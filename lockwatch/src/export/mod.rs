@@ -2,6 +2,8 @@
 //! each a pure function of a [`State`].
 
 pub mod otlp;
+pub mod http;
+pub mod open_metrics;
 
 use std::time::Duration;
 
