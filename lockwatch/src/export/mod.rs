@@ -1,6 +1,8 @@
 //! What lockwatch sees, in the forms in which other systems take it in: one module a form,
 //! each a pure function of a [`State`].
 
+pub mod hdr_log;
+
 use std::time::Duration;
 
 use crate::{latency::Snapshot, lock::LockClass, task::Nanos};
