@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod diagnose;
+pub mod histogram;
 mod output;
 mod priority;
 pub mod record;
@@ -53,6 +54,7 @@ pub fn run(command: &Command) -> anyhow::Result<Outcome> {
         Command::Watch(args) => watch::run(args),
         Command::Record(args) => record::run(args),
         Command::Report(args) => report::run(args),
+        Command::Histogram(args) => histogram::run(args),
     }
 }
 

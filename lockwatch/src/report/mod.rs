@@ -8,6 +8,7 @@ mod daemon;
 pub mod dot;
 pub mod folded;
 mod from_survey;
+pub mod histogram;
 mod host;
 mod hung;
 pub mod json;

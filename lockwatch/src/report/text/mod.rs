@@ -3,6 +3,7 @@
 mod check;
 mod daemons;
 mod deadlock;
+pub mod histogram;
 mod holders;
 mod hung;
 mod lockups;
