@@ -123,12 +123,14 @@ Examples:
 
 Exit status: 0 nothing seen, 1 a stall, or a hanging task or CPU, seen, 2 error.")]
     Record(RecordArgs),
-    /// Make a report from a recording
+    /// Make a report from a recording, or sum up many
     ///
     /// Text sums up what was recorded and explains each stall by the last survey that saw
     /// it. The other formats, and text with --survey or --at, are about one survey: the one
     /// with the most blocked tasks, or the one that is asked for. A Perfetto trace is always
     /// about the whole time. A recording that is cut off or damaged is read as far as it goes.
+    /// Of several recordings, text and json say which host stalled how often and how long, on
+    /// what, and what the detectors say, the worst first.
     #[command(after_long_help = "\
 Examples:
   lockwatch report stall.lwr
@@ -137,6 +139,7 @@ Examples:
   lockwatch report stall.lwr --format dot | dot -Tsvg > stall.svg
   lockwatch report stall.lwr --format folded | inferno-flamegraph > waits.svg
   lockwatch report stall.lwr --format perfetto -o stall.pftrace     for ui.perfetto.dev
+  lockwatch report web*.lwr                                         many hosts at a glance
 
 Exit status: 0 no stall in it, 1 stall found, 2 error, or nothing found in a recording that
 is cut off or damaged: the stall may be in what could not be read.")]
@@ -394,9 +397,9 @@ pub struct RecordArgs {
 /// Options of `report`.
 #[derive(Clone, Debug, Args)]
 pub struct ReportArgs {
-    /// The recording
-    #[arg(value_name = "FILE")]
-    pub file: PathBuf,
+    /// The recording; several are summed up
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
     /// How to write the report
     #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
     pub format: ReportFormat,

@@ -17,6 +17,7 @@ pub mod lockup;
 pub mod next;
 pub mod over_time;
 pub mod perfetto;
+pub mod recordings;
 pub mod schema;
 pub mod text;
 pub mod ways_out;

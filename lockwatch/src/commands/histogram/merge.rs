@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     cli::histogram::MergeArgs,
-    export::hdr_log::{Header, Within, write_once},
+    export::hdr_log::{Header, Sum, Within, write_once},
     figures::Count,
 };
 
@@ -39,7 +39,7 @@ pub(super) fn run(args: &MergeArgs) -> anyhow::Result<Outcome> {
         start,
     };
     let length = Duration::try_from(end.duration_since(start)).unwrap_or_default();
-    let count: u64 = log.series.values().map(|sum| sum.total()).sum();
+    let count: u64 = log.series.values().map(Sum::total).sum();
     let series = log.series.iter();
     let series = series.map(|(tag, sum)| (tag.clone(), sum.histogram()));
     write_once(&mut output, &header, series, length, log.lost)

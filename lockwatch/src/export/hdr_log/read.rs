@@ -136,7 +136,7 @@ impl Log {
                 read => read.map_err(|what| ReadError::Line { line, what })?,
             }
         }
-        self.close(open);
+        self.close(open.as_ref());
         Ok(())
     }
 
@@ -193,7 +193,7 @@ impl Log {
                 self.hosts.insert(name);
             }
             Mark::Interval(interval) => {
-                self.close(open.take());
+                self.close(open.as_ref());
                 *open = Some(Open {
                     line,
                     interval,
@@ -211,7 +211,7 @@ impl Log {
     }
 
     /// The interval is over: what of it is missing?
-    fn close(&mut self, open: Option<Open>) {
+    fn close(&mut self, open: Option<&Open>) {
         let Some(Open {
             line,
             interval,
@@ -220,7 +220,7 @@ impl Log {
         else {
             return;
         };
-        if series < interval.series {
+        if *series < interval.series {
             self.cut_off.push(format!(
                 "the interval that begins at line {line} is cut off: {series} of {} series",
                 interval.series

@@ -22,10 +22,12 @@ const MOST_NINES: u32 = 7;
 /// The picture in its own units.
 const WIDTH: f64 = 960.0;
 const LEFT: f64 = 76.0;
-const RIGHT: f64 = 24.0;
+const RIGHT: f64 = 36.0;
 const TOP: f64 = 64.0;
 const PLOT_HEIGHT: f64 = 380.0;
 const LEGEND_LINE: f64 = 22.0;
+/// Characters of a name in the legend.
+const LONGEST_NAME: usize = 60;
 
 /// Writes the picture.
 ///
@@ -66,7 +68,7 @@ pub fn write(out: &mut dyn Write, histograms: &Histograms) -> io::Result<()> {
             out,
             "<path class=\"line s{number}\" d=\"M{LEFT} {middle}H{end}\"/>"
         )?;
-        text(out, LEFT + 40.0, y, "", "start", &named(series))?;
+        text(out, LEFT + 40.0, y, "", "start", &cut(named(series)))?;
         let figures = format!(
             "{} · p99 {} · max {} · {} in all",
             Count(series.count),
@@ -137,6 +139,14 @@ fn named(series: &Series) -> String {
     match series.label.measure {
         Some(measure) => format!("{} {}", measure.word(), series.label.words()),
         None => series.label.words(),
+    }
+}
+
+/// So that it does not run into the figures beside it.
+fn cut(name: String) -> String {
+    match name.char_indices().nth(LONGEST_NAME) {
+        Some((at, _)) => format!("{}…", &name[..at]),
+        None => name,
     }
 }
 
@@ -235,7 +245,8 @@ impl Axes {
         )
     }
 
-    /// A line ends where its last but one time does, and a bit: it has no more to tell.
+    /// Where a line ends: beyond the last time but one there is a single time, of a share that
+    /// this many cannot tell.
     fn last(&self, series: &Series) -> f64 {
         1.0 - 0.5 / series.count as f64
     }

@@ -9,6 +9,7 @@ mod hung;
 mod lockups;
 mod page;
 mod queue;
+pub mod recordings;
 mod roots;
 mod stack;
 mod why;
