@@ -155,6 +155,12 @@ fn a_percentile_table_is_of_one_measure() {
     };
     assert_eq!(count(&table(&[])), Some(3));
     assert_eq!(count(&table(&["--measure", "hold"])), Some(1));
+    let others = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/src/export/hdr_log/tests/others.hlog"
+    );
+    let of_others = lockwatch(&["histogram", others, "--format", "hgrm", "--unit", "us"]);
+    assert_eq!(count(&of_others), Some(4), "{of_others:?}");
     let both = table(&["--measure", "both"]);
     assert_eq!(both.status.code(), Some(2), "{both:?}");
 }

@@ -67,20 +67,16 @@ pub struct HistogramArgs {
 impl HistogramArgs {
     /// What of all that was counted is shown.
     pub fn selection(&self) -> Selection {
-        // A percentile table has one distribution, and waits and holds are not the same.
-        let is_table = self.format == HistogramFormat::Hgrm;
-        let measure = match self.measure {
-            Some(MeasureArg::Wait) => Some(Measure::Wait),
-            Some(MeasureArg::Hold) => Some(Measure::Hold),
-            Some(MeasureArg::Both) => None,
-            None => None,
-        };
         Selection {
             by: match self.by {
                 ByArg::Class => By::Class,
                 ByArg::Caller => By::Caller,
             },
-            measure: measure.or((is_table && self.measure.is_none()).then_some(Measure::Wait)),
+            measure: match self.measure {
+                Some(MeasureArg::Wait) => Some(Measure::Wait),
+                Some(MeasureArg::Hold) => Some(Measure::Hold),
+                Some(MeasureArg::Both) | None => None,
+            },
             classes: self.class.clone(),
             callers: self.caller.clone(),
         }

@@ -14,8 +14,9 @@ use super::{
 };
 use crate::{
     cli::histogram::{HistogramArgs, HistogramCommand, HistogramFormat},
+    latency::Measure,
     report::{
-        histogram::{Histograms, csv, hgrm, svg},
+        histogram::{Histograms, Name, csv, hgrm, svg},
         json,
         text::{
             Style,
@@ -33,13 +34,18 @@ pub fn run(args: &HistogramArgs) -> anyhow::Result<Outcome> {
         return merge::run(args);
     }
     let output = args.output.as_deref().map(Output::create).transpose()?;
-    let counted = if args.files.is_empty() {
+    let mut counted = if args.files.is_empty() {
         live::count(args)?
     } else {
         logs::counted(args)?
     };
     for line in &counted.degraded {
         tracing::warn!("{line}");
+    }
+    if args.format == HistogramFormat::Hgrm && args.measure.is_none() {
+        // It holds one distribution, and most want that of waits, or of what is neither.
+        let is_hold = |name: &Name| matches!(name, Name::Key(key) if key.measure == Measure::Hold);
+        counted.series.retain(|(name, _)| !is_hold(name));
     }
     let histograms = Histograms::of(counted, &args.selection());
     ensure!(
