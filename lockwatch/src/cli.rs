@@ -1,5 +1,6 @@
 //! The command line: one definition for parsing, `--help`, man page and completions.
 
+mod export;
 pub mod histogram;
 
 use std::{io::IsTerminal, path::PathBuf, str::FromStr, time::Duration};
@@ -10,6 +11,7 @@ use clap::{
 };
 use tracing_subscriber::filter::LevelFilter;
 
+pub use self::export::{CountArgs, ExportArgs};
 use crate::{
     detect::{self, Detectors, Thresholds},
     kernel::watchdogs,
@@ -108,6 +110,20 @@ Examples:
 Several filters of one kind: one must match. Filters of different kinds: all must match.
 Exit status: 0 nothing seen, 1 a stall, or a hanging task or CPU, seen, 2 error.")]
     Watch(WatchArgs),
+    /// Export how long tasks wait for locks, as metrics and histograms
+    ///
+    /// Counts in the kernel how long every task waits for every sleeping lock that it finds
+    /// taken, by lock class, mode and caller, and with --track-holds how long each is held;
+    /// nothing is sampled and none is lost. And watches as `watch` does: stalls, what they lead
+    /// back to, hanging tasks and CPUs are in the metrics, too.
+    #[command(after_long_help = "\
+Examples:
+  lockwatch export --listen 127.0.0.1:9822          for Prometheus to scrape
+  lockwatch export --hdr-log /var/log/locks.hlog    HdrHistogram logs; lockwatch histogram reads them
+  lockwatch export --listen 127.0.0.1:9822 --class mmap_lock --comm postgres
+
+Exit status: 0 nothing seen, 1 a stall, or a hanging task or CPU, seen, 2 error.")]
+    Export(ExportArgs),
     /// Record what watch sees into a file, for reports later and elsewhere
     ///
     /// Records every survey, with the tasks and CPUs that hang, and every lock wait past the

@@ -52,6 +52,7 @@ fn a_wrong_command_line_is_an_error() {
         &["record", "-o", "/nonexistent/x", "--once", "--for", "1s"],
         &["report"],
         &["histogram", "x", "--for", "1s"],
+        &["histogram", "x", "--comm", "postgres"],
         &["histogram", "--from", "2026-03-01T03:12:09Z"],
         &["histogram", "merge", "x"],
         &["histogram", "merge", "-o", "x"],

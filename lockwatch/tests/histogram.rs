@@ -189,7 +189,7 @@ fn many_recordings_are_summed_up() {
         .iter()
         .map(|recording| &recording["classes"][0]["class"])
         .collect();
-    classes.sort_by_key(|class| class.to_string());
+    classes.sort_by_key(ToString::to_string);
     assert_eq!(classes, ["i_rwsem", "pipe"]);
 
     for wrong in [

@@ -8,7 +8,7 @@ use core::mem::size_of;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::{Member, stream::Code, survey::COMM_LEN};
+use crate::{stream::Code, survey::COMM_LEN};
 
 /// Values below this have a bucket each; above, each doubling is cut into half as many.
 const SUB_BUCKETS: u64 = 256;
@@ -58,8 +58,11 @@ pub mod caller {
 }
 
 /// Values of [`CountKey::class`] from here on are addresses of locks in the kernel's own
-/// data; below: 0, nobody knows what contains it, else one of [`CLASSES`] and 1.
+/// image; below: 0, nobody knows what contains it, or the number of a [`ClassRule`], from 1.
 pub const CLASS_IS_ADDRESS: u64 = 1 << 63;
+
+/// The class of `mmap_lock`: the first [`ClassRule`] is always its.
+pub const MMAP_LOCK: u64 = 1;
 
 /// Key of the map `COUNTS`.
 #[repr(C)]
@@ -98,8 +101,9 @@ pub const COUNTS_DEFAULT: u32 = 64_000;
 
 /// How to recognise what contains a lock: by a pointer in it that leads back to it.
 ///
-/// With `base` = the lock's address − `lock`, the object is of this class if
-/// `*(base + pointer)`, or `*(*(base + pointer) + hop)` with a hop, is `base + back`.
+/// With `base` = the lock's address − `lock`, let `found` be `*(base + pointer)`, or
+/// `*(*(base + pointer) + hop)` with a hop. The object is of this class if `found` is
+/// `base + back`, or, with `same`, what `*(base + same)` is and not 0.
 #[repr(C)]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
@@ -109,27 +113,38 @@ pub struct ClassRule {
     pub lock: u64,
     /// Offset of the pointer in the object.
     pub pointer: u64,
-    /// Offset of the second pointer in what the first points at; [`ClassRule::NO_HOP`].
+    /// Offset of the second pointer in what the first points at, or [`ClassRule::NONE`].
     pub hop: u64,
     /// What is to be found, from the object's address.
     pub back: u64,
-    /// [`crate::stream::flags`] of which a wait for such a lock must have exactly those in
-    /// `flags_mask`.
+    /// Offset of another pointer that is to be equal, or [`ClassRule::NONE`].
+    pub same: u64,
+    /// A wait for such a lock has these of the [`crate::stream::flags`] in `mask`.
     pub flags: u32,
     /// 0: the rule is not there.
-    pub flags_mask: u32,
+    pub mask: u32,
 }
 
 impl ClassRule {
-    /// The first pointer counts.
-    pub const NO_HOP: u64 = u64::MAX;
+    /// There is no such pointer.
+    pub const NONE: u64 = u64::MAX;
+    /// No rule.
+    pub const ABSENT: Self = Self {
+        lock: 0,
+        pointer: 0,
+        hop: 0,
+        back: 0,
+        same: 0,
+        flags: 0,
+        mask: 0,
+    };
 }
 
 /// Rules there is room for.
-pub const CLASSES: usize = 12;
+pub const CLASSES: usize = 10;
 
 /// Pieces of code there is room for that ask for locks on behalf of a caller.
-pub const LOCK_CODE: usize = 8;
+pub const LOCK_CODE: usize = 24;
 
 /// Values of each kind that can be asked for at once.
 pub const WANTED: usize = 8;
@@ -142,22 +157,10 @@ pub const WANTED: usize = 8;
 pub struct CountConfig {
     /// Stacks of what was shorter than this, in ns, are not looked at.
     pub callers_from_ns: u64,
-    /// Where `task_struct.mm` is, and `mm_struct.mmap_lock` in that.
-    pub mm: Member,
-    /// See `mm`.
-    pub mmap_lock: u64,
-    /// Class of the running task's own `mmap_lock`.
-    pub mm_class: u64,
-    /// Code of the locks themselves.
-    pub lock_code: [Code; LOCK_CODE],
-    /// What contains a lock; rule n is class n + 1.
-    pub classes: [ClassRule; CLASSES],
-    /// What is asked for.
-    pub wanted: Wanted,
     /// 1: count.
     pub on: u32,
-    /// Explicit padding, 0.
-    pub _pad: u32,
+    /// Waits and holds of this thread group are not counted: our own process, or 0.
+    pub own_tgid: u32,
 }
 
 /// Which waits and holds are counted: those with one of the values of each kind that was
@@ -173,8 +176,8 @@ pub struct Wanted {
     pub classes: [u64; WANTED],
     /// Code of callers.
     pub callers: [Code; WANTED],
-    /// Names of tasks, padded with 0.
-    pub comms: [[u8; COMM_LEN]; WANTED],
+    /// Names of tasks, padded with 0; the words of their bytes in memory.
+    pub comms: [[u64; COMM_LEN / 8]; WANTED],
     /// Thread ids or thread group ids in the initial PID namespace.
     pub pids: [u32; WANTED],
     /// How many of each are asked for.
@@ -191,11 +194,28 @@ pub struct Wanted {
     pub _pad: u32,
 }
 
+impl Wanted {
+    /// All are counted.
+    pub const NONE: Self = Self {
+        cgroups: [0; WANTED],
+        classes: [0; WANTED],
+        callers: [Code { start: 0, len: 0 }; WANTED],
+        comms: [[0; COMM_LEN / 8]; WANTED],
+        pids: [0; WANTED],
+        cgroup_count: 0,
+        class_count: 0,
+        caller_count: 0,
+        comm_count: 0,
+        pid_count: 0,
+        _pad: 0,
+    };
+}
+
 /// Indexes into the per-CPU array `COUNTS_LOST`.
 pub mod lost {
-    /// Waits that found no entry in the map.
+    /// Waits that found no entry in the map, or could not be kept while they were open.
     pub const WAITS: u32 = 0;
-    /// Holds that found none.
+    /// The same of holds.
     pub const HOLDS: u32 = 1;
     /// Number of counters.
     pub const COUNT: u32 = 2;

@@ -7,3 +7,4 @@ pub mod edge;
 pub mod holds;
 pub mod stream;
 pub mod survey;
+pub mod tally;

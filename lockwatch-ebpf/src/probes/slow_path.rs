@@ -7,6 +7,7 @@
 //! entered it while that was attached: ends of older waits are not seen.
 
 use aya_ebpf::{
+    EbpfContext,
     helpers::{bpf_get_current_pid_tgid, generated::bpf_get_current_task},
     macros::{fentry, fexit, kprobe},
     programs::{FEntryContext, FExitContext, ProbeContext},
@@ -62,7 +63,7 @@ macro_rules! site {
                 outcome::TRUE if returned as u32 & 0xff == 0 => EAGAIN,
                 _ => 0,
             };
-            end(ctx.arg(0), result)
+            end(&ctx, ctx.arg(0), result)
         }
 
         /// kprobe, where fentry is refused. Cost: 0.2 µs. Keeps an open wait, whose end
@@ -119,7 +120,7 @@ fn begin(lock: u64, wait_flags: u32) -> i32 {
 }
 
 #[inline(always)]
-fn end(lock: u64, result: i32) -> i32 {
-    waits::end(&waits::key(lock, bpf_get_current_pid_tgid()), result);
+fn end(ctx: &impl EbpfContext, lock: u64, result: i32) -> i32 {
+    waits::end(ctx, &waits::key(lock, bpf_get_current_pid_tgid()), result);
     0
 }

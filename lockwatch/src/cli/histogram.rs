@@ -2,9 +2,9 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
+use clap::{Args, Subcommand, ValueEnum};
 
-use super::{Look, duration, timestamp};
+use super::{CountArgs, Look, SourceArgs, duration, timestamp};
 use crate::{
     latency::Measure,
     report::histogram::{By, Selection},
@@ -44,12 +44,12 @@ pub struct HistogramArgs {
     /// How long locks were waited for, or held [default: both; hgrm: wait]
     #[arg(long, value_name = "WHAT", value_enum)]
     pub measure: Option<MeasureArg>,
-    /// Only locks of this class (mmap_lock, i_rwsem, s_umount, …); may be repeated
-    #[arg(long, value_name = "CLASS", value_parser = NonEmptyStringValueParser::new())]
-    pub class: Vec<String>,
-    /// Only this caller, a function; may be repeated
-    #[arg(long, value_name = "FUNCTION", value_parser = NonEmptyStringValueParser::new())]
-    pub caller: Vec<String>,
+    /// What is counted, or what of logs is shown.
+    #[command(flatten)]
+    pub counts: CountArgs,
+    /// What is attached.
+    #[command(flatten)]
+    pub sources: SourceArgs,
     /// Only intervals of the logs that begin at this time (2026-03-01T03:12:09Z) or later
     #[arg(long, value_name = "TIME", value_parser = timestamp, requires = "files")]
     pub from: Option<jiff::Timestamp>,
@@ -77,8 +77,8 @@ impl HistogramArgs {
                 Some(MeasureArg::Hold) => Some(Measure::Hold),
                 Some(MeasureArg::Both) | None => None,
             },
-            classes: self.class.clone(),
-            callers: self.caller.clone(),
+            classes: self.counts.class.clone(),
+            callers: self.counts.caller.clone(),
         }
     }
 }

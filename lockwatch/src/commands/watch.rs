@@ -21,27 +21,26 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::sleep,
 };
 
-use self::{
-    filter::Filter, output::Output, reports::Reports, session::Session, sources::Sources,
-    ticks::Ticks,
-};
+use self::{filter::Filter, output::Output, reports::Reports, sources::Sources, ticks::Ticks};
 pub(super) use self::{
     output::Summary,
+    session::Session,
     words::{by_kind, findings_of_hangs, printable, unsurveyed},
 };
 use super::{Outcome, allow_closed_pipe, lock_memory, priority::be_real_time, recorder::Recorder};
 use crate::{
-    cli::{self, RecordArgs, WatchArgs},
+    cli::{self, ExportArgs, RecordArgs, WatchArgs},
     detect::Detectors,
     figures::Span,
     plan::Gap,
     recording::Header,
+    stream::counts::CountOptions,
 };
 
 /// The graph is brought up to date this many times within the threshold …
@@ -65,7 +64,7 @@ async fn watch(args: &WatchArgs) -> anyhow::Result<Outcome> {
     be_real_time(args.sources.priority)?;
     // Everything is loaded and attached before the first wait is looked at: later,
     // on a host that hangs, it might not be possible.
-    let sources = Sources::open(thresholds, &args.sources)?;
+    let sources = Sources::open(thresholds, &args.sources, None)?;
     let stdout = Box::new(io::BufWriter::new(io::stdout()));
     let mut output = Output::new(stdout, args.format, args.look.for_stdout(), thresholds);
     let reports = Reports::new(thresholds, args.detect.detectors());
@@ -87,7 +86,7 @@ async fn watch(args: &WatchArgs) -> anyhow::Result<Outcome> {
     lock_memory();
     let filter = Filter::from(args);
     let mut session = Session::new(thresholds, filter, reports, Some(output), None, sources);
-    let followed = follow(&mut session, args.threshold, args.duration).await;
+    let followed = follow(&mut session, args.threshold, args.duration, &mut Alone).await;
     allow_closed_pipe(followed).context("watch")?;
     allow_closed_pipe(session.report_rest()).context("write to standard output")?;
     let found = session.has_found();
@@ -112,7 +111,7 @@ pub(super) fn record(
     event_loop()?.block_on(async {
         let thresholds = cli::thresholds(args.threshold, args.hang, Some(args.lockup));
         be_real_time(args.sources.priority)?;
-        let sources = Sources::open(thresholds, &args.sources)?;
+        let sources = Sources::open(thresholds, &args.sources, None)?;
         let gap = |gap: &Gap| format!("{}: {}; {}", gap.missing, gap.why, gap.cost);
         let gaps = sources.gaps.iter().map(gap).collect();
         let header = Header::now(thresholds, sources.said.clone(), gaps);
@@ -121,13 +120,43 @@ pub(super) fn record(
         let reports = Reports::new(thresholds, Detectors::default());
         let filter = Filter::default();
         let mut session = Session::new(thresholds, filter, reports, None, Some(recorder), sources);
-        follow(&mut session, args.threshold, args.duration)
+        follow(&mut session, args.threshold, args.duration, &mut Alone)
             .await
             .context("record")?;
         session.report_rest().context("record")?;
         let summary = session.finish().context("record")?;
         let recorder = session.into_recorder();
         Ok((recorder.context("nothing records")?, summary))
+    })
+}
+
+/// Watches until told to stop, prints nothing, and counts as `counting` says; `beside` does
+/// with it what it likes, for the last time at the end. True if something was found.
+///
+/// # Errors
+/// When waits cannot be counted on this host, or `beside` fails.
+pub(super) fn export<B: Beside>(
+    args: &ExportArgs,
+    counting: &CountOptions,
+    start: impl AsyncFnOnce(&[String], &[Gap]) -> anyhow::Result<B>,
+) -> anyhow::Result<bool> {
+    event_loop()?.block_on(async {
+        let thresholds = cli::thresholds(args.threshold, args.hang, Some(args.lockup));
+        be_real_time(args.sources.priority)?;
+        let sources = Sources::open(thresholds, &args.sources, Some(counting))?;
+        if sources.counts.is_none() {
+            bail!("waits cannot be counted on this host: `lockwatch check` says what it does not allow");
+        }
+        let mut beside = start(&sources.said, &sources.gaps).await?;
+        lock_memory();
+        let reports = Reports::new(thresholds, Detectors::default());
+        let filter = Filter::default();
+        let mut session = Session::new(thresholds, filter, reports, None, None, sources);
+        let followed = follow(&mut session, args.threshold, args.duration, &mut beside).await;
+        // What was counted last, whatever ended the run.
+        let last = session.report_rest().and_then(|()| beside.act(&mut session));
+        followed.and(last).context("export")?;
+        Ok(session.has_found())
     })
 }
 
@@ -146,11 +175,37 @@ pub(super) fn say(line: &str) {
     }
 }
 
+/// What goes on beside a session, in its event loop.
+pub(super) trait Beside {
+    /// Waits until there is something to do; may be dropped and called again at any time.
+    async fn ready(&mut self);
+
+    /// Does it, without waiting.
+    ///
+    /// # Errors
+    /// What ends the run.
+    fn act(&mut self, session: &mut Session) -> io::Result<()>;
+}
+
+/// Nothing.
+struct Alone;
+
+impl Beside for Alone {
+    async fn ready(&mut self) {
+        std::future::pending::<()>().await;
+    }
+
+    fn act(&mut self, _: &mut Session) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Runs the session until a signal or the end of the time.
 async fn follow(
     session: &mut Session,
     threshold: Duration,
     duration: Option<Duration>,
+    beside: &mut impl Beside,
 ) -> io::Result<()> {
     let tick = (threshold / TICKS_PER_THRESHOLD).clamp(TICK_MIN, TICK_MAX);
     let mut interrupted = signal(SignalKind::interrupt())?;
@@ -166,6 +221,7 @@ async fn follow(
     while !session.cannot_record() {
         tokio::select! {
             input = session.next() => session.take(input?)?,
+            () = beside.ready() => beside.act(session)?,
             () = ticks.next() => {
                 session.tick()?;
                 ticks.keep_off(session.locked_cpus());

@@ -178,6 +178,13 @@ impl Symbols {
         (entry.address == address).then(|| self.name(entry))
     }
 
+    /// The address of a symbol of any kind; of several with this name, the lowest.
+    pub fn address_of(&self, name: &str) -> Option<u64> {
+        let mut entries = self.entries.iter();
+        let entry = entries.find(|&&entry| self.name(entry) == name)?;
+        Some(entry.address)
+    }
+
     /// The address range of every function whose name has one of these stems.
     pub fn ranges_of(&self, stems: &[&str]) -> Vec<Range<u64>> {
         let mut ranges = Vec::new();

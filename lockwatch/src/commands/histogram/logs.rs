@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 
 use crate::{
     cli::histogram::HistogramArgs,
@@ -21,6 +21,11 @@ use crate::{
 /// # Errors
 /// When one cannot be read.
 pub(super) fn counted(args: &HistogramArgs) -> anyhow::Result<Counted> {
+    let counts = &args.counts;
+    ensure!(
+        counts.pid.is_empty() && counts.comm.is_empty() && counts.cgroup.is_empty(),
+        "a log does not say whose waits they were: --pid, --comm and --cgroup are for counting"
+    );
     let within = Within {
         from: args.from,
         to: args.to,

@@ -20,12 +20,12 @@ pub struct Rotation {
     pub keep: u32,
 }
 
-/// Some 500 MB in all.
+/// 320 MiB in all.
 impl Default for Rotation {
     fn default() -> Self {
         Self {
             max_bytes: 64 << 20,
-            keep: 7,
+            keep: 4,
         }
     }
 }
