@@ -19,7 +19,7 @@ use crate::{
     plan::Gap,
     report::{
         Report, json,
-        over_time::{self, Due, Why},
+        over_time::{Due, Ended, Why},
         text,
     },
     stream::{Lost, Wait},
@@ -200,22 +200,18 @@ impl Output {
     }
 
     /// Tasks or a CPU that go on again.
-    pub(super) fn finding_ended(
-        &mut self,
-        ended: &over_time::Standing,
-        now: Now,
-    ) -> io::Result<()> {
-        let length_ns = ended.age(now.ns);
+    pub(super) fn finding_ended(&mut self, ended: &Ended, at: jiff::Timestamp) -> io::Result<()> {
+        let Ended { standing, length } = ended;
         if self.format == Format::Json {
             return self.line(&Line::FindingEnded(FoundEnded {
-                at: now.at,
-                finding: ended.id,
-                detector: &ended.detector,
-                sentence: &ended.sentence,
-                length_ns,
+                at,
+                finding: standing.id,
+                detector: &standing.detector,
+                sentence: &standing.sentence,
+                length_ns: *length,
             }));
         }
-        let bound = match ended.subject {
+        let bound = match standing.subject {
             Subject::Cpu(_) => "",
             // The next look at all tasks has found it to be over.
             Subject::Awaited(_) => "at most ",
@@ -223,11 +219,11 @@ impl Output {
         writeln!(
             self.out,
             "{} finding {} {} ended after {bound}{} · {}\n",
-            clock(now.at),
-            ended.id,
-            ended.detector,
-            Span(length_ns),
-            printable(&ended.sentence),
+            clock(at),
+            standing.id,
+            standing.detector,
+            Span(*length),
+            printable(&standing.sentence),
         )?;
         self.out.flush()
     }
