@@ -233,6 +233,19 @@ impl Detectors {
         self.0.iter().any(|detector| detector.name() == name)
     }
 
+    /// These thresholds, off where nobody asks.
+    pub fn asked(&self, thresholds: Thresholds) -> Thresholds {
+        let asked = |detector: &dyn Detector, threshold: Option<Nanos>| {
+            threshold.filter(|_| self.asks(detector.name()))
+        };
+        Thresholds {
+            wait: thresholds.wait,
+            hung_task: asked(&HungTask, thresholds.hung_task),
+            soft_lockup: asked(&SoftLockup, thresholds.soft_lockup),
+            hard_lockup: asked(&HardLockup, thresholds.hard_lockup),
+        }
+    }
+
     /// What they find, the most severe first; of equal severity, circles first, then what
     /// concerns most tasks.
     pub fn check(&self, scene: &Scene<'_>) -> Vec<Finding> {

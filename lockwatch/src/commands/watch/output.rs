@@ -18,7 +18,7 @@ use crate::{
     graph::{Forecasts, Stall},
     plan::Gap,
     report::{
-        Report, json,
+        OwnStacks, Report, json,
         over_time::{Due, Ended, Why},
         text,
     },
@@ -51,34 +51,31 @@ pub(super) struct Output {
     out: Box<dyn Write>,
     format: Format,
     style: text::Style,
-    thresholds: Thresholds,
 }
 
 impl Output {
-    pub(super) fn new(
-        out: Box<dyn Write>,
-        format: Format,
-        style: text::Style,
-        thresholds: Thresholds,
-    ) -> Self {
-        Self {
-            out,
-            format,
-            style,
-            thresholds,
-        }
+    pub(super) fn new(out: Box<dyn Write>, format: Format, style: text::Style) -> Self {
+        Self { out, format, style }
     }
 
     /// Watching begins. Text says so on standard error alone, which the caller does.
-    pub(super) fn watching(&mut self, sources: &[String], gaps: &[Gap]) -> io::Result<()> {
+    /// `thresholds`: those that tell something here.
+    pub(super) fn watching(
+        &mut self,
+        thresholds: Thresholds,
+        sources: &[String],
+        gaps: &[Gap],
+    ) -> io::Result<()> {
         if self.format == Format::Text {
             return Ok(());
         }
-        let (at, threshold_ns) = (jiff::Timestamp::now(), self.thresholds.wait);
         self.line(&Line::Watching(Watching {
             schema: CONTRACT,
-            at,
-            threshold_ns,
+            at: jiff::Timestamp::now(),
+            threshold_ns: thresholds.wait,
+            hung_task_ns: thresholds.hung_task,
+            soft_lockup_ns: thresholds.soft_lockup,
+            hard_lockup_ns: thresholds.hard_lockup,
             sources,
             gaps,
         }))
@@ -170,16 +167,19 @@ impl Output {
         } = due;
         let age_ns = standing.age(now.ns);
         if self.format == Format::Json {
+            let mut stacks = OwnStacks::of(report);
+            let lockup = report.lockup_of(finding).map(|it| stacks.with(it));
+            let hung = report.hung_of(finding).map(|it| stacks.with(it));
             return self.line(&Line::Finding(Box::new(Found {
                 at: now.at,
                 finding: standing.id,
                 reason: *why,
                 age_ns,
                 said: finding,
-                lockup: report.lockup_of(finding),
-                hung: report.hung_of(finding),
+                lockup,
+                hung,
                 chains: report.chains_behind(finding),
-                stacks: &report.stacks,
+                stacks: stacks.into_table(),
             })));
         }
         let still = match why {
