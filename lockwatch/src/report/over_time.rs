@@ -212,7 +212,7 @@ mod tests {
         detect::Severity,
         lockup::{Context, Lockup, LockupKind},
         report::example,
-        sleeper::Sleeper,
+        sleeper::{Queue, QueueKind, Sleeper},
         task::{Stuck, StuckClass, TaskKey, TaskName, Tgid, Tid},
     };
 
@@ -297,6 +297,40 @@ mod tests {
         assert_eq!(at(1_380, &quiet()), (none, vec![Nanos(500 * SEC)]));
         // The next time is another one.
         assert_eq!(at(1_600, &hung(121)), (vec![(2, Why::Found)], vec![]));
+    }
+
+    #[test]
+    fn a_queue_is_the_same_in_whichever_function_the_longest_waits_for_it() {
+        let queue = |bit: u32, function: &str| {
+            Awaited::Queue(Queue {
+                kind: QueueKind::Bit,
+                address: 0xffff_8881_0900_0040,
+                bit,
+                function: function.to_owned(),
+            })
+        };
+        let hung = |awaited: Awaited, asleep: u64, second: u64| {
+            let (mut survey, mut report) = hung(asleep);
+            survey.taken_at_ns = second * SEC;
+            survey.sleepers[0].awaits = awaited.clone();
+            report.findings = vec![finding("hung-task", Subject::Awaited(awaited))];
+            (survey, report)
+        };
+        let mut findings = Findings::default();
+        let mut at = |second: u64, (survey, report): &(Survey, Report)| {
+            let (due, ended) = findings.take(survey, report, |_| true, second * SEC);
+            (reasons(&due), ended.len())
+        };
+        let read = hung(queue(0, "folio_wait_bit_common"), 120, 1_000);
+        assert_eq!(at(1_000, &read), (vec![(1, Why::Found)], 0));
+        // The first is gone; one that came later waits elsewhere for the same.
+        let write = hung(queue(0, "__folio_lock"), 125, 1_010);
+        assert_eq!(at(1_010, &write), (vec![], 0));
+        let later = hung(queue(0, "__folio_lock"), 235, 1_120);
+        assert_eq!(at(1_120, &later), (vec![(1, Why::Stands)], 0));
+        // Another bit of the same byte is another thing.
+        let other = hung(queue(1, "__folio_lock"), 240, 1_125);
+        assert_eq!(at(1_125, &other), (vec![(2, Why::Found)], 1));
     }
 
     #[test]
