@@ -59,21 +59,24 @@ pub fn run(args: &WatchArgs) -> anyhow::Result<Outcome> {
 }
 
 async fn watch(args: &WatchArgs) -> anyhow::Result<Outcome> {
+    let detectors = args.detect.detectors();
     let thresholds = cli::thresholds(args.threshold, args.hang, Some(args.lockup));
-    let threshold = thresholds.wait;
+    let thresholds = detectors.asked(thresholds);
     be_real_time(args.sources.priority)?;
     // Everything is loaded and attached before the first wait is looked at: later,
     // on a host that hangs, it might not be possible.
     let sources = Sources::open(thresholds, &args.sources, None)?;
     let stdout = Box::new(io::BufWriter::new(io::stdout()));
-    let mut output = Output::new(stdout, args.format, args.look.for_stdout(), thresholds);
-    let reports = Reports::new(thresholds, args.detect.detectors());
+    let mut output = Output::new(stdout, args.format, args.look.for_stdout());
+    let reports = Reports::new(thresholds, detectors);
+    let told = sources.tell(thresholds);
     output
-        .watching(&sources.said, &sources.gaps)
+        .watching(told, &sources.said, &sources.gaps)
         .context("write to standard output")?;
     say(&format!(
-        "watching: waits of {} and longer; {}",
-        Span(threshold),
+        "watching: waits of {} and longer; {}; {}",
+        Span(told.wait),
+        words::of_hangs(told),
         sources.said.join("; ")
     ));
     for gap in &sources.gaps {

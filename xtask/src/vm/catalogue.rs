@@ -48,7 +48,7 @@ const NOT_BY_RAW_TP_AND_THREAD: &str = "without_typed_tracepoints_holds_are_kept
 const NO_TALLY: &str = "independent-tally";
 
 /// What the stall lab's scenarios need, with all they depend on, where it is not built in.
-pub(crate) const MODULES: [&str; 4] = ["fuse", "loop", "overlay", "ext4"];
+pub(crate) const MODULES: [&str; 5] = ["fuse", "loop", "overlay", "ext4", "nfsv3"];
 /// ext4 asks the kernel's crypto for crc32c when it mounts, and depends on no module of that
 /// name (fs/ext4/super.c up to 6.12; later ones call lib/crc).
 pub(crate) const MODULES_IF_SHIPPED: [&str; 1] = ["crc32c_generic"];
