@@ -92,7 +92,7 @@ impl Sinks {
             let variable = |name: &str| std::env::var(name).ok();
             let setup = Setup::new(endpoint, &args.otlp_header, variable).context("--otlp")?;
             sinks.said.push(format!("OTLP {setup}"));
-            let otlp = setup.start(|line| say(line));
+            let otlp = setup.start(say);
             sinks.otlp = Some((otlp, timer(args.interval)));
         }
         Ok(sinks)
