@@ -10,13 +10,12 @@ use tokio::{
     time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
-use super::log::LogWriter;
+use super::log::LogSink;
 use crate::{
     cli::ExportArgs,
     commands::watch::{Beside, Session, say},
     export::{
         State,
-        hdr_log::{HdrLog, Rotation},
         http::{self, Limits, Scrape},
         open_metrics::Exposition,
         otlp::{Otlp, Setup},
@@ -29,7 +28,7 @@ const SCRAPES: usize = 8;
 
 /// All places that are exported to.
 pub(super) struct Sinks {
-    log: Option<(LogWriter, Interval)>,
+    log: Option<(LogSink, Interval)>,
     scrapes: Option<(mpsc::Receiver<Scrape>, Server)>,
     otlp: Option<(Otlp, Interval)>,
     said: Vec<String>,
@@ -78,13 +77,8 @@ impl Sinks {
             sinks.scrapes = Some((scrapes, Server(server)));
             sinks.said.push(format!("http://{address}/metrics"));
         }
-        if let Some(path) = &args.hdr_log {
-            let rotation = Rotation {
-                max_bytes: args.rotate_at << 20,
-                keep: args.keep,
-            };
-            let log = HdrLog::open(path, &LogWriter::header(), rotation)?;
-            sinks.log = Some((LogWriter::start(log)?, timer(args.interval)));
+        if let (Some(log), Some(path)) = (LogSink::open(args)?, &args.hdr_log) {
+            sinks.log = Some((log, timer(args.interval)));
             sinks.said.push(format!("log {}", path.display()));
         }
         if let Some(endpoint) = &args.otlp {
@@ -155,7 +149,7 @@ impl Beside for Sinks {
         let state = session.state()?;
         match due {
             Due::Log => {
-                if let Some((log, _)) = &self.log {
+                if let Some((log, _)) = &mut self.log {
                     log.write(state.latency, state.at);
                 }
             }
