@@ -3,7 +3,6 @@
 
 use std::{future::pending, io};
 
-use anyhow::Context as _;
 use tokio::{
     sync::mpsc,
     task::JoinHandle,
@@ -84,7 +83,7 @@ impl Sinks {
         if let Some(endpoint) = &args.otlp {
             let endpoint = Some(endpoint.as_str()).filter(|endpoint| !endpoint.is_empty());
             let variable = |name: &str| std::env::var(name).ok();
-            let setup = Setup::new(endpoint, &args.otlp_header, variable).context("--otlp")?;
+            let setup = Setup::new(endpoint, &args.otlp_header, variable)?;
             sinks.said.push(format!("OTLP {setup}"));
             let otlp = setup.start(say);
             sinks.otlp = Some((otlp, timer(args.interval)));
