@@ -25,6 +25,14 @@ fn help() {
     insta::assert_snapshot!("help_check", stdout(&lockwatch(&["check", "--help"])));
     insta::assert_snapshot!("help_record", stdout(&lockwatch(&["record", "--help"])));
     insta::assert_snapshot!("help_report", stdout(&lockwatch(&["report", "--help"])));
+    insta::assert_snapshot!(
+        "help_histogram",
+        stdout(&lockwatch(&["histogram", "--help"]))
+    );
+    insta::assert_snapshot!(
+        "help_histogram_merge",
+        stdout(&lockwatch(&["histogram", "merge", "--help"]))
+    );
 }
 
 #[test]
@@ -43,6 +51,11 @@ fn a_wrong_command_line_is_an_error() {
         &["record"],
         &["record", "-o", "/nonexistent/x", "--once", "--for", "1s"],
         &["report"],
+        &["histogram", "x", "--for", "1s"],
+        &["histogram", "x", "--comm", "postgres"],
+        &["histogram", "--from", "2026-03-01T03:12:09Z"],
+        &["histogram", "merge", "x"],
+        &["histogram", "merge", "-o", "x"],
         &["report", "x", "--survey", "0"],
         &[
             "report",
@@ -143,6 +156,30 @@ fn nothing_found_in_a_recording_that_is_cut_off_is_no_all_clear() {
     let out = String::from_utf8(out).expect("UTF-8");
     assert_eq!(code, Some(0), "{out}");
     assert!(out.contains("\n0 stalls of "), "{out}");
+}
+
+#[test]
+fn a_detector_that_is_not_asked_finds_nothing_in_a_recording() {
+    const HUNG: &str = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/recordings/every-stall/hung-folio.lwr"
+    );
+    for format in ["text", "json"] {
+        let report = ["report", HUNG, "--format", format];
+        let asked = lockwatch(&report);
+        assert_eq!(asked.status.code(), Some(1));
+        assert!(stdout(&asked).contains("hung-task"), "{}", stdout(&asked));
+        for survey in [&[][..], &["--survey", "1"]] {
+            let unasked = [&report[..], survey, &["--no-detect", "hung-task"]].concat();
+            let unasked = lockwatch(&unasked);
+            assert_eq!(unasked.status.code(), Some(0), "{}", stdout(&unasked));
+            assert!(
+                !stdout(&unasked).contains("hung-task"),
+                "{}",
+                stdout(&unasked)
+            );
+        }
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod formats;
 mod kernels;
 mod learn;
 mod live;
+mod metrics;
 mod mutation;
 mod otlp;
 mod packages;
@@ -42,6 +43,7 @@ enum Verb {
     Test(test::Args),
     Demo(demo::Args),
     Formats(formats::Args),
+    Metrics(metrics::Args),
     Mutation(mutation::Args),
     Otlp(otlp::Args),
     Live(live::Args),
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Formats(args) => formats::run(&args),
+        Verb::Metrics(args) => metrics::run(&args),
         Verb::Mutation(args) => mutation::run(&args),
         Verb::Otlp(args) => otlp::run(&args),
         Verb::Live(args) => live::run(&args),

@@ -4,6 +4,7 @@ pub mod check;
 mod cost;
 pub mod diagnose;
 pub mod export;
+pub mod histogram;
 mod output;
 mod priority;
 pub mod record;
@@ -56,6 +57,7 @@ pub fn run(command: &Command) -> anyhow::Result<Outcome> {
         Command::Export(args) => export::run(args),
         Command::Record(args) => record::run(args),
         Command::Report(args) => report::run(args),
+        Command::Histogram(args) => histogram::run(args),
     }
 }
 

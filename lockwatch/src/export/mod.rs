@@ -1,6 +1,9 @@
 //! What lockwatch sees, in the forms in which other systems take it in: one module a form,
 //! each a pure function of a [`State`].
 
+pub mod hdr_log;
+pub mod http;
+pub mod open_metrics;
 pub mod otlp;
 
 use std::time::Duration;

@@ -28,8 +28,9 @@ impl Distribution {
             return;
         }
         let entry = self.buckets.entry(bucket).or_default();
-        entry.count += counted.count;
-        entry.sum_ns += counted.sum_ns;
+        // A file can say anything.
+        entry.count = entry.count.saturating_add(counted.count);
+        entry.sum_ns = entry.sum_ns.saturating_add(counted.sum_ns);
     }
 
     /// Counts one time.
@@ -65,12 +66,14 @@ impl Distribution {
 
     /// How many times.
     pub fn count(&self) -> u64 {
-        self.buckets.values().map(|counted| counted.count).sum()
+        let counts = self.buckets.values().map(|counted| counted.count);
+        counts.fold(0, u64::saturating_add)
     }
 
     /// All times together; exact, if they were counted in the kernel.
     pub fn sum(&self) -> Nanos {
-        Nanos(self.buckets.values().map(|counted| counted.sum_ns).sum())
+        let sums = self.buckets.values().map(|counted| counted.sum_ns);
+        Nanos(sums.fold(0, u64::saturating_add))
     }
 
     /// The longest time, as its bucket tells it; 0 without any.
@@ -85,7 +88,7 @@ impl Distribution {
         let wanted = ((share * self.count() as f64).ceil() as u64).max(1);
         let mut counted = 0;
         for (&bucket, here) in &self.buckets {
-            counted += here.count;
+            counted = here.count.saturating_add(counted);
             if counted >= wanted {
                 return Nanos(longest_ns(bucket));
             }

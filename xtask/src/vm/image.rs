@@ -12,9 +12,9 @@ use crate::archive::Archive;
 use crate::process::{say, timed};
 use crate::{cache, deb};
 
-/// The folder below the cache, raised when the layout of what is in it changes: trees of
-/// different age can share a cache.
-pub(crate) const LAYOUT: &str = "2";
+/// The folder below the cache, raised when what is in it changes, its layout or which modules
+/// there are: trees of different age can share a cache.
+pub(crate) const LAYOUT: &str = "3";
 /// The archive's index may name a package that is gone; then an older one is tried.
 const ATTEMPTS: usize = 3;
 
