@@ -69,11 +69,11 @@ fn a_storm_is_counted_to_the_last_wait() {
         let Some(mut tally) = tally(&counting) else {
             return;
         };
-        storm.run(8, Duration::from_secs(2)).unwrap();
+        storm.run(8, trial::bound(Duration::from_secs(2))).unwrap();
         let expected = tally.waits().unwrap();
         let snapshot = counting.read();
         assert_eq!(snapshot.lost.total(), 0, "{storm:?}");
-        assert!(expected.len() > 20, "{storm:?}: {} waits", expected.len());
+        assert!(expected.len() >= 5, "{storm:?}: {} waits", expected.len());
         for (mutex, mode) in [
             (true, LockMode::Write),
             (false, LockMode::Read),

@@ -16,8 +16,8 @@ use aya_ebpf::{
 };
 use lockwatch_ebpf::{
     counts::{
-        CLASSES, ClassRule, Count, CountConfig, CountKey, HELD, LOCK_CODE, WANTED as WANTED_MAX,
-        Wanted, bucket_of, caller, lost,
+        CLASSES, ClassRule, Count, CountConfig, CountKey, HELD, LOCK_CODE, TRACERS_MAX,
+        WANTED as WANTED_MAX, Wanted, bucket_of, caller, lost,
     },
     stream::{Code, flags},
     survey::COMM_LEN,
@@ -30,6 +30,8 @@ static COUNT_CONFIG: CountConfig = CountConfig {
     callers_from_ns: 0,
     on: 0,
     own_tgid: 0,
+    tracers: 0,
+    _pad: 0,
 };
 
 /// Code of the locks themselves, and what asks for them on behalf of others.
@@ -52,6 +54,11 @@ static WANTED: Wanted = Wanted::NONE;
 /// dearer than an atomic addition.
 #[map]
 static COUNTS: HashMap<CountKey, Count> = HashMap::with_max_entries(1, 0);
+
+/// Pages with code of tracers' trampolines, by number: where a lock function is hooked at its
+/// return, it is called from there. User space enters them, once all is attached.
+#[map]
+static TRACERS: HashMap<u64, u8> = HashMap::with_max_entries(TRACERS_MAX, 0);
 
 #[map]
 static COUNTS_LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(lost::COUNT, 0);
@@ -223,7 +230,7 @@ fn caller_of(ctx: *mut c_void) -> u64 {
         }
         if is_in_lock_code(at) {
             is_in_lock = true;
-        } else if is_in_lock {
+        } else if is_in_lock && !is_in_tracer(at) {
             return at;
         }
     }
@@ -242,6 +249,11 @@ fn is_in_lock_code(return_address: u64) -> bool {
         }
     }
     false
+}
+
+#[inline(always)]
+fn is_in_tracer(at: u64) -> bool {
+    global!(COUNT_CONFIG.tracers) != 0 && TRACERS.get_ptr(at >> 12).is_some()
 }
 
 /// True for the tasks that were asked for, if any were.

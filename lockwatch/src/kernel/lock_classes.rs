@@ -12,9 +12,10 @@ use lockwatch_ebpf::{
 };
 
 use super::{
+    arch::PAGE_SIZE,
     layout::Layout,
     locks::{locks_a_pipe, locks_a_vma},
-    sleep_frames::{ASK_FOR_OTHERS, is_lock_function},
+    sleep_frames::{ASK_FOR_OTHERS, is_lock_function, is_trampoline},
     symbols::Symbols,
 };
 use crate::lock::{LockClass, LockKind};
@@ -133,6 +134,22 @@ const TRACING: [&str; 7] = [
     "__traceiter_mmap_lock_released",
     "__mmap_lock_do_trace_released",
 ];
+
+/// Numbers of the pages in which programs of tracers lie, and the trampolines that call
+/// them: a hooked lock function is called from there, and not by its caller. One trampoline is
+/// within a page; several may share one, never with code of others (kernel/bpf/trampoline.c,
+/// kernel/bpf/core.c, 5.5–7.3).
+pub fn tracer_pages(symbols: &Symbols) -> Vec<u64> {
+    let is_tracer = |stem: &str| is_trampoline(stem) || stem.starts_with("bpf_prog_");
+    let mut pages = Vec::new();
+    for range in symbols.ranges_where(is_tracer) {
+        let last = range.end.min(range.start + PAGE_SIZE) - 1;
+        pages.extend(range.start / PAGE_SIZE..=last / PAGE_SIZE);
+    }
+    pages.sort_unstable();
+    pages.dedup();
+    pages
+}
 
 /// The code of locks, and of what asks for them on behalf of others: callers are outside.
 /// Without what finds no room the program names a function that is none's caller, but

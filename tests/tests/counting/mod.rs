@@ -67,8 +67,12 @@ impl Counting {
             holds.attach().unwrap();
         }
         let maps = of_waits.into_iter().chain(of_holds).collect();
+        let mut counts = Counts::new(maps, options, &layout, Some(symbols));
+        if plan.calls_from_trampolines() {
+            counts.leave_tracers_out();
+        }
         Self {
-            counts: Counts::new(maps, options, &layout, Some(symbols)),
+            counts,
             plan,
             is_rt,
             _waits: waits,

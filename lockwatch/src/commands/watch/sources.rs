@@ -239,7 +239,11 @@ impl Attached {
         let of_waits = self.stream.as_mut().and_then(Stream::take_counts);
         let of_holds = self.holds.as_mut().and_then(HoldProbes::take_counts);
         let maps = of_waits.into_iter().chain(of_holds).collect();
-        self.counts = Some(Counts::new(maps, options, layout, symbols.cloned()));
+        let mut counts = Counts::new(maps, options, layout, symbols.cloned());
+        if self.plan.calls_from_trampolines() {
+            counts.leave_tracers_out();
+        }
+        self.counts = Some(counts);
     }
 
     /// Samples the CPUs, too. What forbids that takes nothing else away.
