@@ -46,7 +46,7 @@ impl Made<LockedUp> {
             &scenario.name(),
             |line| match serde_json::from_str(line)? {
                 LockupEvent::Ready(truth) => Ok(*truth),
-                LockupEvent::Cleared(_) => bail!("it is over before it has begun"),
+                LockupEvent::Prepared | LockupEvent::Cleared(_) => bail!("it is over before it has begun"),
             },
         )
     }
