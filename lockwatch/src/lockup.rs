@@ -168,6 +168,9 @@ pub struct Suspect {
     /// between them tell, which is the first sample of this unless the machine stood still
     /// in between. Hard: its last beat.
     pub since_ns: u64,
+    /// `CLOCK_MONOTONIC` ns up to which it is known to have stood. Soft: the last sample.
+    /// Hard: when its silence was seen.
+    pub until_ns: u64,
     /// The task that the CPU was in at the last sample; `None`: its idle task.
     pub task: Option<TaskName>,
     /// The stacks that were sampled since, the most frequent first.

@@ -1,6 +1,10 @@
 //! Sleepers: tasks in uninterruptible sleep (state D), and what they wait for.
 
-use std::{cmp::Reverse, fmt};
+use std::{
+    cmp::{Ordering, Reverse},
+    fmt,
+    hash::{Hash, Hasher},
+};
 
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
@@ -55,20 +59,63 @@ pub enum Awaited {
         /// As the mount has it.
         name: String,
     },
-    /// Something that many can wait for, by its address.
-    Queue {
-        /// What kind of thing.
-        kind: QueueKind,
-        /// Where.
-        #[serde(with = "crate::hex")]
-        address: u64,
-        /// The innermost function outside of the scheduler that waits for it.
-        function: String,
-    },
+    /// Something that many can wait for.
+    Queue(Queue),
     /// No more is known than the function they sleep in.
     Function(String),
     /// Nothing is known.
     Unknown,
+}
+
+/// Something that many can wait for: the same if it lies at the same address, whoever waits
+/// for it in whichever function.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Queue {
+    /// What kind of thing.
+    pub kind: QueueKind,
+    /// Where.
+    #[serde(with = "crate::hex")]
+    pub address: u64,
+    /// Which bit of the word at hand; 0 for what is none. (Recordings from before it was
+    /// written down have 0 for all.)
+    #[serde(default)]
+    pub bit: u32,
+    /// The innermost function outside of the scheduler in which the longest sleeper waits for
+    /// it: not a part of what it is.
+    pub function: String,
+}
+
+impl Queue {
+    /// What makes it the same.
+    const fn identity(&self) -> (QueueKind, u64, u32) {
+        (self.kind, self.address, self.bit)
+    }
+}
+
+impl PartialEq for Queue {
+    fn eq(&self, other: &Self) -> bool {
+        self.identity() == other.identity()
+    }
+}
+
+impl Eq for Queue {}
+
+impl Hash for Queue {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.identity().hash(state);
+    }
+}
+
+impl PartialOrd for Queue {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Queue {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.identity().cmp(&other.identity())
+    }
 }
 
 /// What tasks can queue on that is no lock.

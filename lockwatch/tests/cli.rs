@@ -159,6 +159,30 @@ fn nothing_found_in_a_recording_that_is_cut_off_is_no_all_clear() {
 }
 
 #[test]
+fn a_detector_that_is_not_asked_finds_nothing_in_a_recording() {
+    const HUNG: &str = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/recordings/every-stall/hung-folio.lwr"
+    );
+    for format in ["text", "json"] {
+        let report = ["report", HUNG, "--format", format];
+        let asked = lockwatch(&report);
+        assert_eq!(asked.status.code(), Some(1));
+        assert!(stdout(&asked).contains("hung-task"), "{}", stdout(&asked));
+        for survey in [&[][..], &["--survey", "1"]] {
+            let unasked = [&report[..], survey, &["--no-detect", "hung-task"]].concat();
+            let unasked = lockwatch(&unasked);
+            assert_eq!(unasked.status.code(), Some(0), "{}", stdout(&unasked));
+            assert!(
+                !stdout(&unasked).contains("hung-task"),
+                "{}",
+                stdout(&unasked)
+            );
+        }
+    }
+}
+
+#[test]
 fn a_recording_needs_a_file() {
     let folder = tempfile::tempdir().expect("a folder");
     let output = Command::new(env!("CARGO_BIN_EXE_lockwatch"))

@@ -18,6 +18,7 @@ use crate::{
     device::Device,
     ext2,
     fuse::{Server, Source, Tree},
+    nfs,
     scenario::NotHere,
 };
 
@@ -39,6 +40,8 @@ pub(crate) enum Kind {
     Ext2,
     /// The ext2 in this file of the lab's file system, mounted as ext4.
     Ext2In(&'static str),
+    /// NFS, from a server in the lab.
+    Nfs,
 }
 
 /// The second file system, mounted after the first.
@@ -47,6 +50,7 @@ pub(crate) struct Beside {
     /// Name of the block device it is on, if the lab knows one.
     device: Option<String>,
     server: Option<Server>,
+    nfs: Option<nfs::Server>,
 }
 
 impl Beside {
@@ -62,6 +66,7 @@ impl Beside {
             mount: at.to_owned(),
             device: None,
             server: None,
+            nfs: None,
         };
         match kind {
             Kind::Overlay => mount_overlay(at, lab)?,
@@ -77,6 +82,13 @@ impl Beside {
             Kind::Fuse(tree) => {
                 let server = Server::start(COMM, at, Source::Nothing, tree, max_delay)?;
                 beside.server = Some(server);
+            }
+            Kind::Nfs => {
+                if !is_known("nfs")? {
+                    return Err(NotHere::because("the kernel has no NFS (`modprobe nfs`)"));
+                }
+                let server = beside.nfs.insert(nfs::Server::start(max_delay)?);
+                server.mount(at)?;
             }
             Kind::OfTarget(_) => {}
         }
@@ -96,16 +108,29 @@ impl Beside {
             .context("the second file system has no server")
     }
 
+    pub(crate) fn nfs(&self) -> Result<&nfs::Server> {
+        self.nfs
+            .as_ref()
+            .context("the second file system is no NFS")
+    }
+
     /// Sets anew how late its answers may be, counted from now.
     pub(crate) fn limit(&self, max_delay: Duration) {
+        if let Some(nfs) = &self.nfs {
+            nfs.limit(max_delay);
+        }
         if let Some(server) = &self.server {
             server.limit(max_delay);
         }
     }
 
-    /// Its server, if it has one, has seen the unmount.
+    /// Its server, if it has one, has seen the unmount, or is told of it.
     pub(crate) fn has_ended(&self) -> bool {
-        self.server.as_ref().is_none_or(Server::has_ended)
+        let nfs_has_ended = self.nfs.as_ref().is_none_or(|nfs| {
+            nfs.end();
+            nfs.has_ended()
+        });
+        nfs_has_ended && self.server.as_ref().is_none_or(Server::has_ended)
     }
 }
 

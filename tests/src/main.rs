@@ -14,6 +14,7 @@ mod fuse;
 mod inherit;
 mod iterator;
 mod mapping;
+mod nfs;
 mod scenario;
 mod signals;
 mod stage;
@@ -118,7 +119,7 @@ fn perform(
         stage.rearm()?;
         let ends = *stood.insert(Instant::now()) + stage.hold;
         let ends_at_ns = clock::monotonic_ns() + stage.hold.as_nanos() as u64;
-        let hung = hanging.told(options.scenario, stage, ends_at_ns)?;
+        let hung = hanging.told(options.scenario, ends_at_ns)?;
         lab::print(&Event::Hung(Box::new(hung)))?;
         return stage.hold_until(ends, options.until_eof);
     }

@@ -54,6 +54,12 @@ impl Look {
         matches!(self.state, 'S' | 'D') && in_fuse
     }
 
+    /// Asleep until the NFS server answers.
+    pub(crate) fn waits_for_nfs(&self) -> bool {
+        let of_nfs = |frame: &String| frame.starts_with("nfs_") || frame.starts_with("rpc_");
+        self.state == 'D' && self.frames.iter().any(of_nfs)
+    }
+
     pub(crate) fn waits_for_futex(&self) -> bool {
         self.state == 'S' && self.frames.iter().any(|frame| frame.contains("futex_wait"))
     }

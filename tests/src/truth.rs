@@ -75,6 +75,8 @@ pub enum Scenario {
     HungFuseKilled,
     /// Who opens a file hangs for a page of it that is being read, without a lock
     HungFolio,
+    /// Who asks a mute NFS server for attributes or pages, without a lock
+    HungNfs,
     /// A process's mmap_lock as in mmap-read-held, a writer, and more than a thousand readers
     Incident,
 }

@@ -5,7 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use lockwatch::{
-    kernel::{btf::Btf, layout::Layout, symbols::Symbols},
+    kernel::{btf::Btf, layout::Layout, locks::RT_RWSEM_DRAINS, symbols::Symbols},
     latency::{Caller, Distribution, Measure, SeriesKey, Snapshot},
     lock::{LockKind, LockMode},
     plan::{Purpose, Wanted, plan},
@@ -17,13 +17,14 @@ use lockwatch_ebpf::stream::StreamConfig;
 use lockwatch_tests::{
     storm::{self, Storm},
     tally::Tally,
-    trial::Lab,
+    trial::{self, Lab},
     truth::{Mode, Scenario},
 };
 
 /// The stream with counting, attached.
 struct Counting {
     counts: Counts,
+    is_rt: bool,
     _probes: StreamProbes,
 }
 
@@ -37,8 +38,7 @@ impl Counting {
         let plan = plan(&offer::ask(Some(&types)), Wanted { holds: false });
         let is_end = |purpose: &Purpose| matches!(purpose, Purpose::WaitEnd { .. });
         if !plan.hooks.iter().any(|hook| is_end(&hook.purpose)) {
-            println!("skipped: no program sees waits end here: {:?}", plan.gaps);
-            return None;
+            panic!("no program sees waits end here: {:?}", plan.gaps);
         }
         let config = StreamConfig {
             ends_from_ns: u64::MAX,
@@ -47,12 +47,19 @@ impl Counting {
         };
         let mut globals = counts::globals(options, &layout, Some(&symbols)).unwrap();
         globals.config.own_tgid = 0;
+        let is_rt = layout.locks.rt_rwsem.is_some();
+        let rt_writers = if is_rt {
+            symbols.ranges_of(RT_RWSEM_DRAINS)
+        } else {
+            Vec::new()
+        };
         let mut probes =
-            StreamProbes::load(&plan, &layout.task, &config, &globals, &[], &btf).unwrap();
+            StreamProbes::load(&plan, &layout.task, &config, &globals, &rt_writers, &btf).unwrap();
         let maps = probes.take_counts().into_iter().collect();
         probes.attach().unwrap();
         Some(Self {
             counts: Counts::new(maps, options, &layout, Some(symbols)),
+            is_rt,
             _probes: probes,
         })
     }
@@ -74,6 +81,23 @@ fn of_storm() -> CountOptions {
     }
 }
 
+/// What leaves itself out where there is nothing to compare with: before the tracepoints, and
+/// on `PREEMPT_RT`.
+const TALLY: &str = "independent-tally";
+
+/// What to compare with; `None` where the tracepoints do not tell the waits by themselves.
+fn tally(counting: &Counting) -> Option<Tally> {
+    if counting.is_rt {
+        trial::is_skipped(TALLY, "a wait for an rwsem fires for the locks inside, too");
+        return None;
+    }
+    let tally = Tally::attach(storm::COMM);
+    if let Err(error) = &tally {
+        trial::is_skipped(TALLY, &format!("{error:#}"));
+    }
+    tally.ok()
+}
+
 /// All distributions of a kind and mode together.
 fn total(snapshot: &Snapshot, is_it: impl Fn(&SeriesKey) -> bool) -> Distribution {
     let mut total = Distribution::default();
@@ -86,7 +110,7 @@ fn total(snapshot: &Snapshot, is_it: impl Fn(&SeriesKey) -> bool) -> Distributio
 }
 
 /// Between the two programs at one firing lies some time; a task may even lose its CPU
-/// there.
+/// there, which is allowed for by a twentieth.
 const BETWEEN: u64 = 20_000;
 
 #[test]
@@ -96,8 +120,7 @@ fn a_storm_is_counted_to_the_last_wait() {
         let Some(counting) = Counting::attach(&of_storm()) else {
             return;
         };
-        let Ok(mut tally) = Tally::attach(storm::COMM) else {
-            println!("skipped: no contention tracepoints here, so nothing to compare with");
+        let Some(mut tally) = tally(&counting) else {
             return;
         };
         storm.run(8, Duration::from_secs(2)).unwrap();
@@ -123,7 +146,7 @@ fn a_storm_is_counted_to_the_last_wait() {
             let sum: u64 = happened.iter().sum();
             let off = sum.abs_diff(counted.sum().0);
             assert!(
-                off <= happened.len() as u64 * BETWEEN,
+                off <= happened.len() as u64 * BETWEEN + sum / 20,
                 "{sum} ns happened, {} counted: {what}",
                 counted.sum().0
             );
@@ -232,8 +255,7 @@ fn what_finds_no_room_is_counted_as_lost() {
     let Some(counting) = Counting::attach(&options) else {
         return;
     };
-    let Ok(mut tally) = Tally::attach(storm::COMM) else {
-        println!("skipped: no contention tracepoints here, so nothing to compare with");
+    let Some(mut tally) = tally(&counting) else {
         return;
     };
     Storm::MmapLock.run(8, Duration::from_secs(2)).unwrap();

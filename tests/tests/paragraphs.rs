@@ -32,7 +32,7 @@ fn every_stall_of_the_lab_in_words() {
     assert_eq!(recorded, made, "recordings, and stalls of the lab");
     for name in made {
         let reader = Reader::open(&folder.join(&name).with_extension("lwr")).unwrap();
-        let replayed = Replayed::from_reader(reader, Chosen::Worst);
+        let replayed = Replayed::from_reader(reader, Chosen::Worst, &Detectors::default());
         assert_eq!(replayed.damage, None, "{name}");
         let (_, survey) = replayed.chosen.as_ref().unwrap();
         let report = replayed.report_of(survey, &Detectors::default());

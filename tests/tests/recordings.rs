@@ -43,7 +43,7 @@ fn recordings() -> Vec<(String, PathBuf, Ready)> {
 }
 
 fn replayed(path: &Path, choice: Chosen) -> Replayed {
-    Replayed::from_reader(Reader::open(path).unwrap(), choice)
+    Replayed::from_reader(Reader::open(path).unwrap(), choice, &Detectors::default())
 }
 
 fn verdict(replayed: &Replayed, truth: &Ready) -> Verdict {

@@ -190,6 +190,13 @@ fn word(at: u64) -> u64 {
     value
 }
 
+/// The first word of the context as a plain number. As an argument of a traced function it is
+/// a typed pointer, with which verifiers allow no arithmetic (5.10–7.3).
+#[inline(always)]
+pub(crate) fn plain_argument(ctx: &impl EbpfContext) -> u64 {
+    word(ctx.as_ptr() as u64)
+}
+
 /// A return address in the first function behind those of the lock on this task's stack.
 #[inline(always)]
 fn caller_of(ctx: *mut c_void) -> u64 {

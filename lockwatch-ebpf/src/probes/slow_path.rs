@@ -14,7 +14,7 @@ use aya_ebpf::{
 };
 use lockwatch_ebpf::stream::{self as abi, WaitSite, flags, outcome};
 
-use super::{access::Word, argument::word, global::global, task, waits};
+use super::{access::Word, argument::word, counts, global::global, task, waits};
 
 #[unsafe(no_mangle)]
 static WAIT_SITES: [WaitSite; abi::WAIT_SITES] = [WaitSite {
@@ -121,6 +121,11 @@ fn begin(lock: u64, wait_flags: u32) -> i32 {
 
 #[inline(always)]
 fn end(ctx: &impl EbpfContext, lock: u64, result: i32) -> i32 {
+    let lock = if counts::are_on() {
+        counts::plain_argument(ctx)
+    } else {
+        lock
+    };
     waits::end(ctx, &waits::key(lock, bpf_get_current_pid_tgid()), result);
     0
 }

@@ -10,6 +10,7 @@ use clap::{Args, builder::NonEmptyStringValueParser};
 
 use super::{HangArgs, LockupArgs, SourceArgs, duration, tgid};
 use crate::{
+    export::otlp::Header,
     stream::counts::{CountOptions, CountsWanted},
     task::{Nanos, Tgid},
 };
@@ -18,12 +19,25 @@ use crate::{
 #[derive(Clone, Debug, Args)]
 pub struct ExportArgs {
     /// Serve OpenMetrics for Prometheus at this address: http://ADDRESS/metrics
-    #[arg(long, value_name = "ADDRESS", group = "sink")]
+    #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<SocketAddr>,
     /// Append HdrHistogram interval logs (V2) to FILE
-    #[arg(long, value_name = "FILE", group = "sink")]
+    #[arg(long, value_name = "FILE")]
     pub hdr_log: Option<PathBuf>,
-    /// How much time each interval of the log has: a kill loses at most this
+    /// Push metrics to an OpenTelemetry receiver at URL (OTLP over HTTP); without a URL, where
+    /// OTEL_EXPORTER_OTLP_ENDPOINT says, else http://localhost:4318
+    #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = "")]
+    pub otlp: Option<String>,
+    /// Send this header with each push, for an API key; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", requires = "otlp")]
+    pub otlp_header: Vec<Header>,
+    /// Tell this many callers apart in metrics, those that waited longest; 0: none
+    ///
+    /// The others are `other`. In the course of a run up to four times as many can be told
+    /// apart, as those that wait longest change: a series that was begun is never taken back.
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = callers)]
+    pub callers: usize,
+    /// How much time each interval of the log, and each push, has: a kill loses at most this
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = interval)]
     pub interval: Duration,
     /// Begin a new FILE when it is larger than this many MiB; the old one becomes FILE.1
@@ -107,6 +121,14 @@ impl CountArgs {
             },
         }
     }
+}
+
+fn callers(text: &str) -> Result<usize, String> {
+    let callers: usize = text.parse().map_err(|_| "a number from 0 to 1000")?;
+    if callers > 1_000 {
+        return Err("at most 1000: each is a series for every class and mode".to_owned());
+    }
+    Ok(callers)
 }
 
 fn interval(text: &str) -> Result<Duration, String> {

@@ -1,12 +1,14 @@
 //! `lockwatch export`: what lockwatch counts and sees, for other systems.
 
-use std::io;
+mod log;
+mod sinks;
 
-use anyhow::bail;
+use anyhow::{Context as _, ensure};
 
+use self::sinks::Sinks;
 use super::{
     Outcome,
-    watch::{self, Beside, Session, say},
+    watch::{self, say},
 };
 use crate::{cli::ExportArgs, figures::Span, task::Nanos};
 
@@ -16,12 +18,16 @@ use crate::{cli::ExportArgs, figures::Span, task::Nanos};
 /// When waits cannot be counted on this host, nothing says where to export to, or that place
 /// cannot be used.
 pub fn run(args: &ExportArgs) -> anyhow::Result<Outcome> {
-    if args.listen.is_none() && args.hdr_log.is_none() {
-        bail!("say where to: --listen 127.0.0.1:9822 for Prometheus, --hdr-log FILE for logs");
-    }
+    ensure!(
+        args.listen.is_some() || args.hdr_log.is_some() || args.otlp.is_some(),
+        "say where to: --listen 127.0.0.1:9822 for Prometheus, --otlp http://127.0.0.1:4318 for \
+         OpenTelemetry, --hdr-log FILE for a log"
+    );
     let found = watch::export(args, &args.counts.options(), async |said, gaps| {
+        let sinks = Sinks::open(args).await.context("export")?;
         say(&format!(
-            "exporting: stalls are waits of {} and longer; {}",
+            "exporting: {}; stalls are waits of {} and longer; {}",
+            sinks.said().join("; "),
             Span(Nanos::from_duration(args.threshold)),
             said.join("; ")
         ));
@@ -31,44 +37,11 @@ pub fn run(args: &ExportArgs) -> anyhow::Result<Outcome> {
                 gap.missing, gap.why, gap.cost
             ));
         }
-        Ok(Sinks {
-            timer: tokio::time::interval(args.interval),
-        })
+        Ok(sinks)
     })?;
     Ok(if found {
         Outcome::Stall
     } else {
         Outcome::Clear
     })
-}
-
-/// Where it goes to.
-struct Sinks {
-    timer: tokio::time::Interval,
-}
-
-impl Beside for Sinks {
-    async fn ready(&mut self) {
-        self.timer.tick().await;
-    }
-
-    fn act(&mut self, session: &mut Session) -> io::Result<()> {
-        let state = session.state()?;
-        for (key, d) in &state.latency.series {
-            eprintln!(
-                "{:?} n={} p50={} p99={} max={} sum={}",
-                key,
-                d.count(),
-                d.quantile(0.5).0,
-                d.quantile(0.99).0,
-                d.max().0,
-                d.sum().0
-            );
-        }
-        eprintln!(
-            "{:?} {:?} {:?} {:?}",
-            state.cost, state.latency.lost, state.stalls, state.roots
-        );
-        Ok(())
-    }
 }

@@ -46,11 +46,11 @@ pub fn run(args: &ReportArgs) -> anyhow::Result<Outcome> {
         (None, Some(at)) => Chosen::At(at),
         (None, None) => Chosen::Worst,
     };
-    let replayed = Replayed::from_reader(reader, choice);
+    let detectors = args.detect.detectors();
+    let replayed = Replayed::from_reader(reader, choice, &detectors);
     if let Some(damage) = &replayed.damage {
         tracing::warn!("{file}: {damage}");
     }
-    let detectors = args.detect.detectors();
     let report = replayed
         .chosen
         .as_ref()
@@ -153,7 +153,7 @@ fn write_hangs(
         });
         match (&report, finding) {
             (Some(report), Some(finding)) => text::write_finding(out, report, finding, style)?,
-            // Its detector is not asked.
+            // Its survey is not kept.
             _ => writeln!(out, "{}", printable(&hang.sentence))?,
         }
     }

@@ -21,7 +21,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, ensure};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::sleep,
@@ -35,12 +35,14 @@ pub(super) use self::{
 };
 use super::{Outcome, allow_closed_pipe, lock_memory, priority::be_real_time, recorder::Recorder};
 use crate::{
-    cli::{self, ExportArgs, RecordArgs, WatchArgs},
-    detect::Detectors,
+    cli::{self, ExportArgs, RecordArgs, SourceArgs, WatchArgs},
+    detect::{Detectors, Thresholds},
     figures::Span,
+    latency::Snapshot,
     plan::Gap,
     recording::Header,
     stream::counts::CountOptions,
+    task::Nanos,
 };
 
 /// The graph is brought up to date this many times within the threshold …
@@ -59,21 +61,24 @@ pub fn run(args: &WatchArgs) -> anyhow::Result<Outcome> {
 }
 
 async fn watch(args: &WatchArgs) -> anyhow::Result<Outcome> {
+    let detectors = args.detect.detectors();
     let thresholds = cli::thresholds(args.threshold, args.hang, Some(args.lockup));
-    let threshold = thresholds.wait;
+    let thresholds = detectors.asked(thresholds);
     be_real_time(args.sources.priority)?;
     // Everything is loaded and attached before the first wait is looked at: later,
     // on a host that hangs, it might not be possible.
     let sources = Sources::open(thresholds, &args.sources, None)?;
     let stdout = Box::new(io::BufWriter::new(io::stdout()));
-    let mut output = Output::new(stdout, args.format, args.look.for_stdout(), thresholds);
-    let reports = Reports::new(thresholds, args.detect.detectors());
+    let mut output = Output::new(stdout, args.format, args.look.for_stdout());
+    let reports = Reports::new(thresholds, detectors);
+    let told = sources.tell(thresholds);
     output
-        .watching(&sources.said, &sources.gaps)
+        .watching(told, &sources.said, &sources.gaps)
         .context("write to standard output")?;
     say(&format!(
-        "watching: waits of {} and longer; {}",
-        Span(threshold),
+        "watching: waits of {} and longer; {}; {}",
+        Span(told.wait),
+        words::of_hangs(told),
         sources.said.join("; ")
     ));
     for gap in &sources.gaps {
@@ -144,21 +149,56 @@ pub(super) fn export<B: Beside>(
         let thresholds = cli::thresholds(args.threshold, args.hang, Some(args.lockup));
         be_real_time(args.sources.priority)?;
         let sources = Sources::open(thresholds, &args.sources, Some(counting))?;
-        if sources.counts.is_none() {
-            bail!("waits cannot be counted on this host: `lockwatch check` says what it does not allow");
-        }
+        ensure!(sources.counts.is_some(), CANNOT_COUNT);
         let mut beside = start(&sources.said, &sources.gaps).await?;
         lock_memory();
         let reports = Reports::new(thresholds, Detectors::default());
         let filter = Filter::default();
         let mut session = Session::new(thresholds, filter, reports, None, None, sources);
         let followed = follow(&mut session, args.threshold, args.duration, &mut beside).await;
-        // What was counted last, whatever ended the run.
-        let last = session.report_rest().and_then(|()| beside.act(&mut session));
-        followed.and(last).context("export")?;
+        // What was counted last is told, whatever ended the run.
+        let rest = session.report_rest();
+        let last = beside.finish(&mut session).await;
+        followed.and(rest).and(last).context("export")?;
         Ok(session.has_found())
     })
 }
+
+/// Counts waits, and holds where they are tracked, for this long or until interrupted; and
+/// what of them cannot be known here.
+///
+/// # Errors
+/// When waits cannot be counted on this host.
+pub(super) fn count(
+    args: &SourceArgs,
+    counting: &CountOptions,
+    time: Duration,
+) -> anyhow::Result<(Snapshot, Vec<Gap>)> {
+    event_loop()?.block_on(async {
+        be_real_time(args.priority)?;
+        let sources = Sources::open(Thresholds::NONE, args, Some(counting))?;
+        let counts = sources.counts.context(CANNOT_COUNT)?;
+        let mut interrupted = signal(SignalKind::interrupt())?;
+        let mut terminated = signal(SignalKind::terminate())?;
+        say(&format!(
+            "counting for {}; {}",
+            Span(Nanos::from_duration(time)),
+            sources.said.join("; ")
+        ));
+        lock_memory();
+        tokio::select! {
+            () = sleep(time) => {}
+            _ = interrupted.recv() => {}
+            _ = terminated.recv() => {}
+        }
+        let counted = counts.snapshot().context("cannot read the counts")?;
+        Ok((counted, sources.gaps))
+    })
+}
+
+/// Why nothing is counted, and what to do.
+const CANNOT_COUNT: &str =
+    "waits cannot be counted on this host: `lockwatch check` says what it does not allow";
 
 fn event_loop() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
@@ -185,6 +225,12 @@ pub(super) trait Beside {
     /// # Errors
     /// What ends the run.
     fn act(&mut self, session: &mut Session) -> io::Result<()>;
+
+    /// The run is over, and all that was seen is known.
+    ///
+    /// # Errors
+    /// What the run's end should tell.
+    async fn finish(self, session: &mut Session) -> io::Result<()>;
 }
 
 /// Nothing.
@@ -196,6 +242,10 @@ impl Beside for Alone {
     }
 
     fn act(&mut self, _: &mut Session) -> io::Result<()> {
+        Ok(())
+    }
+
+    async fn finish(self, _: &mut Session) -> io::Result<()> {
         Ok(())
     }
 }

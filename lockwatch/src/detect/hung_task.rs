@@ -191,16 +191,12 @@ pub fn awaited_name(awaits: &Awaited, name: Option<&str>) -> String {
         Awaited::Device(device) => format!("block device {device}"),
         Awaited::Server { fstype, name } if name.is_empty() => format!("a server of {fstype}"),
         Awaited::Server { fstype, name } => format!("{fstype} server {name}"),
-        Awaited::Queue {
-            kind,
-            address,
-            function,
-        } if function.is_empty() => format!("{kind} {address:#x}"),
-        Awaited::Queue {
-            kind,
-            address,
-            function,
-        } => format!("{kind} {address:#x} in {function}"),
+        Awaited::Queue(queue) if queue.function.is_empty() => {
+            format!("{} {:#x}", queue.kind, queue.address)
+        }
+        Awaited::Queue(queue) => {
+            format!("{} {:#x} in {}", queue.kind, queue.address, queue.function)
+        }
         Awaited::Function(function) => format!("a wait in {function}"),
         Awaited::Unknown => "something unknown".to_owned(),
     }

@@ -160,6 +160,14 @@ pub struct Thresholds {
 }
 
 impl Thresholds {
+    /// Nothing is ever found.
+    pub const NONE: Self = Self {
+        wait: Nanos(u64::MAX),
+        hung_task: None,
+        soft_lockup: None,
+        hard_lockup: None,
+    };
+
     /// Of lock waits this one, of everything else those that the kernel begins with
     /// (kernel/hung_task.c, kernel/watchdog.c: 120 s, 2 × 10 s, 10 s).
     pub const fn of_waits(wait: Nanos) -> Self {
@@ -219,6 +227,31 @@ impl Detectors {
                 && !without.contains(&detector.name())
         };
         Self(ALL.iter().filter(is_asked).copied().collect())
+    }
+
+    /// Those of them that have one of these names.
+    #[must_use]
+    pub fn among(&self, names: &[&str]) -> Self {
+        let asked = self.0.iter().copied();
+        Self(asked.filter(|it| names.contains(&it.name())).collect())
+    }
+
+    /// Whether the one of this name is among them.
+    pub fn asks(&self, name: &str) -> bool {
+        self.0.iter().any(|detector| detector.name() == name)
+    }
+
+    /// These thresholds, off where nobody asks.
+    pub fn asked(&self, thresholds: Thresholds) -> Thresholds {
+        let asked = |detector: &dyn Detector, threshold: Option<Nanos>| {
+            threshold.filter(|_| self.asks(detector.name()))
+        };
+        Thresholds {
+            wait: thresholds.wait,
+            hung_task: asked(&HungTask, thresholds.hung_task),
+            soft_lockup: asked(&SoftLockup, thresholds.soft_lockup),
+            hard_lockup: asked(&HardLockup, thresholds.hard_lockup),
+        }
     }
 
     /// What they find, the most severe first; of equal severity, circles first, then what

@@ -512,3 +512,18 @@ fn a_threshold_decides_what_hangs_and_none_lets_nothing_hang() {
     assert_eq!(hung(Some(Nanos(372 * SEC))), [1]);
     assert_eq!(hung(Some(Nanos(373 * SEC))), [0; 0]);
 }
+
+#[test]
+fn a_threshold_of_a_detector_that_is_not_asked_is_off() {
+    let all = Thresholds::of_waits(Nanos(1));
+    assert_eq!(Detectors::default().asked(all), all);
+    let some = Detectors::selected(&[], &["hung-task", "hard-lockup"]);
+    let asked = some.asked(all);
+    assert_eq!((asked.wait, asked.soft_lockup), (all.wait, all.soft_lockup));
+    assert_eq!((asked.hung_task, asked.hard_lockup), (None, None));
+    let off = Thresholds {
+        soft_lockup: None,
+        ..all
+    };
+    assert_eq!(Detectors::default().asked(off), off);
+}

@@ -2,6 +2,9 @@
 //! each a pure function of a [`State`].
 
 pub mod hdr_log;
+pub mod http;
+pub mod open_metrics;
+pub mod otlp;
 
 use std::time::Duration;
 

@@ -47,6 +47,7 @@ fn has_hypervisor(cpuinfo: &str) -> bool {
 /// `cpuN user nice system idle iowait irq softirq steal guest guest_nice` (fs/proc/stat.c);
 /// the times of guests are in those of users.
 fn parse_times(stat: &str) -> BTreeMap<u32, CpuTimes> {
+    const IDLE: std::ops::RangeInclusive<usize> = 3..=4;
     const STEAL: usize = 7;
     stat.lines()
         .filter_map(|line| {
@@ -63,6 +64,7 @@ fn parse_times(stat: &str) -> BTreeMap<u32, CpuTimes> {
                 CpuTimes {
                     all: own.iter().sum(),
                     stolen: own[STEAL],
+                    idle: own[IDLE].iter().sum(),
                 },
             ))
         })
@@ -95,13 +97,15 @@ mod tests {
 
     #[test]
     fn times_of_each_cpu_and_not_of_all() {
-        let stat = "cpu  100 0 50 800 0 0 0 50 0 0\n\
+        let stat = "cpu  100 0 50 790 10 0 0 50 0 0\n\
                     cpu0 60 0 20 400 0 0 0 20 7 0\n\
-                    cpu12 40 0 30 400 0 0 0 30 0 0\n\
+                    cpu12 40 0 30 390 10 0 0 30 0 0\n\
                     intr 12 3\nctxt 5\n";
         let times = parse_times(stat);
-        let expected = [(0, (500, 20)), (12, (500, 30))]
-            .map(|(cpu, (all, stolen))| (cpu, CpuTimes { all, stolen }));
+        let expected = [(0, (500, 20)), (12, (500, 30))].map(|(cpu, (all, stolen))| {
+            let idle = 400;
+            (cpu, CpuTimes { all, stolen, idle })
+        });
         assert_eq!(times, BTreeMap::from(expected));
         assert_eq!(
             parse_times("cpu0 1 2 3\n"),

@@ -14,7 +14,7 @@ use lockwatch_ebpf::{
 use super::{
     layout::Layout,
     locks::{locks_a_pipe, locks_a_vma},
-    sleep_frames::ASK_FOR_OTHERS,
+    sleep_frames::{ASK_FOR_OTHERS, is_lock_function},
     symbols::Symbols,
 };
 use crate::lock::{LockClass, LockKind};
@@ -145,11 +145,17 @@ pub fn lock_code(symbols: &Symbols) -> Vec<Range<u64>> {
     let is_new = |ranges: &[Range<u64>], range: &Range<u64>| {
         !ranges.iter().any(|known| known.contains(&range.start))
     };
-    for names in [&OUTSIDE[..], &TRACING, ASK_FOR_OTHERS] {
-        for range in symbols.ranges_of(names) {
-            if is_new(&ranges, &range) {
-                ranges.push(range);
-            }
+    let is_part = |stem: &str| {
+        // By this caller the class of the lock is told, see `by_caller`.
+        let is_lock = is_lock_function(stem) && !locks_a_vma(stem);
+        is_lock
+            || OUTSIDE.contains(&stem)
+            || TRACING.contains(&stem)
+            || ASK_FOR_OTHERS.contains(&stem)
+    };
+    for range in symbols.ranges_where(is_part) {
+        if is_new(&ranges, &range) {
+            ranges.push(range);
         }
     }
     ranges.sort_unstable_by_key(|range| range.start);

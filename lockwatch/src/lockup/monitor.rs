@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{CpuBeat, CpuTimes, LockupKind, Pace, Readings, Suspect};
+use super::{CpuBeat, CpuTimes, LockupKind, Mode, Pace, Readings, Suspect};
 use crate::{
     detect::Thresholds,
     figures::{Count, Span},
@@ -31,7 +31,9 @@ const TIMES_APART: u64 = 1_000_000_000;
 ///   the same task, no context switch, and a reschedule pending. The idle task counts too,
 ///   for it never keeps a CPU that another task is to get: then an interrupt or soft
 ///   interrupt is on top of it. Where it is not known whether a reschedule was pending, being
-///   in the kernel is enough to be suspected.
+///   in the kernel is enough to be suspected. It is over with the first sample that shows
+///   something else, or, without any (CPUs that idle may not beat), once the CPU is seen to
+///   have idled since: it stood until its last sample then.
 /// - **Hard**: the CPU is online and has not beaten for the threshold, while at least one
 ///   other CPU has, without a gap: so it is not the machine that stood still, nor are we late.
 ///   Its timer interrupts, where they are counted, have stopped too: so it is not our sampler
@@ -44,7 +46,9 @@ pub struct Monitor {
     /// CPUs that were suspected of a hard lockup, with the last beat before it: until they
     /// beat again, they are.
     silent: BTreeMap<u32, u64>,
-    /// Readings of times, the oldest first.
+    /// CPUs that have idled since their last sample, with its time.
+    idled: BTreeMap<u32, u64>,
+    /// Readings of times, each with when it was taken, the oldest first.
     times: VecDeque<(u64, Arc<BTreeMap<u32, CpuTimes>>)>,
 }
 
@@ -78,6 +82,7 @@ impl Monitor {
             pace: Pace::of(thresholds),
             late: BTreeMap::new(),
             silent: BTreeMap::new(),
+            idled: BTreeMap::new(),
             times: VecDeque::new(),
         }
     }
@@ -88,6 +93,7 @@ impl Monitor {
         let mut suspects = Vec::new();
         for (&cpu, beat) in &readings.beats {
             let timer = self.timer(cpu, beat, readings);
+            self.follow_idling(cpu, beat, readings);
             // A CPU that goes offline or comes online stands still for that.
             if !readings.online.contains(&cpu) || beat.hotplugged_ns > beat.last_ns {
                 continue;
@@ -111,6 +117,9 @@ impl Monitor {
         let threshold = self.thresholds.soft_lockup?;
         let run = beat.run();
         if run.samples == 0 || run.counted < threshold {
+            return None;
+        }
+        if self.idled.contains_key(&cpu) {
             return None;
         }
         let silent = Nanos::between(beat.last_ns, readings.now_ns);
@@ -198,6 +207,7 @@ impl Monitor {
         Some(Suspect {
             kind: LockupKind::Hard,
             since_ns: beat.last_ns,
+            until_ns: readings.now_ns,
             ..Self::suspect(cpu, beat, unknown)
         })
     }
@@ -213,6 +223,7 @@ impl Monitor {
             cpu,
             kind: LockupKind::Soft,
             since_ns: beat.last_ns,
+            until_ns: beat.last_ns,
             task: beat.task.clone(),
             samples: beat.stacks.clone(),
             is_reschedule_known: beat.is_pending.is_some(),
@@ -252,11 +263,30 @@ impl Monitor {
         }
     }
 
+    /// Notes a CPU that has idled since its last sample, if that was of a task: no run of
+    /// samples with one task and no context switch has idle time in it. (Of a soft interrupt on
+    /// top of the idle task that cannot be said: the kernel may count it as idle,
+    /// `tick_nohz_irq_exit` in kernel/time/tick-sched.c.)
+    fn follow_idling(&mut self, cpu: u32, beat: &CpuBeat, readings: &Readings) {
+        if self.idled.get(&cpu).is_some_and(|&at| at != beat.last_ns) {
+            self.idled.remove(&cpu);
+        }
+        let idle = |times: &BTreeMap<u32, CpuTimes>| times.get(&cpu).map(|times| times.idle);
+        let began_ns = beat.last_ns.saturating_sub(beat.run().lasted.0);
+        let mut within = self.times.iter().filter(|(at_ns, _)| *at_ns >= began_ns);
+        let then = within.find_map(|(_, times)| idle(times));
+        let now = idle(&readings.times);
+        let has_idled = then.zip(now).is_some_and(|(then, now)| now > then);
+        if beat.mode != Mode::Idle && beat.run().samples > 0 && has_idled {
+            self.idled.insert(cpu, beat.last_ns);
+        }
+    }
+
     fn keep_times(&mut self, readings: &Readings) {
         let is_due = self
             .times
             .back()
-            .is_none_or(|(at_ns, _)| readings.now_ns >= at_ns.saturating_add(TIMES_APART));
+            .is_none_or(|(at_ns, _)| readings.times_ns >= at_ns.saturating_add(TIMES_APART));
         if !is_due || readings.times.is_empty() {
             return;
         }
@@ -264,7 +294,7 @@ impl Monitor {
             self.times.pop_front();
         }
         self.times
-            .push_back((readings.now_ns, Arc::clone(&readings.times)));
+            .push_back((readings.times_ns, Arc::clone(&readings.times)));
     }
 
     /// Says so if much time was stolen from this CPU, or from all together, within this
@@ -291,6 +321,7 @@ impl Monitor {
                 .fold(CpuTimes::default(), |sum, cpu| CpuTimes {
                     all: sum.all + cpu.all,
                     stolen: sum.stolen + cpu.stolen,
+                    idle: sum.idle + cpu.idle,
                 })
         });
         let (percent, whose) = if own > STOLEN_PERCENT {

@@ -24,6 +24,9 @@ pub struct Readings {
     pub beats: BTreeMap<u32, CpuBeat>,
     /// Where the time of each CPU has gone, ever.
     pub times: Arc<BTreeMap<u32, CpuTimes>>,
+    /// `CLOCK_MONOTONIC` ns, before [`Self::times`] was read: that may be from a reading
+    /// before.
+    pub times_ns: u64,
     /// Timer interrupts of each CPU, ever, where the kernel counts them; read only while
     /// some CPU is late.
     pub timer_interrupts: BTreeMap<u32, u64>,
@@ -39,6 +42,10 @@ pub struct CpuTimes {
     /// Another machine of the host ran instead, in clock ticks. A CPU counts it itself, and
     /// so not while it does not run.
     pub stolen: u64,
+    /// It idled, waiting for I/O or not, in clock ticks. Of a CPU that idles just now the
+    /// kernel adds that time when it is asked (`get_idle_time` in fs/proc/stat.c, where there
+    /// is nohz): that it goes on needs no timer of that CPU.
+    pub idle: u64,
 }
 
 /// What is sampled of one CPU.

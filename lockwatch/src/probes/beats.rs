@@ -199,7 +199,14 @@ impl BeatProbes {
         } else {
             BTreeMap::new()
         };
-        if self.times.1.is_empty() || Nanos::between(self.times.0, now_ns) >= TIMES_EVERY {
+        // A long run without a sample: over, if the CPU idles now.
+        let may_idle = |slot: &Beat| {
+            Nanos::between(slot.last.at_ns, now_ns) > self.pace.gap && self.is_long(slot)
+        };
+        if self.times.1.is_empty()
+            || Nanos::between(self.times.0, now_ns) >= TIMES_EVERY
+            || slots.values().any(may_idle)
+        {
             let times = cpus::times()
                 .inspect_err(|error| tracing::debug!("cannot read times: {error}"))
                 .unwrap_or_default();
@@ -218,6 +225,7 @@ impl BeatProbes {
             online,
             beats,
             times: Arc::clone(&self.times.1),
+            times_ns: self.times.0,
             timer_interrupts,
             is_virtual: self.is_virtual,
         })
@@ -337,14 +345,15 @@ impl BeatProbes {
         None
     }
 
+    /// Whether it may become a lockup, so that stacks are kept of it.
+    fn is_long(&self, slot: &Beat) -> bool {
+        let run = slot.run();
+        run.samples > 1 && run.counted_ns >= self.pace.stacks_after.0
+    }
+
     /// The stacks of runs that may become lockups, by CPU. Takes out those of runs that
     /// have ended.
     fn read_stacks(&mut self, slots: &BTreeMap<u32, Beat>) -> BTreeMap<u32, Vec<Sample>> {
-        let after_ns = self.pace.stacks_after.0;
-        let is_long = |slot: &Beat| {
-            let run = slot.run();
-            run.samples > 1 && run.counted_ns >= after_ns
-        };
         let is_clean = |(cpu, slot): (&u32, &Beat)| {
             self.cleaned.get(cpu).copied().unwrap_or(0) == slot.kept_stacks
         };
@@ -358,7 +367,7 @@ impl BeatProbes {
             let Some(slot) = slots.get(&key.0.cpu) else {
                 continue;
             };
-            if !is_long(slot) {
+            if !self.is_long(slot) {
                 over.push(key);
                 continue;
             }
@@ -381,7 +390,7 @@ impl BeatProbes {
             // Not there: a walk that started over had it twice.
             let _ = self.stacks.remove(&key);
         }
-        let ended = slots.iter().filter(|(_, slot)| !is_long(slot));
+        let ended = slots.iter().filter(|(_, slot)| !self.is_long(slot));
         let ended: Vec<(u32, u64)> = ended.map(|(&cpu, slot)| (cpu, slot.kept_stacks)).collect();
         self.cleaned.extend(ended);
         found

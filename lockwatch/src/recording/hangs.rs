@@ -44,11 +44,12 @@ pub struct Hangs {
 }
 
 impl Hangs {
-    pub(super) fn new(thresholds: Thresholds) -> Self {
+    /// Of these detectors, those that know what hangs.
+    pub(super) fn new(thresholds: Thresholds, detectors: &Detectors) -> Self {
         let names = [HungTask.name(), SoftLockup.name(), HardLockup.name()];
         Self {
             thresholds,
-            detectors: Detectors::selected(&names, &[]),
+            detectors: detectors.among(&names),
             found: Vec::new(),
             count: 0,
             standing: BTreeMap::new(),

@@ -7,10 +7,11 @@ use std::{
 
 use super::{Damage, End, Hangs, Header, Reader, Record};
 use crate::{
-    detect::{Detectors, Thresholds},
+    detect::{Detector as _, Detectors, HardLockup, HungTask, SoftLockup, Thresholds},
     figures::Count,
     graph::{Change, Facts, Input, Stall, WaitGraph, timeline::Timeline},
     lock::LockClass,
+    lockup::{Lockup, LockupKind},
     report::{Report, Source},
     stream::{Event, Lost},
     survey::Survey,
@@ -91,15 +92,21 @@ pub struct Replayed {
 }
 
 impl Replayed {
-    /// Plays a recording back to its end, or as far as it can be read.
-    pub fn from_reader<R: BufRead>(reader: Reader<R>, choice: Chosen) -> Self {
-        Self::within(reader, choice, SURVEYS_MAX)
+    /// Plays a recording back to its end, or as far as it can be read. What the detectors say
+    /// hangs is counted, and makes a survey worse.
+    pub fn from_reader<R: BufRead>(
+        reader: Reader<R>,
+        choice: Chosen,
+        detectors: &Detectors,
+    ) -> Self {
+        Self::within(reader, choice, detectors, SURVEYS_MAX)
     }
 
     /// As [`Self::from_reader`], with so many bytes of surveys at a time.
     pub(super) fn within<R: BufRead>(
         mut reader: Reader<R>,
         choice: Chosen,
+        detectors: &Detectors,
         surveys_max: usize,
     ) -> Self {
         let header = reader.header().clone();
@@ -108,7 +115,7 @@ impl Replayed {
             graph: WaitGraph::new(threshold),
             ended: Vec::new(),
             ended_count: 0,
-            hangs: Hangs::new(header.thresholds()),
+            hangs: Hangs::new(header.thresholds(), detectors),
             surveys: 0,
             events: 0,
             chosen: None,
@@ -139,7 +146,7 @@ impl Replayed {
                     uncounted += 1;
                     if let Input::Survey(survey) = &input {
                         kept.add(survey, reader.line_len());
-                        replayed.choose(choice, survey, &mut worst);
+                        replayed.choose(choice, survey, &mut worst, detectors);
                     }
                     replayed.take(input);
                 }
@@ -230,12 +237,18 @@ impl Replayed {
         }
     }
 
-    fn choose(&mut self, choice: Chosen, survey: &Arc<Survey>, worst: &mut Worst) {
+    fn choose(
+        &mut self,
+        choice: Chosen,
+        survey: &Arc<Survey>,
+        worst: &mut Worst,
+        detectors: &Detectors,
+    ) {
         let number = self.surveys + 1;
         let wanted = match choice {
             Chosen::Number(wanted) => number == wanted,
             Chosen::At(at) => survey.taken_at <= at,
-            Chosen::Worst => worst.is_as_bad(survey, &self.header.thresholds()),
+            Chosen::Worst => worst.is_as_bad(survey, &self.header.thresholds(), detectors),
         };
         if wanted {
             self.chosen = Some((number, Arc::clone(survey)));
@@ -278,7 +291,8 @@ impl Replayed {
         lines
     }
 
-    /// True if a stall stood or ended during the recording, or a task or a CPU hung.
+    /// True if a stall stood or ended during the recording, or a task or a CPU hung, as far as
+    /// its detector was asked.
     pub fn has_stall(&self) -> bool {
         self.ended_count > 0 || self.hangs.count > 0 || !self.graph.stalls().is_empty()
     }
@@ -327,7 +341,12 @@ struct Worst(usize);
 
 impl Worst {
     /// True if this one is at least as bad.
-    fn is_as_bad(&mut self, survey: &Survey, thresholds: &Thresholds) -> bool {
+    fn is_as_bad(
+        &mut self,
+        survey: &Survey,
+        thresholds: &Thresholds,
+        detectors: &Detectors,
+    ) -> bool {
         let stalled = survey
             .locks
             .iter()
@@ -336,9 +355,17 @@ impl Worst {
             .flat_map(|lock| &lock.waiters)
             .filter(|waiter| !waiter.granted)
             .count();
+        let counts = detectors.asks(HungTask.name());
         let sleepers = survey.sleepers.iter();
-        let hung = sleepers.filter(|it| it.hangs(thresholds.hung_task));
-        let bad = blocked.max(hung.count()) + survey.lockups.len();
+        let hung = sleepers.filter(|it| counts && it.hangs(thresholds.hung_task));
+        let counts = |lockup: &&Lockup| {
+            detectors.asks(match lockup.kind {
+                LockupKind::Soft => SoftLockup.name(),
+                LockupKind::Hard => HardLockup.name(),
+            })
+        };
+        let lockups = survey.lockups.iter().filter(counts);
+        let bad = blocked.max(hung.count()) + lockups.count();
         let is_as_bad = bad >= self.0;
         self.0 = self.0.max(bad);
         is_as_bad

@@ -247,8 +247,7 @@ proptest! {
             Ok(mut reader) => {
                 let replayed = Replayed::from_reader(
                     Reader::new(file.as_slice()).unwrap(),
-                    Chosen::Worst,
-                );
+                    Chosen::Worst, &Detectors::default());
                 let read: Vec<Record> = reader.by_ref().collect();
                 prop_assert_eq!(replayed.damage.as_ref(), reader.damage());
                 // Some bits of gzip mean nothing.
@@ -272,7 +271,7 @@ proptest! {
         bytes.splice(cut..end, new.bytes());
         let file = packed(&String::from_utf8_lossy(&bytes));
         if let Ok(reader) = Reader::new(file.as_slice()) {
-            let replayed = Replayed::from_reader(reader, Chosen::Worst);
+            let replayed = Replayed::from_reader(reader, Chosen::Worst, &Detectors::default());
             if let Some((_, survey)) = &replayed.chosen {
                 replayed.report_of(survey, &Detectors::default());
             }
@@ -424,7 +423,7 @@ fn the_worst_survey_is_reported_unless_another_is_asked_for() {
     let file = written(&records);
     let chosen = |choice| {
         let reader = Reader::new(file.as_slice()).unwrap();
-        let replayed = Replayed::from_reader(reader, choice);
+        let replayed = Replayed::from_reader(reader, choice, &Detectors::default());
         replayed.chosen.map(|(number, _)| number)
     };
     assert_eq!(chosen(Chosen::Worst), Some(2));
@@ -435,12 +434,44 @@ fn the_worst_survey_is_reported_unless_another_is_asked_for() {
 }
 
 #[test]
+fn what_hangs_counts_if_its_detector_is_asked() {
+    let lockups = example::hard_lockup();
+    let hung = example::hung_without_locks();
+    let detectors = |without: &[&str]| Detectors::selected(&[], without);
+    for (survey, detector) in [(lockups, "hard-lockup"), (hung, "hung-task")] {
+        let mut records = surveyed(&Arc::new(survey.clone()));
+        let mut next = example::no_stall();
+        next.taken_at_ns += SEC;
+        records.extend(surveyed(&Arc::new(next)));
+        let file = written(&records);
+        let replayed = |detectors: &Detectors| {
+            let reader = Reader::new(file.as_slice()).unwrap();
+            Replayed::from_reader(reader, Chosen::Worst, detectors)
+        };
+        let asked = replayed(&detectors(&["soft-lockup"]));
+        assert!(asked.has_stall(), "{detector}");
+        assert_eq!(asked.hangs.found[0].detector, detector);
+        assert_eq!(asked.chosen.as_ref().unwrap().0, 1);
+        assert!(asked.report_of(&survey, &Detectors::default()).has_stall());
+        let without = detectors(&[detector]);
+        let unasked = replayed(&without);
+        assert!(!unasked.has_stall(), "{detector}");
+        assert_eq!(
+            unasked.chosen.as_ref().unwrap().0,
+            2,
+            "the last, not the worst"
+        );
+        assert!(!unasked.report_of(&survey, &without).has_stall());
+    }
+}
+
+#[test]
 fn a_report_says_that_it_is_of_a_recording_and_what_that_lacks() {
     let mut records = surveyed(&Arc::new(example::incident()));
     records.push(Record::Missing(2));
     let file = written(&records);
     let reader = Reader::new(&file[..file.len() - 12]).unwrap();
-    let replayed = Replayed::from_reader(reader, Chosen::Worst);
+    let replayed = Replayed::from_reader(reader, Chosen::Worst, &Detectors::default());
     let (_, survey) = replayed.chosen.as_ref().unwrap();
     let report = replayed.report_of(survey, &Detectors::default());
     assert_eq!(report.coverage.source, crate::report::Source::Recording);
@@ -457,7 +488,7 @@ fn times_that_no_run_can_have_seen_are_damage() {
     let replayed = |record: Record| {
         let file = written(&[record]);
         let reader = Reader::new(file.as_slice()).unwrap();
-        let replayed = Replayed::from_reader(reader, Chosen::Worst);
+        let replayed = Replayed::from_reader(reader, Chosen::Worst, &Detectors::default());
         (replayed.length(), replayed.damage.map(|damage| damage.why))
     };
     let (length, why) = replayed(Record::Input(Input::Clock(u64::MAX)));
@@ -488,7 +519,7 @@ fn surveys_are_kept_only_while_a_stall_needs_them_and_never_without_bound() {
     let replayed = |records: &[Record]| {
         let file = written(records);
         let reader = Reader::new(file.as_slice()).unwrap();
-        Replayed::within(reader, Chosen::Worst, 50_000)
+        Replayed::within(reader, Chosen::Worst, &Detectors::default(), 50_000)
     };
     assert_eq!(replayed(&of_one).damage, None);
     // Each survey is the last that saw its lock, and each wait goes on.

@@ -16,6 +16,7 @@ mod lock;
 pub mod lockup;
 pub mod next;
 pub mod over_time;
+mod own_stacks;
 pub mod perfetto;
 pub mod recordings;
 pub mod schema;
@@ -36,6 +37,7 @@ pub use hung::{Awaits, Hung, HungTask};
 pub use lock::{BlockDevice, Evidence, Holder, Lock, Object, Stuck, Waiter};
 pub use lockup::Lockup;
 pub use next::Next;
+pub use own_stacks::{HasStacks, OwnStacks};
 use schemars::JsonSchema;
 use serde::Serialize;
 pub use ways_out::WayOut;
@@ -212,7 +214,20 @@ impl Report {
         self.stalled_locks().next().is_some()
             || self.deadlocks().next().is_some()
             || self.hangs().next().is_some()
-            || !self.lockups.is_empty()
+            || self.locked_cpus().next().is_some()
+    }
+
+    /// The CPUs that do not go on and whose detector was asked.
+    pub fn locked_cpus(&self) -> impl Iterator<Item = &Lockup> {
+        let subjects = self.findings.iter().map(|finding| &finding.subject);
+        let told: BTreeSet<u32> = subjects
+            .filter_map(|subject| match subject {
+                Some(Subject::Cpu(cpu)) => Some(*cpu),
+                _ => None,
+            })
+            .collect();
+        let is_told = move |lockup: &&Lockup| told.contains(&lockup.cpu);
+        self.lockups.iter().filter(is_told)
     }
 
     /// The groups of hanging tasks that the detector was asked for.

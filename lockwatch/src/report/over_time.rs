@@ -44,6 +44,16 @@ impl Standing {
     }
 }
 
+/// A finding that is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// What stood.
+    pub standing: Standing,
+    /// How long: of tasks at most, for the look that found them gone came later; of a CPU up
+    /// to the last sample that showed it.
+    pub length: Nanos,
+}
+
 /// A finding to be reported.
 #[derive(Debug)]
 pub struct Due<'a> {
@@ -72,7 +82,7 @@ impl Findings {
         report: &'a Report,
         is_asked_for: impl Fn(&Finding) -> bool,
         now_ns: u64,
-    ) -> (Vec<Due<'a>>, Vec<Standing>) {
+    ) -> (Vec<Due<'a>>, Vec<Ended>) {
         let mut due = Vec::new();
         let mut ended = Vec::new();
         if survey.can_tell_ends() {
@@ -83,7 +93,11 @@ impl Findings {
                 matches!(standing.subject, Subject::Awaited(_))
                     && !found.contains(&standing.subject)
             };
-            ended.extend(self.standing.extract_if(.., is_over).map(|(_, gone)| gone));
+            let over = self.standing.extract_if(.., is_over);
+            ended.extend(over.map(|(_, standing)| Ended {
+                length: standing.age(now_ns),
+                standing,
+            }));
         }
         let asleep = longest_sleeps(survey);
         for finding in &report.findings {
@@ -107,7 +121,10 @@ impl Findings {
                         id: self.counts.values().sum(),
                         detector: finding.detector.clone(),
                         subject: subject.clone(),
-                        began_ns: now_ns.saturating_sub(lasted.unwrap_or_default().0),
+                        // By the survey's clock: to explain it takes time, too.
+                        began_ns: survey
+                            .taken_at_ns
+                            .saturating_sub(lasted.unwrap_or_default().0),
                         next_report: Nanos(0),
                         sentence: String::new(),
                     };
@@ -126,7 +143,12 @@ impl Findings {
     }
 
     /// Ends the findings about CPUs that are not among these, each with its detector.
-    pub fn end_cpus(&mut self, locked_up: &[(&str, u32)]) -> Vec<Standing> {
+    /// `until_ns`: up to when such a CPU was known to be locked up.
+    pub fn end_cpus(
+        &mut self,
+        locked_up: &[(&str, u32)],
+        until_ns: impl Fn(&str, u32) -> u64,
+    ) -> Vec<Ended> {
         let is_over = |(detector, subject): &(String, Subject), _: &mut Standing| {
             let Subject::Cpu(cpu) = subject else {
                 return false;
@@ -134,7 +156,17 @@ impl Findings {
             !locked_up.contains(&(detector.as_str(), *cpu))
         };
         let over = self.standing.extract_if(.., is_over);
-        over.map(|(_, gone)| gone).collect()
+        let ended = |((detector, subject), standing): ((String, Subject), Standing)| {
+            let until_ns = match subject {
+                Subject::Cpu(cpu) => until_ns(&detector, cpu),
+                Subject::Awaited(_) => standing.began_ns,
+            };
+            Ended {
+                length: standing.age(until_ns),
+                standing,
+            }
+        };
+        over.map(ended).collect()
     }
 
     /// True if nothing has been said of a CPU by this detector, or it is time to again.
@@ -188,7 +220,7 @@ mod tests {
         detect::Severity,
         lockup::{Context, Lockup, LockupKind},
         report::example,
-        sleeper::Sleeper,
+        sleeper::{Queue, QueueKind, Sleeper},
         task::{Stuck, StuckClass, TaskKey, TaskName, Tgid, Tid},
     };
 
@@ -257,8 +289,10 @@ mod tests {
     fn it_is_told_when_found_and_then_at_twice_its_age_and_at_its_end() {
         let mut findings = Findings::default();
         let mut at = |second: u64, (survey, report): &(Survey, Report)| {
-            let (due, ended) = findings.take(survey, report, |_| true, second * SEC);
-            let lengths: Vec<Nanos> = ended.iter().map(|it| it.age(second * SEC)).collect();
+            let mut survey = survey.clone();
+            survey.taken_at_ns = second * SEC;
+            let (due, ended) = findings.take(&survey, report, |_| true, second * SEC);
+            let lengths: Vec<Nanos> = ended.iter().map(|it| it.length).collect();
             (reasons(&due), lengths)
         };
         let none = Vec::<(u64, Why)>::new();
@@ -271,6 +305,40 @@ mod tests {
         assert_eq!(at(1_380, &quiet()), (none, vec![Nanos(500 * SEC)]));
         // The next time is another one.
         assert_eq!(at(1_600, &hung(121)), (vec![(2, Why::Found)], vec![]));
+    }
+
+    #[test]
+    fn a_queue_is_the_same_in_whichever_function_the_longest_waits_for_it() {
+        let queue = |bit: u32, function: &str| {
+            Awaited::Queue(Queue {
+                kind: QueueKind::Bit,
+                address: 0xffff_8881_0900_0040,
+                bit,
+                function: function.to_owned(),
+            })
+        };
+        let hung = |awaited: Awaited, asleep: u64, second: u64| {
+            let (mut survey, mut report) = hung(asleep);
+            survey.taken_at_ns = second * SEC;
+            survey.sleepers[0].awaits = awaited.clone();
+            report.findings = vec![finding("hung-task", Subject::Awaited(awaited))];
+            (survey, report)
+        };
+        let mut findings = Findings::default();
+        let mut at = |second: u64, (survey, report): &(Survey, Report)| {
+            let (due, ended) = findings.take(survey, report, |_| true, second * SEC);
+            (reasons(&due), ended.len())
+        };
+        let read = hung(queue(0, "folio_wait_bit_common"), 120, 1_000);
+        assert_eq!(at(1_000, &read), (vec![(1, Why::Found)], 0));
+        // The first is gone; one that came later waits elsewhere for the same.
+        let write = hung(queue(0, "__folio_lock"), 125, 1_010);
+        assert_eq!(at(1_010, &write), (vec![], 0));
+        let later = hung(queue(0, "__folio_lock"), 235, 1_120);
+        assert_eq!(at(1_120, &later), (vec![(1, Why::Stands)], 0));
+        // Another bit of the same byte is another thing.
+        let other = hung(queue(1, "__folio_lock"), 240, 1_125);
+        assert_eq!(at(1_125, &other), (vec![(2, Why::Found)], 1));
     }
 
     #[test]
@@ -299,6 +367,7 @@ mod tests {
     fn a_cpu_ends_by_its_beats_not_by_a_survey() {
         let mut findings = Findings::default();
         let (mut survey, mut report) = quiet();
+        survey.taken_at_ns = 100 * SEC;
         survey.lockups = vec![Lockup {
             cpu: 3,
             kind: LockupKind::Soft,
@@ -316,16 +385,20 @@ mod tests {
         }];
         report.findings = vec![finding("soft-lockup", Subject::Cpu(3))];
         assert!(findings.is_due("soft-lockup", 3, 100 * SEC));
-        findings.take(&survey, &report, |_| true, 100 * SEC);
+        // The survey took a second to be explained: not a part of the lockup.
+        findings.take(&survey, &report, |_| true, 101 * SEC);
         assert!(!findings.is_due("soft-lockup", 3, 101 * SEC));
-        assert!(findings.is_due("soft-lockup", 3, 120 * SEC));
+        assert!(findings.is_due("soft-lockup", 3, 122 * SEC));
 
         let (survey, report) = quiet();
         let (_, ended) = findings.take(&survey, &report, |_| true, 102 * SEC);
         assert!(ended.is_empty());
-        assert!(findings.end_cpus(&[("soft-lockup", 3)]).is_empty());
-        let ended = findings.end_cpus(&[("hard-lockup", 3)]);
+        let until_ns = |_: &str, cpu: u32| u64::from(cpu) * 35 * SEC;
+        let soft = [("soft-lockup", 3)];
+        assert!(findings.end_cpus(&soft, until_ns).is_empty());
+        let ended = findings.end_cpus(&[("hard-lockup", 3)], until_ns);
         assert_eq!(ended.len(), 1);
-        assert_eq!(ended[0].age(104 * SEC), Nanos(24 * SEC));
+        // However late that is noticed.
+        assert_eq!(ended[0].length, Nanos(25 * SEC));
     }
 }

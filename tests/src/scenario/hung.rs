@@ -2,17 +2,24 @@
 //!
 //! A client of FUSE whose request the daemon has read waits it out: after a fatal signal, in
 //! state D, which nothing but the answer ends (fs/fuse/dev.c, `request_wait_answer`). And
-//! whoever opens a file of which somebody else is reading a page waits for that page.
+//! whoever opens a file of which somebody else is reading a page waits for that page. A client
+//! of an NFS server waits for its answer, whatever it has asked: a hard mount asks for ever.
 
-use std::fs;
+use std::{
+    fs::{self, File},
+    os::{fd::AsFd as _, unix::fs::FileExt as _},
+    path::PathBuf,
+};
 
 use anyhow::{Context, Result};
-use lockwatch_tests::truth::{Hung, HungCause, HungTask, Scenario, Tgid};
+use lockwatch_tests::truth::{Hung, HungCause, HungTask, Scenario, Tgid, Tid};
+use rustix::fs::{AtFlags, StatxFlags, statx};
 
 use super::{Cast, Scenery};
 use crate::{
-    clock,
+    beside, clock,
     fuse::{Node, Op, ROOT, Rule, Then, Tree, Which},
+    nfs,
     stage::{STEP, Stage},
     target::{Actor, Part},
     task::{Look, Task},
@@ -25,19 +32,23 @@ const REQUEST: &str = "request that hangs";
 
 /// What hangs, without its cause and its end.
 pub(crate) struct Hanging {
-    pub(crate) cause: HungCause,
-    pub(crate) tasks: Vec<HungTask>,
+    cause: HungCause,
+    tasks: Vec<HungTask>,
+    /// Where the file system is mounted, and who serves it.
+    mount: PathBuf,
+    server: Tid,
 }
 
 impl Hanging {
     /// The truth about it.
-    pub(crate) fn told(self, scenario: Scenario, stage: &Stage, ends_at_ns: u64) -> Result<Hung> {
+    pub(crate) fn told(self, scenario: Scenario, ends_at_ns: u64) -> Result<Hung> {
+        let mount = self.mount.display().to_string();
         Ok(Hung {
             scenario,
             pid: Tgid(nix::unistd::getpid().as_raw()),
-            mount: stage.mount.display().to_string(),
-            device: device(stage)?,
-            server: stage.server.task().tid,
+            device: device(&mount)?,
+            mount,
+            server: self.server,
             cause: self.cause,
             tasks: self.tasks,
             ends_at_ns,
@@ -111,10 +122,7 @@ pub(super) fn raise_killed(stage: &mut Stage, cast: Cast) -> Result<Hanging> {
         .into_iter()
         .map(|(task, comm)| see(task, &comm, before_ns, Look::waits_for_fuse))
         .collect::<Result<_>>()?;
-    Ok(Hanging {
-        cause: HungCause::FuseAnswer,
-        tasks,
-    })
+    Ok(of_fuse(stage, HungCause::FuseAnswer, tasks))
 }
 
 /// Who opens the file behind the first, who has asked for a page.
@@ -132,10 +140,71 @@ pub(super) fn raise_folio(stage: &mut Stage, cast: Cast) -> Result<Hanging> {
         let (task, before_ns) = start(stage, &comm)?;
         tasks.push(see(task, &comm, before_ns, waits_for_folio)?);
     }
-    Ok(Hanging {
-        cause: HungCause::Folio,
+    Ok(of_fuse(stage, HungCause::Folio, tasks))
+}
+
+fn of_fuse(stage: &Stage, cause: HungCause, tasks: Vec<HungTask>) -> Hanging {
+    Hanging {
+        cause,
         tasks,
+        mount: stage.mount.clone(),
+        server: stage.server.task().tid,
+    }
+}
+
+pub(super) fn nfs_scenery() -> Scenery {
+    Scenery {
+        tree: Tree::new(&[], &[]),
+        actors: None,
+        rehearsal: None,
+        beside: Some(beside::Kind::Nfs),
+        readers: 0,
+    }
+}
+
+/// Who asks for the attributes of an open file, and who reads it, by turns; each of the latter a
+/// page of its own.
+pub(super) fn raise_nfs(stage: &mut Stage, cast: Cast) -> Result<Hanging> {
+    let mount = stage.beside()?.mount.clone();
+    let path = mount.join(nfs::FILE_NAME);
+    let mut files = Vec::new();
+    for number in 1..=cast.waiters {
+        let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        files.push((number, file));
+    }
+    stage.beside()?.nfs()?.be_mute();
+    let mut tasks = Vec::new();
+    for (number, file) in files {
+        let comm = client(number);
+        let (task, before_ns) = stage.start(&comm, move || ask(&file, number))?;
+        let seen = see(task, &comm, before_ns, Look::waits_for_nfs)?;
+        tasks.push(HungTask {
+            killable: true,
+            ..seen
+        });
+    }
+    let nfs = stage.beside()?.nfs()?;
+    nfs.wait_kept(tasks.len(), STEP)?;
+    Ok(Hanging {
+        cause: HungCause::NfsAnswer,
+        tasks,
+        mount,
+        server: nfs.task().tid,
     })
+}
+
+/// One question that nobody but the server can answer.
+fn ask(file: &File, number: u32) {
+    /// Further apart than is read ahead.
+    const APART: u64 = 1 << 20;
+    // The answer is of no interest, nor is that there is none.
+    if number % 2 == 1 {
+        let fresh = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+        let _ = statx(file.as_fd(), "", fresh, StatxFlags::BASIC_STATS);
+    } else {
+        let at = u64::from(number) * APART % nfs::FILE_BYTES;
+        let _ = file.read_at(&mut [0], at);
+    }
 }
 
 /// An open that drops what the cache has of the file takes each of its pages, whatever comes:
@@ -163,12 +232,11 @@ fn see(
 }
 
 /// Out of mountinfo: asking the file system itself would be one more request.
-fn device(stage: &Stage) -> Result<String> {
+fn device(mount: &str) -> Result<String> {
     let text = fs::read_to_string("/proc/self/mountinfo").context("cannot list the mounts")?;
-    let mount = stage.mount.display().to_string();
     text.lines()
         .map(|line| line.split(' ').collect::<Vec<_>>())
-        .find(|words| words.get(4) == Some(&mount.as_str()))
+        .find(|words| words.get(4) == Some(&mount))
         .and_then(|words| words.get(2).map(|device| (*device).to_owned()))
         .with_context(|| format!("{mount} is no mount"))
 }

@@ -108,7 +108,8 @@ pub(crate) fn hold_times(scenario: Scenario) -> (Duration, Duration) {
         | Scenario::DeadlockBehindWriter
         | Scenario::DeadlockRecursiveReader
         | Scenario::HungFuseKilled
-        | Scenario::HungFolio => (Duration::from_secs(20), Duration::from_secs(60)),
+        | Scenario::HungFolio
+        | Scenario::HungNfs => (Duration::from_secs(20), Duration::from_secs(60)),
         // Whoever looks at it at full size needs time.
         Scenario::Incident => (Duration::from_secs(20), Duration::from_secs(600)),
     }
@@ -145,6 +146,7 @@ pub(crate) fn scenery(scenario: Scenario, cast: Cast) -> Scenery {
         Scenario::Incident => incident::scenery(cast),
         Scenario::HungFuseKilled => hung::killed_scenery(cast),
         Scenario::HungFolio => hung::folio_scenery(),
+        Scenario::HungNfs => hung::nfs_scenery(),
     }
 }
 
@@ -154,6 +156,7 @@ pub(crate) fn hang(scenario: Scenario, stage: &mut Stage, cast: Cast) -> Option<
     match scenario {
         Scenario::HungFuseKilled => Some(hung::raise_killed(stage, cast)),
         Scenario::HungFolio => Some(hung::raise_folio(stage, cast)),
+        Scenario::HungNfs => Some(hung::raise_nfs(stage, cast)),
         _ => None,
     }
 }
@@ -182,7 +185,7 @@ pub(crate) fn raise(scenario: Scenario, stage: &mut Stage, cast: Cast) -> Result
         Scenario::DaemonThreads => daemon_threads::raise(stage, cast),
         Scenario::DeadlockRecursiveReader => deadlock_recursive_reader::raise(stage, cast),
         Scenario::Incident => incident::raise(stage, cast),
-        Scenario::HungFuseKilled | Scenario::HungFolio => {
+        Scenario::HungFuseKilled | Scenario::HungFolio | Scenario::HungNfs => {
             anyhow::bail!("nobody waits for a lock there")
         }
     }

@@ -93,6 +93,15 @@ fn make<T>(
 }
 
 impl<T> Made<T> {
+    /// Ends what was made before its time.
+    ///
+    /// # Errors
+    /// As [`Self::outlast`].
+    pub fn finish(self) -> Result<Cleared> {
+        self.program.signal(Signal::SIGTERM);
+        self.outlast()
+    }
+
     /// Waits for the end of what was made.
     ///
     /// # Errors

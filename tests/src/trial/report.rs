@@ -255,6 +255,9 @@ pub enum Awaits {
     Server {
         /// File system type.
         fstype: String,
+        /// As the mount names it.
+        #[serde(default)]
+        name: Option<String>,
     },
     /// Something else with a queue.
     Queue {

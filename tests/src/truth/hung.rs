@@ -11,7 +11,7 @@ pub struct Hung {
     pub scenario: Scenario,
     /// Process id of the lab.
     pub pid: Tgid,
-    /// Mount point of the lab's FUSE file system.
+    /// Mount point of the file system whose server does not answer.
     pub mount: String,
     /// The `s_dev` of that file system, `major:minor`.
     pub device: String,
@@ -34,6 +34,8 @@ pub enum HungCause {
     FuseAnswer,
     /// One page of a file, which is locked until it is read.
     Folio,
+    /// An answer of an NFS server, whatever it was asked.
+    NfsAnswer,
 }
 
 /// A task that hangs.

@@ -134,15 +134,20 @@ fn modules(workspace: &Workspace, packages: &Path) -> Result<PathBuf> {
     Ok(modules)
 }
 
-/// A Python with these packages; made once, and again when they change.
-fn environment(workspace: &Workspace, requirements: &Path) -> Result<PathBuf> {
-    let folder = workspace.target.join("formats-venv");
+/// A Python with these packages; made once, and again when they change. Who keeps the
+/// requirements in a folder of another name has another Python.
+pub(crate) fn environment(workspace: &Workspace, requirements: &Path) -> Result<PathBuf> {
+    let of = requirements.parent().and_then(Path::file_name);
+    let of = of.context("requirements lie in a folder")?;
+    let folder = workspace
+        .target
+        .join(format!("{}-venv", of.to_string_lossy()));
     let python = folder.join("bin/python");
     let (wanted, made) = (fs::read(requirements)?, folder.join("requirements.txt"));
     if fs::read(&made).ok().as_ref() == Some(&wanted) {
         return Ok(python);
     }
-    process::timed("installing the parsers", || {
+    process::timed("installing Python packages", || {
         let mut create = Command::new("python3");
         let created = process::capture(create.args(["-m", "venv", "--clear"]).arg(&folder));
         created.context("cannot make a virtual environment (Debian: python3-venv)")?;

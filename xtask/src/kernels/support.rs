@@ -19,7 +19,7 @@ const SINGLY: [(&str, &str); 3] = [
     ("live_holds", "hold tracking"),
 ];
 /// Others are one feature together.
-const TOGETHER: [(&str, &str); 14] = [
+const TOGETHER: [(&str, &str); 15] = [
     ("live_deadlock", "deadlocks, and the incident at full size"),
     ("live_hung", "hanging tasks, by what they wait for"),
     (
@@ -31,6 +31,7 @@ const TOGETHER: [(&str, &str); 14] = [
     ("live_beats", "samples of every CPU, for lockups"),
     ("live_hang_safe", "nothing that can hang is touched"),
     ("live_refusals", "refusals and errors say what is wrong"),
+    ("vm_hung", "an NFS server that does not answer"),
     (
         "vm_second_opinion",
         "what the kernel's own detectors say, beside a finding",

@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::archive::Archive;
 use super::catalogue::{self, Kernel, MODULES, MODULES_IF_SHIPPED};
 use super::module;
+use crate::archive::Archive;
 use crate::process::{say, timed};
 use crate::{cache, deb};
 
-/// The folder below the cache, raised when the layout of what is in it changes: trees of
-/// different age can share a cache.
-pub(crate) const LAYOUT: &str = "2";
+/// The folder below the cache, raised when what is in it changes, its layout or which modules
+/// there are: trees of different age can share a cache.
+pub(crate) const LAYOUT: &str = "3";
 /// The archive's index may name a package that is gone; then an older one is tried.
 const ATTEMPTS: usize = 3;
 

@@ -9,7 +9,10 @@ use aya_ebpf::{
     programs::{FEntryContext, FExitContext},
 };
 
-use super::state::{Mode, acquired, downgraded, released};
+use super::{
+    counts,
+    state::{Mode, acquired, downgraded, released},
+};
 
 /// fexit of a function that acquires: always, or if what it returns, the word behind its
 /// parameters, says so.
@@ -44,7 +47,11 @@ macro_rules! release {
         #[fentry(function = $name)]
         fn $function(ctx: FEntryContext) -> i32 {
             let $ctx = &ctx;
-            let $lock: u64 = ctx.arg(0);
+            let $lock: u64 = if counts::are_on() {
+                counts::plain_argument($ctx)
+            } else {
+                $ctx.arg(0)
+            };
             $change;
             0
         }

@@ -1,12 +1,9 @@
 //! Histograms of what happens from now on.
 
-use std::time::Duration;
-
-use anyhow::bail;
-
 use crate::{
     cli::histogram::HistogramArgs,
-    latency::Snapshot,
+    commands::watch,
+    plan::Subject,
     report::{
         Host,
         histogram::{Counted, Name, Source},
@@ -19,19 +16,20 @@ use crate::{
 /// When nothing can be counted here.
 pub(super) fn count(args: &HistogramArgs) -> anyhow::Result<Counted> {
     let from = jiff::Timestamp::now();
-    let snapshot = count_in_kernel(args, args.duration)?;
+    let (snapshot, gaps) = watch::count(&args.sources, &args.counts.options(), args.duration)?;
+    // Of what does not concern counts nothing is said.
+    let gaps = gaps.into_iter().filter(|gap| {
+        let of_holds = gap.subject == Subject::Holds && args.sources.track_holds;
+        of_holds || matches!(gap.subject, Subject::WaitBegins | Subject::WaitEnds)
+    });
+    let degraded = gaps.map(|gap| format!("{}: {}; {}", gap.missing, gap.why, gap.cost));
     let series = snapshot.series.into_iter();
     Ok(Counted {
         source: Source::Live,
         hosts: [Host::this().hostname].into(),
         span: Some((from, jiff::Timestamp::now())),
-        degraded: Vec::new(),
+        degraded: degraded.collect(),
         lost: snapshot.lost,
         series: series.map(|(key, times)| (Name::Key(key), times)).collect(),
     })
-}
-
-/// What the kernel's programs count in this time, or until we are interrupted.
-fn count_in_kernel(_args: &HistogramArgs, _time: Duration) -> anyhow::Result<Snapshot> {
-    bail!("live counting is not there yet")
 }

@@ -62,7 +62,7 @@ pub(super) fn run(args: &ReportArgs) -> anyhow::Result<Outcome> {
 fn read(file: &Path, detectors: &Detectors) -> anyhow::Result<Recording> {
     let name = file.display().to_string();
     let reader = Reader::open(file).with_context(|| name.clone())?;
-    let replayed = Replayed::from_reader(reader, Chosen::Worst);
+    let replayed = Replayed::from_reader(reader, Chosen::Worst, detectors);
     if let Some(damage) = &replayed.damage {
         tracing::warn!("{name}: {damage}");
     }

@@ -8,7 +8,7 @@ use crate::{
     graph::{Forecasts, Stall},
     lock::{LockClass, LockKind, LockMode},
     plan::Gap,
-    report::{Chain, Daemon, Finding, Hung, Lock, Lockup, Report, over_time::Why},
+    report::{Chain, Daemon, Finding, Hung, Lock, Lockup, OwnStacks, Report, over_time::Why},
     stream::Wait,
     task::{Nanos, StuckClass, Tgid, Tid},
 };
@@ -45,6 +45,16 @@ pub(super) struct Watching<'a> {
     pub(super) at: jiff::Timestamp,
     /// A wait this long or longer is a stall, in ns.
     pub(super) threshold_ns: Nanos,
+    /// A task this long in uninterruptible sleep hangs, in ns. Absent where that is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) hung_task_ns: Option<Nanos>,
+    /// A CPU this long in the kernel, while others should run there, is locked up, in ns. Absent
+    /// where that is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) soft_lockup_ns: Option<Nanos>,
+    /// A CPU this long without a timer interrupt is locked up, in ns. Absent where that is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) hard_lockup_ns: Option<Nanos>,
     /// Where the knowledge comes from.
     pub(super) sources: &'a [String],
     /// What this kernel, or a policy on it, does not allow to be known.
@@ -67,7 +77,7 @@ pub(super) struct Standing<'a> {
     pub(super) blocked_tasks: usize,
     /// The lock as the last survey found it. Absent where none has.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) lock: Option<&'a Lock>,
+    pub(super) lock: Option<Lock>,
     /// When that survey was taken, RFC 3339 in UTC. Absent with `lock`.
     #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -77,18 +87,19 @@ pub(super) struct Standing<'a> {
     #[schemars(default)]
     pub(super) chains: Vec<&'a Chain>,
     /// Daemons that tasks wait for. Absent if there are none, and with `lock`.
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(default)]
-    pub(super) daemons: &'a [Daemon],
+    pub(super) daemons: Vec<Daemon>,
     /// What the detectors say of this lock, and of circles that it leads into. Absent with
     /// `lock`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(default)]
     pub(super) findings: Vec<&'a Finding>,
-    /// Equal stacks, once; `lock` refers to them by index. Absent with `lock`.
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    /// Equal stacks, once; `lock` and `daemons` refer to them by index. No others. Absent with
+    /// `lock`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(default)]
-    pub(super) stacks: &'a [Vec<String>],
+    pub(super) stacks: Vec<&'a [String]>,
     /// How its holders have spent the time since a survey found them. Absent at first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(default)]
@@ -221,16 +232,16 @@ pub(super) struct Found<'a> {
     pub(super) said: &'a Finding,
     /// The CPU. Absent where it is about tasks.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) lockup: Option<&'a Lockup>,
+    pub(super) lockup: Option<Lockup>,
     /// The tasks, and what they wait for. Absent where it is about a CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) hung: Option<&'a Hung>,
+    pub(super) hung: Option<Hung>,
     /// The roots behind which tasks wait for its locks. Absent if it has none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(default)]
     pub(super) chains: Vec<&'a Chain>,
-    /// Equal stacks, once; others refer to them by index.
-    pub(super) stacks: &'a [Vec<String>],
+    /// Equal stacks, once; `lockup` and `hung` refer to them by index. No others.
+    pub(super) stacks: Vec<&'a [String]>,
 }
 
 /// A finding that has ended.
@@ -292,21 +303,30 @@ pub(super) fn standing<'a>(
         kind: stall.kind,
         waits: waits.iter().map(waiting).collect(),
     };
+    let mut stacks = found.map(|(report, _)| OwnStacks::of(report));
+    let lock = found
+        .zip(stacks.as_mut())
+        .map(|((_, lock), stacks)| stacks.with(lock));
+    let daemons = found.zip(stacks.as_mut());
+    let daemons = daemons.map(|((report, _), stacks)| {
+        let daemons = report.daemons.iter();
+        daemons.map(|daemon| stacks.with(daemon)).collect()
+    });
     Standing {
         at,
         stall: stall.id.0,
         reason,
         age_ns: stall.age(now_ns),
         blocked_tasks: waits.len(),
-        lock: found.map(|(_, lock)| lock),
+        lock,
         surveyed_at: found.map(|(report, _)| report.taken_at),
         chains: found.map_or_else(Vec::new, |(report, lock)| {
             let leads_on = |chain: &&'a Chain| chain.graph.route(lock.at).is_some();
             report.chains.iter().filter(leads_on).collect()
         }),
-        daemons: found.map_or(&[], |(report, _)| report.daemons.as_slice()),
+        daemons: daemons.unwrap_or_default(),
         findings: found.map_or_else(Vec::new, |(report, lock)| report.findings_on(lock)),
-        stacks: found.map_or(&[], |(report, _)| report.stacks.as_slice()),
+        stacks: stacks.map(OwnStacks::into_table).unwrap_or_default(),
         holders: Vec::new(),
         unsurveyed: found.is_none().then(unsurveyed),
     }

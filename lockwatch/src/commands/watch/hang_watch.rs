@@ -1,12 +1,12 @@
 //! Hanging tasks and CPUs: when to look for them, and what is told of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::cpus::Cpus;
 use crate::{
     detect::{Detector as _, HardLockup, SoftLockup, Thresholds},
     lockup::{LockupKind, Suspect},
-    report::over_time::{Findings, Standing},
+    report::over_time::{Ended, Findings},
     task::Nanos,
 };
 
@@ -25,6 +25,8 @@ pub(super) struct HangWatch {
     cpus: Option<Cpus>,
     /// The CPUs that seem to be locked up now.
     suspects: Vec<Suspect>,
+    /// Up to when each CPU was known to be locked up last, by detector and number.
+    until_ns: BTreeMap<(&'static str, u32), u64>,
     pub(super) findings: Findings,
     /// Pause between looks at all tasks; `None`: none is looked for.
     pause: Option<Nanos>,
@@ -40,6 +42,7 @@ impl HangWatch {
         Self {
             cpus,
             suspects: Vec::new(),
+            until_ns: BTreeMap::new(),
             findings: Findings::default(),
             pause: thresholds.hung_task.map(pause),
             look_due_ns: 0,
@@ -48,13 +51,18 @@ impl HangWatch {
     }
 
     /// Looks at the CPUs. The findings that are over.
-    pub(super) fn tick(&mut self) -> Vec<Standing> {
+    pub(super) fn tick(&mut self) -> Vec<Ended> {
         let Some(suspects) = self.cpus.as_mut().and_then(Cpus::suspects) else {
             return Vec::new();
         };
         self.suspects = suspects;
-        let locked_up: Vec<(&str, u32)> = self.suspects.iter().map(detector_and_cpu).collect();
-        self.findings.end_cpus(&locked_up)
+        let locked_up: Vec<_> = self.suspects.iter().map(detector_and_cpu).collect();
+        let known = self.suspects.iter().map(|suspect| suspect.until_ns);
+        self.until_ns.extend(locked_up.iter().copied().zip(known));
+        let until_ns = &self.until_ns;
+        self.findings.end_cpus(&locked_up, |detector, cpu| {
+            until_ns.get(&(detector, cpu)).copied().unwrap_or_default()
+        })
     }
 
     /// The numbers of the CPUs that seem to be locked up.

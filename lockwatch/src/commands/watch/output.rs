@@ -18,8 +18,8 @@ use crate::{
     graph::{Forecasts, Stall},
     plan::Gap,
     report::{
-        Report, json,
-        over_time::{self, Due, Why},
+        OwnStacks, Report, json,
+        over_time::{Due, Ended, Why},
         text,
     },
     stream::{Lost, Wait},
@@ -51,34 +51,31 @@ pub(super) struct Output {
     out: Box<dyn Write>,
     format: Format,
     style: text::Style,
-    thresholds: Thresholds,
 }
 
 impl Output {
-    pub(super) fn new(
-        out: Box<dyn Write>,
-        format: Format,
-        style: text::Style,
-        thresholds: Thresholds,
-    ) -> Self {
-        Self {
-            out,
-            format,
-            style,
-            thresholds,
-        }
+    pub(super) fn new(out: Box<dyn Write>, format: Format, style: text::Style) -> Self {
+        Self { out, format, style }
     }
 
     /// Watching begins. Text says so on standard error alone, which the caller does.
-    pub(super) fn watching(&mut self, sources: &[String], gaps: &[Gap]) -> io::Result<()> {
+    /// `thresholds`: those that tell something here.
+    pub(super) fn watching(
+        &mut self,
+        thresholds: Thresholds,
+        sources: &[String],
+        gaps: &[Gap],
+    ) -> io::Result<()> {
         if self.format == Format::Text {
             return Ok(());
         }
-        let (at, threshold_ns) = (jiff::Timestamp::now(), self.thresholds.wait);
         self.line(&Line::Watching(Watching {
             schema: CONTRACT,
-            at,
-            threshold_ns,
+            at: jiff::Timestamp::now(),
+            threshold_ns: thresholds.wait,
+            hung_task_ns: thresholds.hung_task,
+            soft_lockup_ns: thresholds.soft_lockup,
+            hard_lockup_ns: thresholds.hard_lockup,
             sources,
             gaps,
         }))
@@ -170,16 +167,19 @@ impl Output {
         } = due;
         let age_ns = standing.age(now.ns);
         if self.format == Format::Json {
+            let mut stacks = OwnStacks::of(report);
+            let lockup = report.lockup_of(finding).map(|it| stacks.with(it));
+            let hung = report.hung_of(finding).map(|it| stacks.with(it));
             return self.line(&Line::Finding(Box::new(Found {
                 at: now.at,
                 finding: standing.id,
                 reason: *why,
                 age_ns,
                 said: finding,
-                lockup: report.lockup_of(finding),
-                hung: report.hung_of(finding),
+                lockup,
+                hung,
                 chains: report.chains_behind(finding),
-                stacks: &report.stacks,
+                stacks: stacks.into_table(),
             })));
         }
         let still = match why {
@@ -200,22 +200,18 @@ impl Output {
     }
 
     /// Tasks or a CPU that go on again.
-    pub(super) fn finding_ended(
-        &mut self,
-        ended: &over_time::Standing,
-        now: Now,
-    ) -> io::Result<()> {
-        let length_ns = ended.age(now.ns);
+    pub(super) fn finding_ended(&mut self, ended: &Ended, at: jiff::Timestamp) -> io::Result<()> {
+        let Ended { standing, length } = ended;
         if self.format == Format::Json {
             return self.line(&Line::FindingEnded(FoundEnded {
-                at: now.at,
-                finding: ended.id,
-                detector: &ended.detector,
-                sentence: &ended.sentence,
-                length_ns,
+                at,
+                finding: standing.id,
+                detector: &standing.detector,
+                sentence: &standing.sentence,
+                length_ns: *length,
             }));
         }
-        let bound = match ended.subject {
+        let bound = match standing.subject {
             Subject::Cpu(_) => "",
             // The next look at all tasks has found it to be over.
             Subject::Awaited(_) => "at most ",
@@ -223,11 +219,11 @@ impl Output {
         writeln!(
             self.out,
             "{} finding {} {} ended after {bound}{} · {}\n",
-            clock(now.at),
-            ended.id,
-            ended.detector,
-            Span(length_ns),
-            printable(&ended.sentence),
+            clock(at),
+            standing.id,
+            standing.detector,
+            Span(*length),
+            printable(&standing.sentence),
         )?;
         self.out.flush()
     }

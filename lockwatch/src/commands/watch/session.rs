@@ -29,7 +29,7 @@ use crate::{
     detect::Thresholds,
     graph::{Change, Forecasts, Input as GraphInput, Stall, StallId, WaitGraph},
     kernel::symbols::Symbols,
-    report::over_time::Standing,
+    report::over_time::Ended,
     stream::{Lost, PolledWaits, Stream, UnseenEnds, Wait, counts::Counts},
     survey::{Survey, SurveyError},
     task::Nanos,
@@ -181,7 +181,7 @@ impl Session {
             .is_none_or(|surveys| surveys.is_overdue(now_ns));
         self.report(None, no_survey, now_ns)?;
         let over = self.hangs.tick();
-        self.end_findings(&over, now_ns)?;
+        self.end_findings(&over)?;
         let has_news = self.hangs.has_news(now_ns);
         let needs_survey = has_news
             || self.hangs.is_look_due(now_ns)
@@ -289,14 +289,14 @@ impl Session {
             }
         }
         self.hangs.surveyed(now_ns);
-        self.end_findings(&over, now_ns)
+        self.end_findings(&over)
     }
 
-    fn end_findings(&mut self, over: &[Standing], now_ns: u64) -> io::Result<()> {
+    fn end_findings(&mut self, over: &[Ended]) -> io::Result<()> {
         let at = jiff::Timestamp::now();
         if let Some(output) = &mut self.output {
             for ended in over {
-                output.finding_ended(ended, Now { at, ns: now_ns })?;
+                output.finding_ended(ended, at)?;
             }
         }
         Ok(())

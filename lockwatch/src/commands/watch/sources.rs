@@ -44,6 +44,17 @@ pub(super) struct Sources {
 }
 
 impl Sources {
+    /// Those of the thresholds past which something can be told here; the others are off.
+    pub(super) fn tell(&self, thresholds: Thresholds) -> Thresholds {
+        let samples = self.cpus.is_some();
+        Thresholds {
+            wait: thresholds.wait,
+            hung_task: thresholds.hung_task.filter(|_| self.surveys.is_some()),
+            soft_lockup: thresholds.soft_lockup.filter(|_| samples),
+            hard_lockup: thresholds.hard_lockup.filter(|_| samples),
+        }
+    }
+
     /// Opens what this host allows; what is missing is said, with its cost. Waits, and with
     /// hold tracking holds, are counted as `counting` says.
     pub(super) fn open(

@@ -2,6 +2,7 @@
 
 use crate::{
     commands::watch::holders::HolderTimes,
+    detect::{Detector, HardLockup, HungTask, SoftLockup, Thresholds},
     figures::{Count, Span},
     graph::Stall,
     lock::{LockKind, LockMode},
@@ -12,6 +13,20 @@ use crate::{
 
 /// Waiters named one by one where no survey describes the queue.
 const NAMED_MAX: usize = 8;
+
+/// `hung-task from 2m00s, soft-lockup from 20s, hard-lockup off`
+pub(super) fn of_hangs(thresholds: Thresholds) -> String {
+    let from = |detector: &dyn Detector, threshold: Option<Nanos>| match threshold {
+        Some(threshold) => format!("{} from {}", detector.name(), Span(threshold)),
+        None => format!("{} off", detector.name()),
+    };
+    [
+        from(&HungTask, thresholds.hung_task),
+        from(&SoftLockup, thresholds.soft_lockup),
+        from(&HardLockup, thresholds.hard_lockup),
+    ]
+    .join(", ")
+}
 
 /// The lock's name, or what can be said of a lock that no survey has found.
 pub(super) fn name(stall: &Stall) -> String {

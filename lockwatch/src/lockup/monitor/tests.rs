@@ -120,6 +120,7 @@ impl Machine {
             online: self.online.clone(),
             beats: beats.collect(),
             times: Arc::new(self.times.clone()),
+            times_ns: self.now_ns,
             timer_interrupts: self.timers.clone(),
             is_virtual: self.is_virtual,
         };
@@ -169,6 +170,8 @@ fn a_soft_lockup_is_told_at_its_threshold_and_no_sooner() {
     assert_eq!(suspect.since_ns, began_ns);
     assert_eq!(suspect.task.as_ref().unwrap().key.tid.0, 9);
     assert_eq!(suspect.unknown, Vec::<String>::new());
+    let last = &found.last().unwrap().1;
+    assert_eq!(last.until_ns, machine.now_ns, "its last sample");
     let count = found.len() as u64;
     assert_eq!(
         count,
@@ -353,6 +356,55 @@ fn a_soft_lockup_that_becomes_hard_is_one_suspect_at_a_time() {
     }
     seen.dedup();
     assert_eq!(seen, [(0, SOFT), (0, HARD)]);
+}
+
+#[test]
+fn a_soft_lockup_is_over_once_its_cpu_idles_without_a_beat() {
+    let mut machine = Machine::usual();
+    machine.nothing(5, &[Some(USER), Some(IDLE)]);
+    // Before it, and so no sign of its end.
+    machine.times.get_mut(&0).unwrap().idle += 7;
+    let found = machine.run(25, &[Some(SPINS), Some(IDLE)]);
+    let last_ns = machine.now_ns;
+    assert_eq!(found.last().unwrap().1.until_ns, last_ns);
+    // It may also have its interrupts off.
+    let found = machine.run(3, &[None, Some(IDLE)]);
+    assert_eq!(found.len() as u64, 3 * SECOND / machine.period_ns);
+    let all = found.iter().map(|(_, suspect)| suspect);
+    assert!(all.clone().all(|suspect| suspect.until_ns == last_ns));
+    machine.times.get_mut(&0).unwrap().idle += 1;
+    assert_eq!(machine.step(&[None, Some(IDLE)]), []);
+    // Whatever it does then, without a beat.
+    machine.nothing(2, &[None, Some(IDLE)]);
+    // The same again is another one.
+    let again = Doing {
+        switches: 2,
+        ..SPINS
+    };
+    machine.nothing(19, &[Some(again), Some(IDLE)]);
+    assert_ne!(machine.run(3, &[Some(again), Some(IDLE)]), []);
+}
+
+#[test]
+fn idle_time_under_a_softirq_on_top_of_the_idle_task_is_no_end() {
+    let storm = Doing {
+        resched: resched::PENDING,
+        ..IDLE
+    };
+    let mut machine = Machine::usual();
+    machine.run(21, &[Some(USER), Some(storm)]);
+    for _ in 0..8 {
+        machine.times.get_mut(&1).unwrap().idle += 25;
+        let found = machine.step(&[Some(USER), Some(storm)]);
+        assert_eq!(kinds(&found), [(1, SOFT)]);
+    }
+    let last_ns = machine.now_ns;
+    for _ in 0..8 {
+        machine.times.get_mut(&1).unwrap().idle += 25;
+        let found = machine.step(&[Some(USER), None]);
+        assert_eq!(kinds(&found), [(1, SOFT)], "it may be in there still");
+        assert_eq!(found[0].until_ns, last_ns);
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::{MS, SEC, idle_daemon, incident, stack, survey, task};
 use crate::{
     lock::{StackId, Stacks},
-    sleeper::{Awaited, QueueKind, Sleeper},
+    sleeper::{Awaited, Queue, QueueKind, Sleeper},
     survey::Survey,
     task::{BlockDevice, Nanos, Stuck, StuckClass, TaskName},
 };
@@ -101,11 +101,12 @@ pub(crate) fn hung_without_locks() -> Survey {
             )
         });
     }
-    let queue = Awaited::Queue {
+    let queue = Awaited::Queue(Queue {
         kind: QueueKind::Completion,
         address: 0xffff_8881_0900_0040,
+        bit: 0,
         function: "nvme_reset_work".to_owned(),
-    };
+    });
     for tid in [77, 78] {
         let worker = task(tid, tid, "kworker/u8:3");
         survey

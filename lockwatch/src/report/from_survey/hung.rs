@@ -8,7 +8,7 @@ use crate::{
     detect::{Finding, Subject, awaited_name},
     lock::{LockAddr, Stacks},
     report::{Awaits, Hung, HungTask, ways_out},
-    sleeper::{Awaited, Hanging, Sleeper, hanging},
+    sleeper::{Awaited, Hanging, Queue, Sleeper, hanging},
     survey::Survey,
     task::Nanos,
 };
@@ -108,11 +108,12 @@ fn awaits(awaited: &Awaited, daemon: Option<&Daemon>) -> Awaits {
             fstype: fstype.clone(),
             name: known(name),
         },
-        Awaited::Queue {
+        Awaited::Queue(Queue {
             kind,
             address,
+            bit: _,
             function,
-        } => Awaits::Queue {
+        }) => Awaits::Queue {
             kind: *kind,
             address: format!("{address:#x}"),
             function: known(function),

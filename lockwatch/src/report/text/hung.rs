@@ -164,9 +164,10 @@ fn why(report: &Report, hung: &Hung) -> Text {
         (Awaited::Server { .. }, _) => {
             return Text::plain(format!("waiting for an answer of {}", hung.name));
         }
-        (Awaited::Queue { kind, .. }, _) if hung.stuck.class == StuckClass::Unknown => {
+        (Awaited::Queue(queue), _) if hung.stuck.class == StuckClass::Unknown => {
             return Text::plain(format!(
-                "all wait on one {kind}; who is to wake them, the kernel does not keep"
+                "all wait on one {}; who is to wake them, the kernel does not keep",
+                queue.kind
             ));
         }
         _ => {}

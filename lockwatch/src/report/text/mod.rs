@@ -45,7 +45,7 @@ const SHOWN: usize = 10;
 /// When `out` does.
 pub fn write_report(out: &mut dyn Write, report: &Report, style: Style) -> io::Result<()> {
     let stalled: Vec<&Lock> = report.stalled_locks().collect();
-    for lockup in &report.lockups {
+    for lockup in report.locked_cpus() {
         write_lockup(out, report, lockup, style)?;
         writeln!(out)?;
     }
@@ -92,7 +92,7 @@ pub fn write_report(out: &mut dyn Write, report: &Report, style: Style) -> io::R
     if !stalled.is_empty() || !hangs.is_empty() {
         writeln!(out)?;
     }
-    if !stalled.is_empty() || !hangs.is_empty() || !report.lockups.is_empty() {
+    if report.has_stall() {
         checked(report).write(out, style, 0)?;
     }
     if report.coverage.looks == Some(1) && !(stalled.is_empty() && hangs.is_empty()) {

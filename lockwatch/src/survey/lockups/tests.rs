@@ -136,6 +136,7 @@ impl Made {
             cpu: CPU,
             kind,
             since_ns: TAKEN_AT_NS - 500,
+            until_ns: TAKEN_AT_NS,
             task: Some(self.name(1)),
             samples: vec![sample(&["ext4_find_entry", "vfs_read"], 10)],
             is_reschedule_known: true,

@@ -16,7 +16,7 @@ use crate::{
         memory::{KernelMemory, MemoryError},
         symbols::Symbols,
     },
-    sleeper::{Awaited, Sleeper},
+    sleeper::{Awaited, Queue, Sleeper},
     survey::{Survey, device, functions::Functions, look::Look},
     task::{BlockDevice, StuckClass},
 };
@@ -109,7 +109,7 @@ pub(in crate::survey) fn describe(
 }
 
 /// Those that wait for the same have the same function: the longest sleeper's. Two bits of
-/// one byte, such as a page's lock and its write-back, are told apart by their functions.
+/// one byte, such as a page's lock and its write-back, are shown apart by their functions.
 fn say_queues(open: Vec<(&mut Sleeper, usize)>, found: &FxHashMap<usize, Queued>) {
     let mut functions: FxHashMap<Queued, String> = FxHashMap::default();
     for (sleeper, index) in open {
@@ -121,10 +121,11 @@ fn say_queues(open: Vec<(&mut Sleeper, usize)>, found: &FxHashMap<usize, Queued>
             _ => String::new(),
         };
         let function = functions.entry(queued).or_insert(function).clone();
-        sleeper.awaits = Awaited::Queue {
+        sleeper.awaits = Awaited::Queue(Queue {
             kind: queued.kind,
             address: queued.address,
+            bit: queued.bit,
             function,
-        };
+        });
     }
 }

@@ -5,7 +5,7 @@ use std::{cell::RefCell, rc::Rc, sync::Arc};
 use super::*;
 use crate::{
     graph::{Change, WaitGraph},
-    report::example,
+    report::{example, over_time},
     stream::{AsleepIn, Event, Times},
     task::{Nanos, StuckClass},
 };
@@ -37,12 +37,7 @@ fn printed(format: Format) -> String {
         width: 100,
         color: false,
     };
-    let mut output = Output::new(
-        Box::new(page.clone()),
-        format,
-        style,
-        Thresholds::of_waits(Nanos(SEC)),
-    );
+    let mut output = Output::new(Box::new(page.clone()), format, style);
     let survey = Arc::new(example::write_held_directory());
     let report = example::report(&survey, SEC);
     let lock = &survey.locks[0];
@@ -155,4 +150,72 @@ fn json_is_one_line_for_each_event() {
     assert!(events[1]["lock"].is_object() && events[1]["unsurveyed"].is_null());
     assert_eq!(events[2]["length_ns"], 5 * SEC - 1_000_000);
     assert_eq!(events[2]["name"], events[1]["lock"]["name"]);
+}
+
+/// What an output writes in this format.
+fn page(format: Format, write: impl FnOnce(&mut Output)) -> String {
+    let page = Page::default();
+    let style = text::Style {
+        width: 100,
+        color: false,
+    };
+    write(&mut Output::new(Box::new(page.clone()), format, style));
+    String::from_utf8(page.0.borrow().clone()).unwrap()
+}
+
+#[test]
+fn a_finding_has_its_own_stacks_and_no_others() {
+    let survey = example::hung_without_locks();
+    let report = example::report(&survey, SEC);
+    let mut findings = over_time::Findings::default();
+    let (due, _) = findings.take(&survey, &report, |_| true, survey.taken_at_ns);
+    assert!(due.len() > 1, "{due:#?}");
+    for due in &due {
+        let now = Now {
+            at: at(),
+            ns: survey.taken_at_ns,
+        };
+        let line = page(Format::Json, |output| {
+            output.finding(due, &report, now).unwrap();
+        });
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let tasks = line["hung"]["tasks"].as_array().unwrap();
+        let of_line: Vec<_> = tasks
+            .iter()
+            .map(|task| &line["stacks"][task["stack"].as_u64().unwrap() as usize])
+            .collect();
+        let hung = report.hung_of(due.finding).unwrap();
+        let of_report: Vec<_> = hung
+            .tasks
+            .iter()
+            .map(|task| &report.stacks[task.stack.unwrap() as usize])
+            .collect();
+        assert_eq!(
+            serde_json::to_value(&of_line).unwrap(),
+            serde_json::to_value(&of_report).unwrap()
+        );
+        let distinct: std::collections::BTreeSet<_> = of_report.into_iter().collect();
+        assert_eq!(line["stacks"].as_array().unwrap().len(), distinct.len());
+        assert!(distinct.len() < report.stacks.len());
+    }
+}
+
+#[test]
+fn what_is_watched_for_is_told_with_its_thresholds() {
+    let thresholds = Thresholds {
+        hard_lockup: None,
+        ..Thresholds::of_waits(Nanos(SEC))
+    };
+    assert_eq!(
+        super::super::words::of_hangs(thresholds),
+        "hung-task from 2m00s, soft-lockup from 20s, hard-lockup off"
+    );
+    let line = page(Format::Json, |output| {
+        output.watching(thresholds, &[], &[]).unwrap();
+    });
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(line["threshold_ns"], SEC);
+    assert_eq!(line["hung_task_ns"], 120 * SEC);
+    assert_eq!(line["soft_lockup_ns"], 20 * SEC);
+    assert!(line.get("hard_lockup_ns").is_none());
 }
