@@ -6,7 +6,6 @@
 //! times, so that a log can be continued, cut and joined. What the format has no place for is
 //! in comments, which other readers skip.
 
-mod background;
 mod file;
 mod mark;
 mod read;
@@ -17,7 +16,6 @@ mod tests;
 mod write;
 
 pub use self::{
-    background::Background,
     file::{OpenError, Rotation},
     read::{Log, ReadError, Within},
     sum::Sum,
