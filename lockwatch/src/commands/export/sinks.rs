@@ -70,7 +70,7 @@ impl Sinks {
                 tracing::warn!("{warning}");
             }
             let (ask, scrapes) = mpsc::channel(SCRAPES);
-            let exposition = Exposition::new(args.callers, Host::this().kernel);
+            let exposition = Exposition::new(args.top_callers, Host::this().kernel);
             let serving = http::serve(listener, ask, exposition, Limits::default());
             let server = tokio::spawn(async move { match serving.await {} });
             sinks.scrapes = Some((scrapes, Server(server)));

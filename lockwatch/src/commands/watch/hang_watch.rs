@@ -139,6 +139,7 @@ mod tests {
             cpu,
             kind: LockupKind::Hard,
             since_ns: 0,
+            until_ns: 0,
             task: None,
             samples: Vec::new(),
             is_reschedule_known: true,
