@@ -4,13 +4,7 @@
 
 mod counting;
 
-use std::{
-    fs,
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-    process, thread,
-    time::Duration,
-};
+use std::{thread, time::Duration};
 
 use counting::{Counting, total};
 use lockwatch::{
@@ -18,7 +12,7 @@ use lockwatch::{
     lock::{LockKind, LockMode},
     plan::Purpose,
     stream::counts::{CountOptions, CountsWanted},
-    task::{Nanos, Tgid},
+    task::Nanos,
 };
 use lockwatch_tests::{
     storm::{self, Storm},
@@ -26,7 +20,6 @@ use lockwatch_tests::{
     trial::{self, Lab},
     truth::{Mode, Scenario},
 };
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// What the storm's own threads wait for, callers told apart always.
 fn of_storm() -> CountOptions {
@@ -46,7 +39,7 @@ const TALLY: &str = "independent-tally";
 
 /// What to compare with; `None` where the tracepoints do not tell the waits by themselves.
 fn tally(counting: &Counting) -> Option<Tally> {
-    if counting.is_rt {
+    if counting.is_rt() {
         trial::is_skipped(TALLY, "a wait for an rwsem fires for the locks inside, too");
         return None;
     }
@@ -65,7 +58,7 @@ const BETWEEN: u64 = 20_000;
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn a_storm_is_counted_to_the_last_wait() {
     for storm in [Storm::MmapLock, Storm::Pipe, Storm::Directory] {
-        let counting = Counting::of_waits(&of_storm());
+        let counting = Counting::attach(&of_storm(), false);
         let Some(mut tally) = tally(&counting) else {
             return;
         };
@@ -140,6 +133,7 @@ const FORCED: Duration = Duration::from_millis(500);
 #[test]
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn waits_that_the_lab_forces_are_counted_once_each() {
+    let counting = Counting::attach(&CountOptions::default(), false);
     for (scenario, class, kind) in [
         (Scenario::MmapReadHeld, "mmap_lock", LockKind::Rwsem),
         (Scenario::InodeWriteHeld, "i_rwsem", LockKind::Rwsem),
@@ -148,14 +142,19 @@ fn waits_that_the_lab_forces_are_counted_once_each() {
         (Scenario::PipeHeld, "pipe", LockKind::Mutex),
         (Scenario::SuperFrozen, "s_writers", LockKind::PercpuRwsem),
     ] {
-        let counting = Counting::of_waits(&CountOptions::default());
+        let kind = match kind {
+            // On PREEMPT_RT a mutex is an rtmutex.
+            LockKind::Mutex if counting.is_rt() => LockKind::RtMutex,
+            kind => kind,
+        };
+        let before = counting.read();
         let Some(lab) = Lab::raise_or_skip(scenario, 7).unwrap() else {
             continue;
         };
         let truth = lab.truth.clone();
         thread::sleep(FORCED);
         lab.finish().unwrap();
-        let snapshot = counting.read();
+        let snapshot = counting.read().since(&before);
         assert_eq!(snapshot.lost.total(), 0);
         for mode in [LockMode::Read, LockMode::Write] {
             let waiters = truth.waiters.iter();
@@ -182,7 +181,7 @@ fn waits_that_the_lab_forces_are_counted_once_each() {
 fn what_finds_no_room_is_counted_as_lost() {
     let mut options = of_storm();
     options.entries = 64;
-    let counting = Counting::of_waits(&options);
+    let counting = Counting::attach(&options, false);
     let Some(mut tally) = tally(&counting) else {
         return;
     };
@@ -194,156 +193,37 @@ fn what_finds_no_room_is_counted_as_lost() {
     assert_eq!(counted + snapshot.lost.waits, expected);
 }
 
-/// Counts what is asked for while threads of ours contend for their mmap_lock, and says how
-/// often they waited.
-fn counted(wanted: CountsWanted) -> (u64, Snapshot) {
-    let options = CountOptions {
-        callers_from: Nanos(0),
-        wanted,
-        ..CountOptions::default()
-    };
-    let counting = Counting::of_waits(&options);
-    Storm::MmapLock.run(8, Duration::from_secs(1)).unwrap();
-    let snapshot = counting.read();
-    (total(&snapshot, |_| true).count(), snapshot)
-}
-
-/// Cgroup v2, mounted, with a group that our process is in. Dropped, it is back where it was.
-struct Group {
-    mounted: tempfile::TempDir,
-    group: PathBuf,
-}
-
-impl Group {
-    fn enter() -> Self {
-        let mounted = tempfile::tempdir().unwrap();
-        let nothing: Option<&str> = None;
-        mount(
-            Some("none"),
-            mounted.path(),
-            Some("cgroup2"),
-            MsFlags::empty(),
-            nothing,
-        )
-        .unwrap();
-        let group = mounted.path().join(format!("storm-{}", process::id()));
-        let group = Self { mounted, group };
-        fs::create_dir(&group.group).unwrap();
-        enter(&group.group).unwrap();
-        group
-    }
-
-    fn id(&self) -> u64 {
-        self.group.metadata().unwrap().ino()
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        let left = enter(self.mounted.path()).and_then(|()| fs::remove_dir(&self.group));
-        let gone = umount2(self.mounted.path(), MntFlags::MNT_DETACH);
-        println!("left the group: {left:?}, {gone:?}");
-    }
-}
-
-fn enter(group: &Path) -> std::io::Result<()> {
-    fs::write(group.join("cgroup.procs"), process::id().to_string())
-}
-
-#[test]
-#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
-fn only_what_is_asked_for_is_counted() {
-    let wanted = CountsWanted::default;
-    let us = Tgid(process::id());
-    let (count, _) = counted(CountsWanted {
-        pids: vec![Tgid(1), us],
-        ..wanted()
-    });
-    assert!(count > 20, "{count} waits of our process");
-    let (count, snapshot) = counted(CountsWanted {
-        pids: vec![Tgid(1)],
-        ..wanted()
-    });
-    assert_eq!(count, 0, "of another process: {snapshot:#?}");
-
-    let (count, snapshot) = counted(CountsWanted {
-        comms: vec!["storm-".to_owned(), "stor".to_owned()],
-        ..wanted()
-    });
-    assert_eq!(count, 0, "of other names: {snapshot:#?}");
-
-    let (count, snapshot) = counted(CountsWanted {
-        pids: vec![us],
-        classes: vec!["mmap_lock".to_owned()],
-        ..wanted()
-    });
-    assert!(count > 20, "{count} waits for mmap_lock");
-    for key in snapshot.series.keys() {
-        assert_eq!(key.class.to_string(), "mmap_lock");
-    }
-    let (count, snapshot) = counted(CountsWanted {
-        pids: vec![us],
-        classes: vec!["i_rwsem".to_owned(), "s_umount".to_owned()],
-        ..wanted()
-    });
-    assert_eq!(count, 0, "of other classes: {snapshot:#?}");
-
-    let munmap = "__vm_munmap".to_owned();
-    let (count, snapshot) = counted(CountsWanted {
-        pids: vec![us],
-        callers: vec![munmap.clone()],
-        ..wanted()
-    });
-    assert!(count > 5, "{count} waits in {munmap}");
-    for key in snapshot.series.keys() {
-        assert_eq!(key.caller, Caller::Function(munmap.clone()));
-    }
-}
-
-#[test]
-#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
-fn only_what_is_in_the_control_group_is_counted() {
-    let group = Group::enter();
-    let (count, _) = counted(CountsWanted {
-        cgroups: vec![group.id()],
-        ..CountsWanted::default()
-    });
-    assert!(count > 20, "{count} waits in our group");
-    let other = group.mounted.path().metadata().unwrap().ino();
-    let (count, snapshot) = counted(CountsWanted {
-        cgroups: vec![other],
-        pids: vec![Tgid(process::id())],
-        ..CountsWanted::default()
-    });
-    assert_eq!(count, 0, "in the group above: {snapshot:#?}");
-}
-
 #[test]
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn holds_that_the_lab_forces_are_counted_once_each() {
+    let counting = Counting::attach(&CountOptions::default(), true);
+    let at = |is_it: fn(&Purpose) -> bool| {
+        let mut hooks = counting.plan().hooks.iter();
+        hooks.any(|hook| is_it(&hook.purpose))
+    };
+    let everywhere = at(|purpose| matches!(purpose, Purpose::Release { .. }));
+    let of_mmap = at(|purpose| matches!(purpose, Purpose::MmapReleased { .. }));
     for (scenario, class) in [
         (Scenario::MmapReadHeld, "mmap_lock"),
         (Scenario::InodeWriteHeld, "i_rwsem"),
         (Scenario::InodeReadHeld, "i_rwsem"),
     ] {
-        let counting = Counting::of_holds(&CountOptions::default());
-        let at = |is_it: fn(&Purpose) -> bool| {
-            let mut hooks = counting.plan.hooks.iter();
-            hooks.any(|hook| is_it(&hook.purpose))
-        };
-        let everywhere = at(|purpose| matches!(purpose, Purpose::Release { .. }));
-        let of_mmap = at(|purpose| matches!(purpose, Purpose::MmapReleased { .. }));
+        let before = counting.read();
         let is_tracked = everywhere || of_mmap && class == "mmap_lock";
         if !is_tracked {
             println!("{scenario:?}: holds of {class} cannot be tracked here");
-            assert!(of_mmap, "no holds can be tracked: {:?}", counting.plan.gaps);
+            assert!(
+                of_mmap,
+                "no holds can be tracked: {:?}",
+                counting.plan().gaps
+            );
             continue;
         }
         let lab = Lab::raise(scenario, 3).unwrap();
         let truth = lab.truth.clone();
         thread::sleep(FORCED);
         lab.finish().unwrap();
-        let snapshot = counting.read();
+        let snapshot = counting.read().since(&before);
         assert_eq!(snapshot.lost.total(), 0);
         for mode in [LockMode::Read, LockMode::Write] {
             let forced = truth

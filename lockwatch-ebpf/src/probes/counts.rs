@@ -73,8 +73,13 @@ pub(crate) fn are_on() -> bool {
     global!(COUNT_CONFIG.on) != 0
 }
 
+/// The lock is the first argument of the traced function. There it is a typed pointer, with
+/// which verifiers allow no arithmetic (5.10–7.3): its address has to be read.
+pub(crate) const FIRST_ARGUMENT: u64 = 0;
+
 /// Counts a wait or a hold of the running task that is just over and was this long. `how`:
-/// its flags, and `HELD`. `class`: that of the lock if it is known, or 0.
+/// its flags, and `HELD`. `class`: that of the lock if it is known, or 0. `lock`: its address,
+/// or [`FIRST_ARGUMENT`].
 #[inline(always)]
 pub(crate) fn count(ctx: &impl EbpfContext, lock: u64, class: u64, how: u32, ns: u64) {
     if are_on() {
@@ -85,6 +90,11 @@ pub(crate) fn count(ctx: &impl EbpfContext, lock: u64, class: u64, how: u32, ns:
 /// A function of its own: two dozen programs end in it.
 #[inline(never)]
 fn count_one(ctx: *mut c_void, lock: u64, class: u64, how: u32, ns: u64) {
+    let lock = if lock == FIRST_ARGUMENT {
+        word(ctx as u64)
+    } else {
+        lock
+    };
     let ids = bpf_get_current_pid_tgid();
     if (ids >> 32) as u32 == global!(COUNT_CONFIG.own_tgid) || !is_task_wanted(ids) {
         return;
@@ -195,13 +205,6 @@ fn word(at: u64) -> u64 {
     // SAFETY: reads as much as the local has room for; a bad address gives an error.
     unsafe { bpf_probe_read_kernel((&raw mut value).cast::<c_void>(), 8, at as *const c_void) };
     value
-}
-
-/// The first word of the context as a plain number. As an argument of a traced function it is
-/// a typed pointer, with which verifiers allow no arithmetic (5.10–7.3).
-#[inline(always)]
-pub(crate) fn plain_argument(ctx: &impl EbpfContext) -> u64 {
-    word(ctx.as_ptr() as u64)
 }
 
 /// A return address in the first function behind those of the lock on this task's stack.

@@ -84,7 +84,8 @@ pub fn rules(layout: &Layout) -> Vec<(ClassRule, LockClass)> {
         let rule = ClassRule {
             hop: inode.mapping as u64,
             same: mapping,
-            flags: flags::MUTEX,
+            // On PREEMPT_RT a mutex is an rtmutex, and says so.
+            mask: flags::PERCPU,
             ..back(file.pos_lock, file.inode, 0)
         };
         add(rule, LockClass::FilePosition);
@@ -96,7 +97,7 @@ pub fn rules(layout: &Layout) -> Vec<(ClassRule, LockClass)> {
 /// The class of a lock that no rule tells, by the function that asks for it (its stem).
 pub fn by_caller(kind: LockKind, caller: &str) -> LockClass {
     match kind {
-        LockKind::Mutex if locks_a_pipe(caller) => LockClass::Pipe,
+        LockKind::Mutex | LockKind::RtMutex if locks_a_pipe(caller) => LockClass::Pipe,
         LockKind::Rwsem if locks_a_vma(caller) => LockClass::VmaLock,
         _ => LockClass::Unknown,
     }

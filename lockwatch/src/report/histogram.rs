@@ -380,7 +380,10 @@ mod tests {
         assert_eq!(counted.series.iter().filter(is_unknown).count(), 2);
         let shown = words(&Histograms::of(counted, &Selection::default()));
         let unknown = shown.iter().filter(|it| it.0.starts_with("unknown"));
-        assert_eq!(unknown.collect::<Vec<_>>(), [&("unknown".to_owned(), 7)]);
+        assert_eq!(
+            unknown.collect::<Vec<_>>(),
+            [&("unknown mutex".to_owned(), 7)]
+        );
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! lockwatch's counting, attached in the test's own process.
 
+#![allow(dead_code, reason = "not each of the tests asks for all of it")]
+
 use std::sync::Arc;
 
 use lockwatch::{
@@ -14,24 +16,16 @@ use lockwatch_ebpf::stream::StreamConfig;
 /// The programs that count, attached. Dropped, they are gone.
 pub(crate) struct Counting {
     counts: Counts,
-    pub(crate) plan: Plan,
-    pub(crate) is_rt: bool,
+    plan: Plan,
+    is_rt: bool,
     _waits: StreamProbes,
     _holds: Option<HoldProbes>,
 }
 
 impl Counting {
-    /// Counts waits, those of our own process, too.
-    pub(crate) fn of_waits(options: &CountOptions) -> Self {
-        Self::attach(options, false)
-    }
-
-    /// Counts holds, too, where they can be tracked.
-    pub(crate) fn of_holds(options: &CountOptions) -> Self {
-        Self::attach(options, true)
-    }
-
-    fn attach(options: &CountOptions, holds: bool) -> Self {
+    /// Counts waits, those of our own process, too; with `holds`, also these, where they can
+    /// be tracked.
+    pub(crate) fn attach(options: &CountOptions, holds: bool) -> Self {
         let types = Btf::from_sys().unwrap();
         let layout = Layout::from_btf(&types).unwrap();
         let symbols = Arc::new(Symbols::from_proc().unwrap());
@@ -78,6 +72,16 @@ impl Counting {
             _waits: waits,
             _holds: holds,
         }
+    }
+
+    /// What is attached.
+    pub(crate) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// On `PREEMPT_RT`.
+    pub(crate) fn is_rt(&self) -> bool {
+        self.is_rt
     }
 
     /// What was counted so far.

@@ -9,10 +9,7 @@ use aya_ebpf::{
     programs::{FEntryContext, FExitContext},
 };
 
-use super::{
-    counts,
-    state::{Mode, acquired, downgraded, released},
-};
+use super::state::{Mode, acquired, downgraded, released};
 
 /// fexit of a function that acquires: always, or if what it returns, the word behind its
 /// parameters, says so.
@@ -46,12 +43,8 @@ macro_rules! release {
         #[doc = concat!("fentry of `void ", $name, "(struct rw_semaphore *sem)`, 5.10+.")]
         #[fentry(function = $name)]
         fn $function(ctx: FEntryContext) -> i32 {
+            let $lock: u64 = ctx.arg(0);
             let $ctx = &ctx;
-            let $lock: u64 = if counts::are_on() {
-                counts::plain_argument($ctx)
-            } else {
-                $ctx.arg(0)
-            };
             $change;
             0
         }

@@ -84,8 +84,7 @@ fn is_stale(lock: u64, since_ns: u64) -> bool {
 }
 
 /// This task is about to release the lock, of this class if it is known, else 0, which it
-/// holds like this. A hold of the other
-/// mode stays: it is one that another task has released.
+/// holds like this. A hold of the other mode stays: it is one that another task has released.
 #[inline(always)]
 pub(super) fn released(ctx: &impl EbpfContext, lock: u64, class: u64, mode: Mode) {
     if let Some(holds) = storage::of_current() {
@@ -97,7 +96,7 @@ pub(super) fn released(ctx: &impl EbpfContext, lock: u64, class: u64, mode: Mode
                 } else {
                     let since_ns = holds.since_ns[slot];
                     set(holds, slot, 0);
-                    count_hold(ctx, lock, class, mode, since_ns);
+                    count_hold(ctx, class, mode, since_ns);
                 }
                 return;
             }
@@ -113,7 +112,7 @@ pub(super) fn released(ctx: &impl EbpfContext, lock: u64, class: u64, mode: Mode
 /// Counts how long a hold was. One that was downgraded counts as a whole, for read; one that
 /// was taken for read several times at once from the first to the last release.
 #[inline(always)]
-fn count_hold(ctx: &impl EbpfContext, lock: u64, class: u64, mode: Mode, since_ns: u64) {
+fn count_hold(ctx: &impl EbpfContext, class: u64, mode: Mode, since_ns: u64) {
     if counts::are_on() {
         let how = match mode {
             Mode::Read => flags::READ,
@@ -122,7 +121,8 @@ fn count_hold(ctx: &impl EbpfContext, lock: u64, class: u64, mode: Mode, since_n
         // SAFETY: no preconditions.
         let now_ns = unsafe { bpf_ktime_get_ns() };
         let ns = now_ns.saturating_sub(since_ns);
-        counts::count(ctx, lock, class, how | HELD, ns);
+        // Where the first argument is not the lock, the class is known.
+        counts::count(ctx, counts::FIRST_ARGUMENT, class, how | HELD, ns);
     }
 }
 
