@@ -14,6 +14,7 @@
 mod probes {
     mod access;
     mod argument;
+    mod counts;
     #[path = "holds/functions.rs"]
     mod functions;
     mod global;

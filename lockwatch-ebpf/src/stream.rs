@@ -15,6 +15,7 @@ mod probes {
     mod access;
     mod argument;
     mod contention;
+    mod counts;
     mod global;
     mod member;
     mod rt_rwsem;

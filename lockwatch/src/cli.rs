@@ -1,5 +1,8 @@
 //! The command line: one definition for parsing, `--help`, man page and completions.
 
+mod export;
+pub mod histogram;
+
 use std::{io::IsTerminal, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{
@@ -8,6 +11,7 @@ use clap::{
 };
 use tracing_subscriber::filter::LevelFilter;
 
+pub use self::export::{CountArgs, ExportArgs};
 use crate::{
     detect::{self, Detectors, Thresholds},
     kernel::watchdogs,
@@ -37,6 +41,7 @@ Examples:
   lockwatch diagnose --threshold 100ms   shorter waits count, too
   lockwatch watch --for 1h               report stalls, hanging tasks and locked-up CPUs live
   lockwatch record -o FILE               the same into a file; lockwatch report FILE reads it
+  lockwatch histogram                    how long locks are waited for, by class and caller
   lockwatch check                        what works on this host, and what is missing
 
 Exit status: 0 nothing found, 1 stall found, 2 error.
@@ -105,6 +110,20 @@ Examples:
 Several filters of one kind: one must match. Filters of different kinds: all must match.
 Exit status: 0 nothing seen, 1 a stall, or a hanging task or CPU, seen, 2 error.")]
     Watch(WatchArgs),
+    /// Export how long tasks wait for locks, as metrics and histograms
+    ///
+    /// Counts in the kernel how long every task waits for every sleeping lock that it finds
+    /// taken, by lock class, mode and caller, and with --track-holds how long each is held;
+    /// nothing is sampled and none is lost. And watches as `watch` does: stalls, what they lead
+    /// back to, hanging tasks and CPUs are in the metrics, too.
+    #[command(after_long_help = "\
+Examples:
+  lockwatch export --listen 127.0.0.1:9822          for Prometheus to scrape
+  lockwatch export --hdr-log /var/log/locks.hlog    HdrHistogram logs; lockwatch histogram reads them
+  lockwatch export --listen 127.0.0.1:9822 --class mmap_lock --comm postgres
+
+Exit status: 0 nothing seen, 1 a stall, or a hanging task or CPU, seen, 2 error.")]
+    Export(ExportArgs),
     /// Record what watch sees into a file, for reports later and elsewhere
     ///
     /// Records every survey, with the tasks and CPUs that hang, and every lock wait past the
@@ -120,12 +139,14 @@ Examples:
 
 Exit status: 0 nothing seen, 1 a stall, or a hanging task or CPU, seen, 2 error.")]
     Record(RecordArgs),
-    /// Make a report from a recording
+    /// Make a report from a recording, or sum up many
     ///
     /// Text sums up what was recorded and explains each stall by the last survey that saw
     /// it. The other formats, and text with --survey or --at, are about one survey: the one
     /// with the most blocked tasks, or the one that is asked for. A Perfetto trace is always
     /// about the whole time. A recording that is cut off or damaged is read as far as it goes.
+    /// Of several recordings, text and json say which host stalled how often and how long, on
+    /// what, and what the detectors say, the worst first.
     #[command(after_long_help = "\
 Examples:
   lockwatch report stall.lwr
@@ -134,10 +155,34 @@ Examples:
   lockwatch report stall.lwr --format dot | dot -Tsvg > stall.svg
   lockwatch report stall.lwr --format folded | inferno-flamegraph > waits.svg
   lockwatch report stall.lwr --format perfetto -o stall.pftrace     for ui.perfetto.dev
+  lockwatch report web*.lwr                                         many hosts at a glance
 
 Exit status: 0 no stall in it, 1 stall found, 2 error, or nothing found in a recording that
 is cut off or damaged: the stall may be in what could not be read.")]
     Report(ReportArgs),
+    /// Show how long locks were waited for and held: percentiles and a plot
+    ///
+    /// From logs that `export --hdr-log` has written, or that another tool has written in that
+    /// format, or counted now. Classes come in the order of the time that they cost; waits
+    /// longer than half of all are few and can be most of that, so a plot shows both.
+    #[command(after_long_help = "\
+Examples:
+  lockwatch histogram                                      count for 10 seconds
+  lockwatch histogram --for 1m --class mmap_lock --by caller
+  lockwatch histogram /var/log/waits.hlog
+  lockwatch histogram waits.hlog --from 2026-03-01T03:00:00Z --to 2026-03-01T04:00:00Z
+  lockwatch histogram waits.hlog --format svg -o waits.svg
+  lockwatch histogram waits.hlog --class mmap_lock --format hgrm > mmap.hgrm
+  lockwatch histogram merge web1.hlog web2.hlog -o web.hlog
+
+How to read it:
+  count      how many waits (or holds); spinning before a wait is part of it
+  p99        99 of 100 took no longer than this
+  in all     all of them together: what this class costs
+  how often  a bar as long as there are many; time waited: as long as they are together
+
+Exit status: 0, 2 error.")]
+    Histogram(histogram::HistogramArgs),
     /// Say what this kernel and these privileges allow
     ///
     /// Asks the kernel what lockwatch could hook, by loading programs that do nothing
@@ -368,9 +413,9 @@ pub struct RecordArgs {
 /// Options of `report`.
 #[derive(Clone, Debug, Args)]
 pub struct ReportArgs {
-    /// The recording
-    #[arg(value_name = "FILE")]
-    pub file: PathBuf,
+    /// The recording; several are summed up
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
     /// How to write the report
     #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
     pub format: ReportFormat,

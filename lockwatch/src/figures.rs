@@ -36,6 +36,33 @@ impl fmt::Display for Span {
     }
 }
 
+/// A time to two digits: `850ns`, `1.2ms`, `12ms`, `3.2s`; from a minute on as [`Span`].
+///
+/// Cut off, never rounded up.
+#[derive(Clone, Copy, Debug)]
+pub struct Brief(pub Nanos);
+
+impl fmt::Display for Brief {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MINUTE: u64 = 60_000_000_000;
+        let Nanos(ns) = self.0;
+        let (unit, name) = match ns {
+            0..1_000 => (1, "ns"),
+            1_000..1_000_000 => (1_000, "µs"),
+            1_000_000..1_000_000_000 => (1_000_000, "ms"),
+            1_000_000_000..MINUTE => (1_000_000_000, "s"),
+            _ => return Span(self.0).fmt(f),
+        };
+        let (whole, tenth) = (ns / unit, ns % unit * 10 / unit);
+        let text = if whole < 10 && tenth > 0 {
+            format!("{whole}.{tenth}{name}")
+        } else {
+            format!("{whole}{name}")
+        };
+        f.pad(&text)
+    }
+}
+
 /// A number with thousands separators: `1,469`.
 #[derive(Clone, Copy, Debug)]
 pub struct Count(pub u64);
@@ -96,6 +123,26 @@ mod tests {
         ] {
             assert_eq!(Span(Nanos(ns)).to_string(), text, "{ns} ns");
         }
+    }
+
+    #[test]
+    fn brief_times_show_two_digits() {
+        for (ns, text) in [
+            (0, "0ns"),
+            (9, "9ns"),
+            (850, "850ns"),
+            (1_000, "1µs"),
+            (1_299, "1.2µs"),
+            (12_900, "12µs"),
+            (999_999, "999µs"),
+            (1_200_000, "1.2ms"),
+            (3_250_000_000, "3.2s"),
+            (59_999_999_999, "59s"),
+            (60_000_000_000, "1m00s"),
+        ] {
+            assert_eq!(Brief(Nanos(ns)).to_string(), text, "{ns} ns");
+        }
+        assert_eq!(format!("{:>6}", Brief(Nanos(1_500))), " 1.5µs");
     }
 
     #[test]

@@ -17,7 +17,19 @@ impl fmt::Display for LockAddr {
 }
 
 /// The primitive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum LockKind {
     /// `struct rw_semaphore`
@@ -57,7 +69,19 @@ impl LockKind {
 }
 
 /// How a task has or wants a lock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    schemars::JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum LockMode {
     /// Shared.
@@ -67,7 +91,7 @@ pub enum LockMode {
 }
 
 /// Which of the kernel's locks this is; instances of one class protect the same thing.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LockClass {
     /// `mm_struct.mmap_lock`
@@ -76,6 +100,10 @@ pub enum LockClass {
     InodeRwsem,
     /// `address_space.invalidate_lock`
     InvalidateLock,
+    /// `address_space.i_mmap_rwsem`
+    InodeMmapRwsem,
+    /// `anon_vma.rwsem`
+    AnonVma,
     /// `super_block.s_umount`
     SuperUmount,
     /// `super_block.s_writers`, by which a file system is frozen
@@ -100,6 +128,8 @@ impl fmt::Display for LockClass {
             Self::MmapLock => "mmap_lock",
             Self::InodeRwsem => "i_rwsem",
             Self::InvalidateLock => "invalidate_lock",
+            Self::InodeMmapRwsem => "i_mmap_rwsem",
+            Self::AnonVma => "anon_vma",
             Self::SuperUmount => "s_umount",
             Self::SuperWriters => "s_writers",
             Self::VmaLock => "vma_lock",

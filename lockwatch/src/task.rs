@@ -230,6 +230,24 @@ pub enum StuckClass {
 }
 
 impl StuckClass {
+    /// The word that programs read.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::BlockIo => "block-io",
+            Self::NetworkFs => "network-fs",
+            Self::Fuse => "fuse",
+            Self::Lock => "lock",
+            Self::Reclaim => "reclaim",
+            Self::Completion => "completion",
+            Self::User => "user",
+            Self::Running => "running",
+            Self::Runnable => "runnable",
+            Self::Sleep => "sleep",
+            Self::Exit => "exit",
+            Self::Unknown => "unknown",
+        }
+    }
+
     /// In words for a person.
     pub const fn words(self) -> &'static str {
         match self {

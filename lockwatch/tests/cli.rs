@@ -25,6 +25,14 @@ fn help() {
     insta::assert_snapshot!("help_check", stdout(&lockwatch(&["check", "--help"])));
     insta::assert_snapshot!("help_record", stdout(&lockwatch(&["record", "--help"])));
     insta::assert_snapshot!("help_report", stdout(&lockwatch(&["report", "--help"])));
+    insta::assert_snapshot!(
+        "help_histogram",
+        stdout(&lockwatch(&["histogram", "--help"]))
+    );
+    insta::assert_snapshot!(
+        "help_histogram_merge",
+        stdout(&lockwatch(&["histogram", "merge", "--help"]))
+    );
 }
 
 #[test]
@@ -43,6 +51,11 @@ fn a_wrong_command_line_is_an_error() {
         &["record"],
         &["record", "-o", "/nonexistent/x", "--once", "--for", "1s"],
         &["report"],
+        &["histogram", "x", "--for", "1s"],
+        &["histogram", "x", "--comm", "postgres"],
+        &["histogram", "--from", "2026-03-01T03:12:09Z"],
+        &["histogram", "merge", "x"],
+        &["histogram", "merge", "-o", "x"],
         &["report", "x", "--survey", "0"],
         &[
             "report",

@@ -9,5 +9,7 @@ pub mod clock;
 pub mod edge;
 pub mod hook;
 pub mod lab;
+pub mod storm;
+pub mod tally;
 pub mod trial;
 pub mod truth;

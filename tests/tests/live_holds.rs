@@ -46,18 +46,6 @@ fn until(what: &str, mut happened: impl FnMut() -> bool) {
     }
 }
 
-/// True if the test cannot be made on this kernel. Whoever runs it must know: it fails
-/// unless `LOCKWATCH_MAY_SKIP` names it.
-fn is_skipped(test: &str, why: &str) -> bool {
-    let may_skip = std::env::var("LOCKWATCH_MAY_SKIP").unwrap_or_default();
-    assert!(
-        may_skip.split(',').any(|name| name == test),
-        "{test} cannot be tried here: {why} (LOCKWATCH_MAY_SKIP={test} accepts that)"
-    );
-    eprintln!("skipped: {test}: {why}");
-    true
-}
-
 fn modes(holds: &[TracedHold]) -> Vec<LockMode> {
     holds.iter().map(|hold| hold.mode).collect()
 }
@@ -107,7 +95,9 @@ fn a_lock_taken_without_waiting_is_held() {
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn an_attempt_that_fails_is_no_hold() {
     let mut tracker = Tracker::attach();
-    if tracker.preempt_rt && is_skipped("an_attempt_that_fails_is_no_hold", tracker::NOT_ON_RT) {
+    if tracker.preempt_rt
+        && trial::is_skipped("an_attempt_that_fails_is_no_hold", tracker::NOT_ON_RT)
+    {
         return;
     }
     let agitator = Agitator::attach(c"lab-w1", Place::AtSwitch, tracker.means).unwrap();
@@ -195,7 +185,7 @@ fn a_wait_given_up_for_a_directory_leaves_nothing() {
             eprintln!("skipped: {test}: {why}, by a policy of this host");
             return;
         }
-        if is_skipped(test, why) {
+        if trial::is_skipped(test, why) {
             return;
         }
     }
@@ -220,7 +210,7 @@ fn a_wait_given_up_for_a_directory_leaves_nothing() {
 fn a_lock_released_by_another_task_is_held_no_more() {
     let mut tracker = Tracker::attach();
     let test = "a_lock_released_by_another_task_is_held_no_more";
-    if tracker.preempt_rt && is_skipped(test, tracker::NOT_ON_RT) {
+    if tracker.preempt_rt && trial::is_skipped(test, tracker::NOT_ON_RT) {
         return;
     }
     let agitator = Agitator::attach(COMM, Place::AtSwitch, tracker.means).unwrap();
@@ -238,7 +228,7 @@ fn a_lock_released_by_another_task_is_held_no_more() {
 fn a_release_in_the_name_of_another_holder_accuses_nobody() {
     let mut tracker = Tracker::attach();
     let test = "a_release_in_the_name_of_another_holder_accuses_nobody";
-    if tracker.preempt_rt && is_skipped(test, tracker::NOT_ON_RT) {
+    if tracker.preempt_rt && trial::is_skipped(test, tracker::NOT_ON_RT) {
         return;
     }
     let mut elsewhere = 0;
@@ -333,7 +323,7 @@ fn follow_by_raw_tp(test: &str, less: fn(&mut Offer)) {
     let has_tracepoints = types
         .tracepoints()
         .any(|(_, name, _)| name == MMAP_LOCK_RELEASED);
-    if !has_tracepoints && is_skipped(test, "it has no tracepoints of mmap_lock") {
+    if !has_tracepoints && trial::is_skipped(test, "it has no tracepoints of mmap_lock") {
         return;
     }
     let mut tracker = Tracker::attach_by(less);

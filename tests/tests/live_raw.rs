@@ -11,7 +11,7 @@ use std::{
 use lockwatch::{
     kernel::{btf::Btf, layout::Layout},
     plan::{Hook, Mechanism, Plan, Purpose, Wanted, plan},
-    probes::{offer, stream::StreamProbes},
+    probes::{counts::CountGlobals, offer, stream::StreamProbes},
 };
 use lockwatch_ebpf::stream::{OpenWait, StreamConfig, WaitKey, Watched, flags, kind, phase, sleep};
 use lockwatch_tests::{
@@ -39,7 +39,8 @@ fn attach() -> (StreamProbes, Plan) {
         begins: 0,
         own_tgid: std::process::id(),
     };
-    let mut probes = StreamProbes::load(&plan, &layout.task, &config, &[], &btf).unwrap();
+    let mut probes =
+        StreamProbes::load(&plan, &layout.task, &config, &CountGlobals::OFF, &[], &btf).unwrap();
     probes.attach().unwrap();
     (probes, plan)
 }

@@ -1,5 +1,6 @@
 //! Build, test and demo verbs of the project: `cargo xtask help`.
 
+mod archive;
 mod bpf;
 mod cache;
 mod deb;
@@ -9,7 +10,9 @@ mod formats;
 mod kernels;
 mod learn;
 mod live;
+mod metrics;
 mod mutation;
+mod otlp;
 mod packages;
 mod process;
 mod test;
@@ -40,7 +43,9 @@ enum Verb {
     Test(test::Args),
     Demo(demo::Args),
     Formats(formats::Args),
+    Metrics(metrics::Args),
     Mutation(mutation::Args),
+    Otlp(otlp::Args),
     Live(live::Args),
     Vm(vm::Args),
     Verified(verified::Args),
@@ -60,7 +65,9 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Formats(args) => formats::run(&args),
+        Verb::Metrics(args) => metrics::run(&args),
         Verb::Mutation(args) => mutation::run(&args),
+        Verb::Otlp(args) => otlp::run(&args),
         Verb::Live(args) => live::run(&args),
         Verb::Vm(args) => vm::run(&args),
         Verb::Kernels(args) => kernels::run(&args),

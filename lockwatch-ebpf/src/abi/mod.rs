@@ -2,7 +2,9 @@
 
 pub mod acquisitions;
 pub mod beats;
+pub mod counts;
 pub mod edge;
 pub mod holds;
 pub mod stream;
 pub mod survey;
+pub mod tally;

@@ -82,20 +82,21 @@ fn begin(ctx: &impl EbpfContext, lock: u64, wait_flags: u32) -> i32 {
 /// was as long as configured.
 #[btf_tracepoint(function = "contention_end")]
 fn contention_end(ctx: BtfTracePointContext) -> i32 {
-    end(ctx.arg(0), ctx.arg(1))
+    end(&ctx, ctx.arg(0), ctx.arg(1))
 }
 
 /// The same by raw_tp.
 #[raw_tracepoint(tracepoint = "contention_end")]
 fn raw_contention_end(ctx: RawTracePointContext) -> i32 {
-    end(ctx.arg(0), ctx.arg(1))
+    end(&ctx, ctx.arg(0), ctx.arg(1))
 }
 
 #[inline(always)]
-fn end(lock: u64, result: i32) -> i32 {
+fn end(ctx: &impl EbpfContext, lock: u64, result: i32) -> i32 {
     let key = waits::key(lock, bpf_get_current_pid_tgid());
-    if !waits::end(&key, result) && rt_rwsem::are_there() {
-        waits::end(&rt_rwsem::of(&key), result);
+    if !waits::end(ctx, &key, key.lock, result) && rt_rwsem::are_there() {
+        let outside = rt_rwsem::of(&key);
+        waits::end(ctx, &outside, outside.lock, result);
     }
     0
 }

@@ -7,13 +7,14 @@
 //! entered it while that was attached: ends of older waits are not seen.
 
 use aya_ebpf::{
+    EbpfContext,
     helpers::{bpf_get_current_pid_tgid, generated::bpf_get_current_task},
     macros::{fentry, fexit, kprobe},
     programs::{FEntryContext, FExitContext, ProbeContext},
 };
 use lockwatch_ebpf::stream::{self as abi, WaitSite, flags, outcome};
 
-use super::{access::Word, argument::word, global::global, task, waits};
+use super::{access::Word, argument::word, counts, global::global, task, waits};
 
 #[unsafe(no_mangle)]
 static WAIT_SITES: [WaitSite; abi::WAIT_SITES] = [WaitSite {
@@ -62,7 +63,7 @@ macro_rules! site {
                 outcome::TRUE if returned as u32 & 0xff == 0 => EAGAIN,
                 _ => 0,
             };
-            end(ctx.arg(0), result)
+            end(&ctx, ctx.arg(0), result)
         }
 
         /// kprobe, where fentry is refused. Cost: 0.2 µs. Keeps an open wait, whose end
@@ -119,7 +120,8 @@ fn begin(lock: u64, wait_flags: u32) -> i32 {
 }
 
 #[inline(always)]
-fn end(lock: u64, result: i32) -> i32 {
-    waits::end(&waits::key(lock, bpf_get_current_pid_tgid()), result);
+fn end(ctx: &impl EbpfContext, lock: u64, result: i32) -> i32 {
+    let key = waits::key(lock, bpf_get_current_pid_tgid());
+    waits::end(ctx, &key, counts::FIRST_ARGUMENT, result);
     0
 }

@@ -1,11 +1,13 @@
 //! Open waits, and the events of their ends: what every way to see a wait feeds.
 
 use aya_ebpf::{
+    EbpfContext,
     helpers::{bpf_get_current_comm, generated::bpf_ktime_get_ns},
     macros::map,
     maps::{HashMap, PerCpuArray, RingBuf},
 };
 use lockwatch_ebpf::{
+    counts::lost,
     stream::{
         Event, OpenWait, RING_LEN, RING_WAKE_LEN, StreamConfig, WAITS_MAX, WaitKey, counter, flags,
         kind,
@@ -13,7 +15,7 @@ use lockwatch_ebpf::{
     survey::COMM_LEN,
 };
 
-use super::global::global;
+use super::{counts, global::global};
 
 #[unsafe(no_mangle)]
 static STREAM_CONFIG: StreamConfig = StreamConfig {
@@ -85,6 +87,9 @@ pub(super) fn begin(key: &WaitKey, tgid: u32, start_time_ns: u64, wait_flags: u3
     };
     if WAITS.insert(key, wait, 0).is_err() {
         count(counter::LOST_WAIT);
+        if counts::are_on() {
+            counts::count_lost(lost::WAITS);
+        }
         return;
     }
     count(counter::WAITS);
@@ -110,10 +115,11 @@ pub(super) fn mark(key: &WaitKey, with: u32) -> bool {
     true
 }
 
-/// This task's wait ends, with a negative `result` if it gave up; false if none is open on
+/// This task's wait ends, with a negative `result` if it gave up; `lock` as it is to be
+/// counted. False if none is open on
 /// this very lock: then it is one lookup without locks.
 #[inline(always)]
-pub(super) fn end(key: &WaitKey, result: i32) -> bool {
+pub(super) fn end(ctx: &impl EbpfContext, key: &WaitKey, lock: u64, result: i32) -> bool {
     let Some(open) = WAITS.get_ptr_mut(key) else {
         return false;
     };
@@ -128,6 +134,7 @@ pub(super) fn end(key: &WaitKey, result: i32) -> bool {
     // SAFETY: no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let waited_ns = now_ns.wrapping_sub(wait.since_ns);
+    counts::count(ctx, lock, 0, wait.flags, waited_ns);
     // The event first, the entry after: who finds no entry finds the event.
     if waited_ns >= global!(STREAM_CONFIG.ends_from_ns)
         && !send(kind::WAIT_END, now_ns, key, &wait, result)

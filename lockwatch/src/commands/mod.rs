@@ -1,7 +1,10 @@
 //! The commands of the command line.
 
 pub mod check;
+mod cost;
 pub mod diagnose;
+pub mod export;
+pub mod histogram;
 mod output;
 mod priority;
 pub mod record;
@@ -51,8 +54,10 @@ pub fn run(command: &Command) -> anyhow::Result<Outcome> {
         Command::Check(args) => check::run(args),
         Command::Diagnose(args) => diagnose::run(args),
         Command::Watch(args) => watch::run(args),
+        Command::Export(args) => export::run(args),
         Command::Record(args) => record::run(args),
         Command::Report(args) => report::run(args),
+        Command::Histogram(args) => histogram::run(args),
     }
 }
 

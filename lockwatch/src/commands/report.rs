@@ -1,4 +1,6 @@
-//! `lockwatch report`: reports from a recording.
+//! `lockwatch report`: reports from a recording, or from many.
+
+mod many;
 
 use std::{
     io::{self, Write},
@@ -33,9 +35,12 @@ const SHOWN: usize = 10;
 /// When the file is no recording, has not what is asked for, or the report cannot be
 /// written.
 pub fn run(args: &ReportArgs) -> anyhow::Result<Outcome> {
+    let [path] = args.files.as_slice() else {
+        return many::run(args);
+    };
     refuse_terminal(args.format, args.output.as_deref())?;
-    let file = args.file.display();
-    let reader = Reader::open(&args.file).with_context(|| format!("{file}"))?;
+    let file = path.display();
+    let reader = Reader::open(path).with_context(|| format!("{file}"))?;
     let choice = match (args.survey, args.at) {
         (Some(number), _) => Chosen::Number(number),
         (None, Some(at)) => Chosen::At(at),
@@ -65,7 +70,7 @@ pub fn run(args: &ReportArgs) -> anyhow::Result<Outcome> {
             let timeline = || Timeline::new(report.threshold);
             write_report(out, args.format, report, &timeline, style)
         })?,
-        None => bail!(no_survey(&args.file, choice, &replayed)),
+        None => bail!(no_survey(path, choice, &replayed)),
     }
     let asked = report.filter(|_| choice != Chosen::Worst && !is_trace);
     let found = asked.map_or_else(|| replayed.has_stall(), |report| report.has_stall());
@@ -106,7 +111,7 @@ fn write_text(
         write_stall(out, stall, report.as_ref(), &what, &unknown, style)?;
     }
     write_rest(out, standing.len() as u64, "that stand at the end")?;
-    for Ended { stall, name } in replayed.ended.iter().take(SHOWN) {
+    for Ended { stall, name, .. } in replayed.ended.iter().take(SHOWN) {
         let bound = if stall.is_length_exact() {
             ""
         } else {

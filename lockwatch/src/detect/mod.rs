@@ -160,6 +160,14 @@ pub struct Thresholds {
 }
 
 impl Thresholds {
+    /// Nothing is ever found.
+    pub const NONE: Self = Self {
+        wait: Nanos(u64::MAX),
+        hung_task: None,
+        soft_lockup: None,
+        hard_lockup: None,
+    };
+
     /// Of lock waits this one, of everything else those that the kernel begins with
     /// (kernel/hung_task.c, kernel/watchdog.c: 120 s, 2 × 10 s, 10 s).
     pub const fn of_waits(wait: Nanos) -> Self {

@@ -178,6 +178,8 @@ pub const fn of_class(class: &LockClass) -> &'static [HoldFrame] {
         LockClass::InvalidateLock => INVALIDATE,
         LockClass::VmaLock => VMA,
         LockClass::SuperWriters
+        | LockClass::InodeMmapRwsem
+        | LockClass::AnonVma
         | LockClass::FilePosition
         | LockClass::Pipe
         | LockClass::Symbol(_)

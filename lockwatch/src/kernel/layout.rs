@@ -25,6 +25,8 @@ pub struct Layout {
     pub locks: LockLayouts,
     /// `struct mm_struct`.
     pub mm: MmLayout,
+    /// `struct anon_vma`.
+    pub anon_vma: Option<AnonVmaLayout>,
     /// `struct vm_area_struct` and `struct vm_fault`.
     pub fault: FaultLayout,
     /// `struct inode` and `struct address_space`.
@@ -69,6 +71,15 @@ pub struct MmLayout {
     pub mmap_lock: u64,
     /// `owner` (`MEMCG`)
     pub owner: Option<u64>,
+}
+
+/// `struct anon_vma`.
+#[derive(Clone, Copy, Debug)]
+pub struct AnonVmaLayout {
+    /// `root`
+    pub root: u64,
+    /// `rwsem`; 3.9+.
+    pub rwsem: u64,
 }
 
 /// What a page fault keeps on the stack.
@@ -120,6 +131,10 @@ pub struct InodeLayout {
     pub data: u64,
     /// `i_data.invalidate_lock`, from the start of the inode; 5.15+.
     pub invalidate_lock: Option<u64>,
+    /// `i_data.host`, from the start of the inode.
+    pub host: Option<u64>,
+    /// `i_data.i_mmap_rwsem`, from the start of the inode; 3.19+.
+    pub mmap_rwsem: Option<u64>,
     /// Bytes of an inode.
     pub size: usize,
 }
@@ -166,6 +181,8 @@ pub struct SuperBlockLayout {
     pub mounts_is_list: bool,
     /// The locks by which it is frozen; 4.4+, before that they were counters.
     pub writers: Option<WritersLayout>,
+    /// `s_root`
+    pub root: Option<u64>,
     /// Bytes of a super block.
     pub size: usize,
 }
@@ -190,6 +207,8 @@ pub struct FileLayout {
     pub pos_lock: u64,
     /// `f_inode`
     pub inode: u64,
+    /// `f_mapping`
+    pub mapping: Option<u64>,
 }
 
 /// `struct pipe_inode_info`.
@@ -244,6 +263,13 @@ impl Layout {
                     .member("mm_struct.owner")
                     .map(|member| member.offset.into()),
             },
+            anon_vma: btf
+                .member("anon_vma.root")
+                .zip(btf.member("anon_vma.rwsem"))
+                .map(|(root, rwsem)| AnonVmaLayout {
+                    root: root.offset.into(),
+                    rwsem: rwsem.offset.into(),
+                }),
             fault: fault_layout(btf)?,
             inode: inode_layout(btf)?,
             dentry: DentryLayout {
@@ -259,6 +285,7 @@ impl Layout {
             file: FileLayout {
                 pos_lock: at64(btf, "file.f_pos_lock")?,
                 inode: at64(btf, "file.f_inode")?,
+                mapping: at64(btf, "file.f_mapping").ok(),
             },
             pipe: PipeLayout {
                 mutex: at64(btf, "pipe_inode_info.mutex")?,
@@ -396,6 +423,12 @@ fn inode_layout(btf: &Btf) -> Result<InodeLayout, BtfError> {
         invalidate_lock: btf
             .member("address_space.invalidate_lock")
             .map(|member| data + u64::from(member.offset)),
+        host: btf
+            .member("address_space.host")
+            .map(|member| data + u64::from(member.offset)),
+        mmap_rwsem: btf
+            .member("address_space.i_mmap_rwsem")
+            .map(|member| data + u64::from(member.offset)),
         size: size(btf, "inode")?,
     })
 }
@@ -424,6 +457,7 @@ fn super_block_layout(btf: &Btf) -> Result<SuperBlockLayout, BtfError> {
         mounts: mounts.offset as usize,
         mounts_is_list: mounts.size == 16,
         writers,
+        root: at64(btf, "super_block.s_root").ok(),
         size: size(btf, "super_block")?,
     })
 }

@@ -140,6 +140,8 @@ const fn class_name(class: &LockClass) -> Option<&'static str> {
         LockClass::SuperUmount => Some("s_umount"),
         LockClass::SuperWriters
         | LockClass::VmaLock
+        | LockClass::InodeMmapRwsem
+        | LockClass::AnonVma
         | LockClass::FilePosition
         | LockClass::Pipe
         | LockClass::Symbol(_)

@@ -13,6 +13,7 @@ pub mod fuse;
 pub mod hold_frames;
 pub mod layout;
 pub mod learned;
+pub mod lock_classes;
 pub mod lock_functions;
 pub mod locks;
 pub mod memory;

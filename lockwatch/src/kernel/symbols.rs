@@ -178,11 +178,23 @@ impl Symbols {
         (entry.address == address).then(|| self.name(entry))
     }
 
+    /// The address of a symbol of any kind; of several with this name, the lowest.
+    pub fn address_of(&self, name: &str) -> Option<u64> {
+        let mut entries = self.entries.iter();
+        let entry = entries.find(|&&entry| self.name(entry) == name)?;
+        Some(entry.address)
+    }
+
     /// The address range of every function whose name has one of these stems.
     pub fn ranges_of(&self, stems: &[&str]) -> Vec<Range<u64>> {
+        self.ranges_where(|stem| stems.contains(&stem))
+    }
+
+    /// The address range of every function whose stem is wanted.
+    pub fn ranges_where(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<Range<u64>> {
         let mut ranges = Vec::new();
         for (index, entry) in self.entries.iter().enumerate() {
-            if entry.text && stems.contains(&stem(self.name(*entry))) {
+            if entry.text && is_wanted(stem(self.name(*entry))) {
                 let next = self.entries[index..]
                     .iter()
                     .find(|next| next.address > entry.address);

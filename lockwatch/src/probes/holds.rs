@@ -22,6 +22,7 @@ use crate::{
     plan::{Hook, Mechanism, Plan, Purpose, State},
     probes::{
         LoadError,
+        counts::{self, CountGlobals, CountsMap},
         hook::{Hooks, Refused},
         iterator, log, map, pod,
     },
@@ -45,6 +46,8 @@ pub struct HoldProbes {
     by_tid: Option<HashMap<MapData, u32, Entry>>,
     releases: HashMap<MapData, u64, u64>,
     counters: PerCpuArray<MapData, u64>,
+    /// `None` once taken.
+    counts: Option<CountsMap>,
     hooks: Hooks,
     ebpf: Ebpf,
 }
@@ -76,6 +79,7 @@ impl HoldProbes {
         plan: &Plan,
         layout: &TaskLayout,
         mmap_lock: u64,
+        counts: &CountGlobals,
         btf: &Btf,
     ) -> Result<Option<Self>, HoldsError> {
         let by_tid = plan.state == State::Hash;
@@ -87,7 +91,9 @@ impl HoldProbes {
         let hooks = Hooks::new(hooks);
         let layout = Layout(*layout);
         let log_level = log::level();
+        let count_globals = counts::Globals::new(counts);
         let mut loader = EbpfLoader::new();
+        count_globals.put(&mut loader);
         loader
             .btf(Some(btf))
             .allow_unsupported_maps()
@@ -111,9 +117,15 @@ impl HoldProbes {
             by_tid: entries,
             releases: HashMap::try_from(map(&mut ebpf, "RELEASES")?).map_err(typed)?,
             counters: PerCpuArray::try_from(map(&mut ebpf, "HOLD_COUNTERS")?).map_err(typed)?,
+            counts: Some(CountsMap::take(&mut ebpf, counts)?),
             hooks,
             ebpf,
         }))
+    }
+
+    /// The counts of holds, to be read apart from the rest; `None` if they were taken before.
+    pub fn take_counts(&mut self) -> Option<CountsMap> {
+        self.counts.take()
     }
 
     /// Attaches them: from here on, what is acquired is known.

@@ -1,6 +1,7 @@
 //! Loading programs into the kernel and attaching them: the only user of aya.
 
 pub mod beats;
+pub mod counts;
 pub mod holds;
 pub mod hook;
 mod iterator;

@@ -25,6 +25,7 @@ use crate::{
     plan::{Awaited, Hook, Mechanism, Outcome, Plan, Purpose},
     probes::{
         LoadError,
+        counts::{self, CountGlobals, CountsMap, code},
         hook::{Hooks, Refused},
         log, map, pod,
     },
@@ -67,6 +68,8 @@ pub struct StreamProbes {
     counters: PerCpuArray<MapData, u64>,
     watched: HashMap<MapData, u32, Times>,
     watching: Array<MapData, u32>,
+    /// `None` once taken.
+    counts: Option<CountsMap>,
     hooks: Hooks,
     log: log::ProgramLog,
     ebpf: Ebpf,
@@ -88,6 +91,7 @@ impl StreamProbes {
         plan: &Plan,
         layout: &TaskLayout,
         config: &StreamConfig,
+        counts: &CountGlobals,
         rt_writers: &[Range<u64>],
         btf: &Btf,
     ) -> Result<Self, StreamLoadError> {
@@ -99,7 +103,9 @@ impl StreamProbes {
         let (layout, config, sites) = (Layout(*layout), Config(*config), Sites(sites));
         let rt_writers = Codes(codes(rt_writers));
         let log_level = log::level();
+        let count_globals = counts::Globals::new(counts);
         let mut loader = EbpfLoader::new();
+        count_globals.put(&mut loader);
         loader
             .btf(Some(btf))
             .override_global("TASK_LAYOUT", &layout, true)
@@ -119,10 +125,16 @@ impl StreamProbes {
             counters: PerCpuArray::try_from(map(&mut ebpf, "COUNTERS")?).map_err(typed)?,
             watched: HashMap::try_from(map(&mut ebpf, "WATCHED")?).map_err(typed)?,
             watching: Array::try_from(map(&mut ebpf, "WATCHING")?).map_err(typed)?,
+            counts: Some(CountsMap::take(&mut ebpf, counts)?),
             hooks,
             log,
             ebpf,
         })
+    }
+
+    /// The counts of waits, to be read apart from the rest; `None` if they were taken before.
+    pub fn take_counts(&mut self) -> Option<CountsMap> {
+        self.counts.take()
     }
 
     /// Attaches them.
@@ -220,12 +232,7 @@ impl StreamProbes {
 
 /// As the programs want it; what finds no room is not recognised.
 fn codes(ranges: &[Range<u64>]) -> [Code; RT_WRITERS] {
-    std::array::from_fn(|index| {
-        ranges.get(index).map_or(Code::default(), |range| Code {
-            start: range.start,
-            len: range.end - range.start,
-        })
-    })
+    std::array::from_fn(|index| ranges.get(index).map_or(Code::default(), code))
 }
 
 /// Programs with the hooks that they serve, in the plan's order.

@@ -9,7 +9,8 @@ use super::{Damage, End, Hangs, Header, Reader, Record};
 use crate::{
     detect::{Detector as _, Detectors, HardLockup, HungTask, SoftLockup, Thresholds},
     figures::Count,
-    graph::{Change, Input, Stall, WaitGraph, timeline::Timeline},
+    graph::{Change, Facts, Input, Stall, WaitGraph, timeline::Timeline},
+    lock::LockClass,
     lockup::{Lockup, LockupKind},
     report::{Report, Source},
     stream::{Event, Lost},
@@ -51,6 +52,8 @@ pub struct Ended {
     pub stall: Stall,
     /// The name of its lock, if a survey found it.
     pub name: Option<String>,
+    /// The class of its lock, if a survey found it.
+    pub class: Option<LockClass>,
 }
 
 /// What a recording came to.
@@ -221,8 +224,11 @@ impl Replayed {
 
     fn end_stall(&mut self, stall: Stall) {
         self.ended_count += 1;
-        let name = stall.facts.as_ref().map(|facts| facts.lock().name.clone());
-        self.ended.push(Ended { stall, name });
+        let lock = stall.facts.as_ref().map(Facts::lock);
+        let (name, class) = lock
+            .map(|lock| (lock.name.clone(), lock.class.clone()))
+            .unzip();
+        self.ended.push(Ended { stall, name, class });
         self.ended
             .sort_by_key(|ended| (std::cmp::Reverse(ended.stall.length()), ended.stall.id));
         self.ended.truncate(ENDED_MAX);

@@ -69,7 +69,8 @@ pub struct Due<'a> {
 #[derive(Debug, Default)]
 pub struct Findings {
     standing: BTreeMap<(String, Subject), Standing>,
-    count: u64,
+    /// By detector.
+    counts: BTreeMap<String, u64>,
 }
 
 impl Findings {
@@ -111,13 +112,13 @@ impl Findings {
                 Some(standing) if standing.age(now_ns) < standing.next_report => continue,
                 Some(standing) => (standing, Why::Stands),
                 None => {
-                    self.count += 1;
+                    *self.counts.entry(finding.detector.clone()).or_default() += 1;
                     let lasted = match subject {
                         Subject::Awaited(awaited) => asleep.get(awaited).copied(),
                         Subject::Cpu(cpu) => locked_up(survey, *cpu),
                     };
                     let new = Standing {
-                        id: self.count,
+                        id: self.counts.values().sum(),
                         detector: finding.detector.clone(),
                         subject: subject.clone(),
                         // By the survey's clock: to explain it takes time, too.
@@ -183,7 +184,14 @@ impl Findings {
 
     /// Findings that were reported.
     pub fn count(&self) -> u64 {
-        self.count
+        self.counts.values().sum()
+    }
+
+    /// Findings of a detector that were reported, and how many of them stand.
+    pub fn count_of(&self, detector: &str) -> (u64, u64) {
+        let standing = self.standing.keys().filter(|(of, _)| of == detector);
+        let total = self.counts.get(detector).copied().unwrap_or(0);
+        (total, standing.count() as u64)
     }
 }
 

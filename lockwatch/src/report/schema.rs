@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::{Report, check::Check, json};
+use super::{Report, check::Check, histogram::Histograms, json, recordings::Recordings};
 
 /// Writes the schema as it is kept in docs/schema/.
 ///
@@ -21,6 +21,26 @@ pub fn write(out: &mut dyn Write) -> io::Result<()> {
 pub fn write_check(out: &mut dyn Write) -> io::Result<()> {
     let mut schema = schemars::schema_for!(Check);
     schema.insert("title".to_owned(), super::check::CONTRACT.into());
+    json::write_pretty(out, &schema)
+}
+
+/// As [`write()`], for the contract of `histogram`.
+///
+/// # Errors
+/// When `out` does.
+pub fn write_histogram(out: &mut dyn Write) -> io::Result<()> {
+    let mut schema = schemars::schema_for!(Histograms);
+    schema.insert("title".to_owned(), super::histogram::CONTRACT.into());
+    json::write_pretty(out, &schema)
+}
+
+/// As [`write()`], for the contract of `report` over many recordings.
+///
+/// # Errors
+/// When `out` does.
+pub fn write_recordings(out: &mut dyn Write) -> io::Result<()> {
+    let mut schema = schemars::schema_for!(Recordings);
+    schema.insert("title".to_owned(), super::recordings::CONTRACT.into());
     json::write_pretty(out, &schema)
 }
 
@@ -103,6 +123,20 @@ mod tests {
         committed::check(
             crate::report::check::CONTRACT,
             &["check.md"],
+            &String::from_utf8(out).unwrap(),
+        );
+        let mut out = Vec::new();
+        write_histogram(&mut out).unwrap();
+        committed::check(
+            crate::report::histogram::CONTRACT,
+            &["histograms.md"],
+            &String::from_utf8(out).unwrap(),
+        );
+        let mut out = Vec::new();
+        write_recordings(&mut out).unwrap();
+        committed::check(
+            crate::report::recordings::CONTRACT,
+            &["recording.md", "report.md"],
             &String::from_utf8(out).unwrap(),
         );
     }

@@ -1,6 +1,7 @@
 //! Waits and their ends in the domain's words, decoded once, here.
 
 use lockwatch_ebpf::{
+    counts::HELD,
     stream::{self as abi, OpenWait, WaitKey, flags, kind},
     survey::COMM_LEN,
 };
@@ -89,11 +90,7 @@ impl Wait {
             },
             lock: LockAddr(key.lock),
             kind: lock_kind(open.flags),
-            mode: if open.flags & flags::READ != 0 {
-                LockMode::Read
-            } else {
-                LockMode::Write
-            },
+            mode: lock_mode(open.flags),
             since_ns: open.since_ns,
         }
     }
@@ -151,9 +148,18 @@ impl Event {
     }
 }
 
+/// How the lock is wanted, by the flags of `contention_begin`.
+pub(super) const fn lock_mode(wait_flags: u32) -> LockMode {
+    if wait_flags & flags::READ != 0 {
+        LockMode::Read
+    } else {
+        LockMode::Write
+    }
+}
+
 /// Which primitive `contention_begin` means (see KERNEL facts in `abi::stream::flags`).
-fn lock_kind(wait_flags: u32) -> LockKind {
-    let wait_flags = wait_flags & !flags::SPINS_INSIDE;
+pub(super) fn lock_kind(wait_flags: u32) -> LockKind {
+    let wait_flags = wait_flags & !(flags::SPINS_INSIDE | HELD);
     let is = |flag| wait_flags & flag != 0;
     if is(flags::VMA) {
         LockKind::VmaLock

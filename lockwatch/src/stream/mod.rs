@@ -4,6 +4,7 @@
 //! What is true now is read from the kernel's maps at each [`Stream::scan`]; events
 //! only add the exact ends. So a lost event blurs a time and never the picture.
 
+pub mod counts;
 mod event;
 mod holds;
 mod polled;
@@ -27,6 +28,7 @@ use crate::{
     kernel::{layout::Layout, locks::RT_RWSEM_DRAINS, symbols::Symbols},
     plan::{Plan, Purpose, WaitEnds},
     probes::{
+        counts::{CountGlobals, CountsMap},
         hook::Refused,
         stream::{StreamLoadError, StreamProbes},
     },
@@ -135,6 +137,7 @@ impl Stream {
         symbols: Option<&Symbols>,
         btf: &aya::Btf,
         options: &StreamOptions,
+        counts: &CountGlobals,
     ) -> Result<Self, StreamError> {
         let config = StreamConfig {
             ends_from_ns: options.ends_from.0,
@@ -144,7 +147,7 @@ impl Stream {
         let rt_writers = symbols
             .filter(|_| layout.locks.rt_rwsem.is_some())
             .map_or_else(Vec::new, |symbols| symbols.ranges_of(RT_RWSEM_DRAINS));
-        let probes = StreamProbes::load(plan, &layout.task, &config, &rt_writers, btf)?;
+        let probes = StreamProbes::load(plan, &layout.task, &config, counts, &rt_writers, btf)?;
         let events = probes.events_fd().try_clone_to_owned();
         // SAFETY: an `OwnedFd` keeps its number open and the same for its life.
         let ready = events
@@ -157,6 +160,11 @@ impl Stream {
             lost: Lost::default(),
             unseen_ends: UnseenEnds::of(plan),
         })
+    }
+
+    /// The counts of waits, to be read apart from the rest; `None` if they were taken before.
+    pub fn take_counts(&mut self) -> Option<CountsMap> {
+        self.probes.take_counts()
     }
 
     /// Attaches it.

@@ -90,6 +90,7 @@ pub(super) fn layout() -> Layout {
             mmap_lock: 0x40,
             owner: None,
         },
+        anon_vma: None,
         fault: FaultLayout {
             frames: FAULT_FRAMES,
             fault_vma: Some(0),
@@ -113,6 +114,8 @@ pub(super) fn layout() -> Layout {
             dentries: 32,
             data: 0x80,
             invalidate_lock: Some(0x88),
+            host: None,
+            mmap_rwsem: None,
             size: 40,
         },
         dentry: DentryLayout {
@@ -135,6 +138,7 @@ pub(super) fn layout() -> Layout {
             mounts: 64,
             mounts_is_list: true,
             writers: None,
+            root: None,
             size: 112,
         },
         mount: MountLayout {
@@ -153,6 +157,7 @@ pub(super) fn layout() -> Layout {
         file: FileLayout {
             pos_lock: 0,
             inode: 32,
+            mapping: None,
         },
         pipe: PipeLayout {
             mutex: 0,

@@ -50,6 +50,8 @@ pub(super) fn offset_in_object(class: &LockClass, layout: &Layout) -> Option<u64
         LockClass::SuperUmount => Some(layout.super_block.s_umount),
         LockClass::SuperWriters
         | LockClass::VmaLock
+        | LockClass::InodeMmapRwsem
+        | LockClass::AnonVma
         | LockClass::FilePosition
         | LockClass::Pipe
         | LockClass::Symbol(_)

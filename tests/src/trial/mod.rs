@@ -64,6 +64,20 @@ pub fn diagnose_within(deadline: Duration) -> [String; 3] {
     ["diagnose".to_owned(), "--deadline".to_owned(), deadline]
 }
 
+/// True if the test cannot be made on this kernel. Whoever runs it must know: it fails
+/// unless `LOCKWATCH_MAY_SKIP` names it.
+///
+/// # Panics
+/// When it is not named.
+pub fn is_skipped(test: &str, why: &str) -> bool {
+    assert!(
+        lab::is_expected(test),
+        "{test} cannot be tried here: {why} (LOCKWATCH_MAY_SKIP={test} accepts that)"
+    );
+    eprintln!("skipped: {test}: {why}");
+    true
+}
+
 /// The binary under test.
 ///
 /// # Errors

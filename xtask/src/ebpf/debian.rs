@@ -133,9 +133,13 @@ fn make_in(work: &Path, home: &Path) -> Result<()> {
     }
     let packages = resolve()?;
     let names: Vec<&str> = packages.iter().map(|(name, _)| name.as_str()).collect();
+    let exact: Vec<String> = packages
+        .iter()
+        .map(|(name, version)| format!("{name}={version}"))
+        .collect();
     timed(
         &format!("downloading {} with apt", names.join(", ")),
-        || download(&packages, &debs),
+        || deb::download(&exact, &debs),
     )?;
     timed("unpacking", || {
         for (name, members) in CONTENTS {
@@ -244,33 +248,6 @@ fn parse_madison(table: &str) -> Vec<String> {
         .filter_map(|line| line.split('|').nth(1))
         .map(|version| version.trim().to_owned())
         .collect()
-}
-
-fn download(packages: &[(String, String)], into: &Path) -> Result<()> {
-    let fetch = || {
-        let mut command = Command::new("apt-get");
-        command.current_dir(into).args(["-q", "download"]);
-        if nix::unistd::geteuid().is_root() {
-            // apt's own user may not write into root's cache.
-            command.args(["-o", "APT::Sandbox::User=root"]);
-        }
-        for (name, version) in packages {
-            command.arg(format!("{name}={version}"));
-        }
-        process::run(command.stdout(Stdio::null()))
-    };
-    let Err(first) = fetch() else { return Ok(()) };
-    if !nix::unistd::geteuid().is_root() {
-        return Err(first.context("download failed: run `apt-get update` as root and try again"));
-    }
-    // An index older than the archive names files that are gone.
-    say("download failed; once more after apt-get update");
-    process::run(
-        Command::new("apt-get")
-            .args(["-q", "update"])
-            .stdout(Stdio::null()),
-    )?;
-    fetch().context("download failed twice: is the Debian archive reachable?")
 }
 
 /// Unpacks some members of one package, owned by the caller.

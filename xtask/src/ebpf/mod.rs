@@ -20,7 +20,7 @@ use crate::process::say;
 use crate::workspace::Workspace;
 
 /// The bins of lockwatch-ebpf; each one becomes an object.
-const OBJECTS: [&str; 7] = [
+const OBJECTS: [&str; 8] = [
     "survey",
     "stream",
     "holds",
@@ -28,10 +28,11 @@ const OBJECTS: [&str; 7] = [
     "beats",
     "edge",
     "acquisitions",
+    "tally",
 ];
 
 /// Those that only the live tests and the learner load.
-const TEST_OBJECTS: [&str; 2] = ["edge", "acquisitions"];
+const TEST_OBJECTS: [&str; 3] = ["edge", "acquisitions", "tally"];
 
 /// More than these say nothing new.
 const DIFFERENCES_SHOWN: usize = 20;

@@ -15,7 +15,10 @@ const KIND: &str = "live";
 /// Those need a machine of their own besides, which they may leave without a CPU or stop.
 const OF_MACHINES: &str = "vm";
 
-/// The one of them that takes minutes where nothing is emulated.
+/// Those need a Prometheus.
+const OF_METRICS: &str = "metrics";
+
+/// The one of the live ones that takes minutes where nothing is emulated.
 pub(crate) const SOAK: &str = "live_soak";
 
 /// A test binary and its tests.
@@ -34,6 +37,11 @@ pub(crate) fn is_live(target: &str) -> bool {
 /// Whether the tests of a target are live ones for virtual machines only.
 pub(crate) fn is_of_machines(target: &str) -> bool {
     is_of(OF_MACHINES, target)
+}
+
+/// Whether the tests of a target need a Prometheus.
+pub(crate) fn is_of_metrics(target: &str) -> bool {
+    is_of(OF_METRICS, target)
 }
 
 fn is_of(kind: &str, target: &str) -> bool {
@@ -121,6 +129,7 @@ mod tests {
         assert!(is_live("live") && is_live("live_mmap"));
         assert!(!is_live("lively") && !is_live("cli") && !is_live("vm_lockup"));
         assert!(is_of_machines("vm_lockup") && !is_of_machines("live_vm"));
+        assert!(is_of_metrics("metrics_prometheus") && !is_of_metrics("live_metrics"));
     }
 
     #[test]

@@ -88,7 +88,10 @@ pub(crate) fn steps(workspace: &Workspace, plan: &Plan<'_>) -> Result<Vec<Step>>
             ..step("doc-tests", 6, Action::Tests(doc_tests))
         },
         check("binaries", 10, demo::build_command(workspace)),
-        check("formats", 5, verb(&["formats"])),
+        check("formats", 8, verb(&["formats"])),
+        // May have to fetch the store that metrics are pushed to.
+        check("otlp", 10, verb(&["otlp"])),
+        step(METRICS, 8, Action::Tests(metrics(&xtask, plan))),
         step(
             LIVE,
             if plan.long { 65 } else { 20 },
@@ -111,13 +114,16 @@ pub(crate) fn steps(workspace: &Workspace, plan: &Plan<'_>) -> Result<Vec<Step>>
     steps.push(check("demo", 8, verb(&["demo"])));
     steps.push(check("docs", 8, docs));
     if plan.filter.is_some() {
-        let mut with_tests = vec!["tests", "doc-tests", LIVE];
+        let mut with_tests = vec!["tests", "doc-tests", METRICS, LIVE];
         // They boot for minutes: who looks for one test has to ask for them.
         with_tests.extend(plan.asked_for_vm.then_some(VM));
         steps.retain(|step| with_tests.contains(&step.name));
     }
     Ok(steps)
 }
+
+/// The step with the tests that need a Prometheus.
+const METRICS: &str = "metrics";
 
 /// The steps that run the live tests, here and in virtual machines.
 pub(crate) const LIVE: &str = "live";
@@ -126,6 +132,12 @@ pub(crate) const VM: &str = "vm";
 /// Whether a step needs virtual machines, or their results.
 pub(crate) fn needs_machines(name: &str) -> bool {
     [VM, "kernels"].contains(&name)
+}
+
+fn metrics(xtask: &Path, plan: &Plan<'_>) -> Command {
+    let mut command = Command::new(xtask);
+    command.arg(METRICS).args(plan.filter);
+    command
 }
 
 /// The live tests in virtual machines, on the kernels that every run has to try.
@@ -146,7 +158,8 @@ fn in_machines(xtask: &Path, plan: &Plan<'_>) -> Action {
     Action::Tests(command)
 }
 
-/// All tests that anyone can run: every target but the live ones.
+/// All tests that anyone can run: every target but the live ones, and those that need a
+/// Prometheus.
 ///
 /// Those are left out by name, not by their `#[ignore]`, so that no test is
 /// counted as skipped here and as passed there.
@@ -160,7 +173,10 @@ fn plain_tests(workspace: &Workspace, plan: &Plan<'_>) -> Command {
         "--bins",
     ]);
     let targets = workspace.test_targets.iter();
-    for target in targets.filter(|name| !targets::is_live(name) && !targets::is_of_machines(name)) {
+    let needs_more = |name: &str| {
+        targets::is_live(name) || targets::is_of_machines(name) || targets::is_of_metrics(name)
+    };
+    for target in targets.filter(|name| !needs_more(name)) {
         command.args(["--test", target]);
     }
     filtered(command, plan)
@@ -229,7 +245,10 @@ mod tests {
 
     #[test]
     fn plain_tests_leave_out_what_needs_a_machine() {
-        let command = plain_tests(&workspace(&["cli", "live_mmap", "lively", "vm_old"]), &PLAN);
+        let command = plain_tests(
+            &workspace(&["cli", "live_mmap", "lively", "metrics_x", "vm_old"]),
+            &PLAN,
+        );
         let line = process::name(&command);
         assert!(
             line.ends_with("--lib --bins --test cli --test lively"),
@@ -276,7 +295,7 @@ mod tests {
             .iter()
             .map(|step| step.name)
             .collect();
-        assert_eq!(names, ["tests", "doc-tests", LIVE]);
+        assert_eq!(names, ["tests", "doc-tests", METRICS, LIVE]);
         let plan = Plan {
             asked_for_vm: true,
             ..plan

@@ -43,6 +43,10 @@ const NOT_STILL: &str = "a_machine_that_stands_still";
 const NOT_BY_RAW_TP: &str = "without_typed_tracepoints_holds_are_kept_in_task_storage";
 const NOT_BY_RAW_TP_AND_THREAD: &str = "without_typed_tracepoints_holds_are_kept_by_thread";
 
+/// What the contention tracepoints say of waits by themselves: not before them, and not on
+/// `PREEMPT_RT`, where they speak of the locks inside of locks, too.
+const NO_TALLY: &str = "independent-tally";
+
 /// What the stall lab's scenarios need, with all they depend on, where it is not built in.
 pub(crate) const MODULES: [&str; 5] = ["fuse", "loop", "overlay", "ext4", "nfsv3"];
 /// ext4 asks the kernel's crypto for crc32c when it mounts, and depends on no module of that
@@ -58,6 +62,7 @@ pub(crate) const KERNELS: [Kernel; 9] = [
             NO_RECURSION,
             NOT_BY_RAW_TP,
             NOT_BY_RAW_TP_AND_THREAD,
+            NO_TALLY,
         ],
         lockups: true,
         ..kernel("5.10", "linux-image-5.10.0-", "-cloud-amd64")
@@ -79,6 +84,7 @@ pub(crate) const KERNELS: [Kernel; 9] = [
             NOT_ELSEWHERE,
             NOT_IN_ANOTHER_NAME,
             NOT_HARD,
+            NO_TALLY,
         ],
         ..kernel("6.1-rt", "linux-image-6.1.0-", "-rt-amd64")
     },
@@ -96,6 +102,7 @@ pub(crate) const KERNELS: [Kernel; 9] = [
             NOT_ELSEWHERE,
             NOT_IN_ANOTHER_NAME,
             NOT_HARD,
+            NO_TALLY,
         ],
         required: false,
         ..kernel("6.12-rt", "linux-image-6.12.", "-rt-amd64")
@@ -117,6 +124,7 @@ pub(crate) const KERNELS: [Kernel; 9] = [
             NOT_ELSEWHERE,
             NOT_IN_ANOTHER_NAME,
             NOT_HARD,
+            NO_TALLY,
         ],
         ..kernel("7.3-rt", "linux-binary-7.3.", "-rt-amd64")
     },
@@ -152,7 +160,7 @@ impl Kernel {
         let is_run: fn(&Self) -> bool = match target {
             "live_lockup" => |kernel| kernel.lockups,
             "vm_lockup" => |kernel| kernel.lockups && !kernel.impossible.contains(&NOT_HARD),
-            "live_healthy" | "vm_healthy" => |kernel| kernel.healthy,
+            "live_healthy" | "vm_healthy" | "live_wanted" => |kernel| kernel.healthy,
             _ => return None,
         };
         let names = |kernels: &[Self]| {

@@ -11,8 +11,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::archive::Archive;
 use super::image::Image;
+use crate::archive::Archive;
 use crate::process::{self, timed};
 use crate::{cache, deb};
 

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::archive::Archive;
 use super::catalogue::{self, Kernel, MODULES, MODULES_IF_SHIPPED};
 use super::module;
+use crate::archive::Archive;
 use crate::process::{say, timed};
 use crate::{cache, deb};
 

@@ -1,6 +1,5 @@
 //! `cargo xtask vm`: the live tests on real kernels, in virtual machines.
 
-mod archive;
 mod catalogue;
 mod cpio;
 mod generator;
@@ -25,7 +24,6 @@ use std::thread;
 
 use anyhow::{Context as _, Result, bail};
 
-use self::archive::Archive;
 use self::catalogue::{KERNELS, Kernel};
 use self::image::Image;
 use self::initramfs::Base;
@@ -34,6 +32,7 @@ use self::outcome::{Outcome, Table};
 use self::run::Runner;
 use self::settings::Settings;
 pub(crate) use self::switch::{Args as SwitchArgs, run as switch_off};
+use crate::archive::Archive;
 use crate::cache;
 use crate::live::count::Count;
 use crate::live::{self, targets};
@@ -306,7 +305,7 @@ fn fetch(
     wants_generators: bool,
 ) -> Result<Vec<Result<Image>>> {
     let _lock = cache::lock(cache)?;
-    let archive = Archive::open(&cache.join("apt"))?;
+    let archive = Archive::of_kernels(&cache.join("apt"))?;
     let newest_of_all = |packages: &[String]| -> Vec<Result<Image>> {
         kernels
             .iter()

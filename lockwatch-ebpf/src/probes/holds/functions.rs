@@ -39,11 +39,12 @@ macro_rules! acquire {
 }
 
 macro_rules! release {
-    ($function:ident, $name:literal, |$lock:ident| $change:expr) => {
+    ($function:ident, $name:literal, |$ctx:ident, $lock:ident| $change:expr) => {
         #[doc = concat!("fentry of `void ", $name, "(struct rw_semaphore *sem)`, 5.10+.")]
         #[fentry(function = $name)]
         fn $function(ctx: FEntryContext) -> i32 {
             let $lock: u64 = ctx.arg(0);
+            let $ctx = &ctx;
             $change;
             0
         }
@@ -100,10 +101,23 @@ acquire!(
     2,
     |error| error == 0
 );
-release!(up_read, "up_read", |lock| released(lock, Mode::Read));
-release!(up_read_non_owner, "up_read_non_owner", |lock| released(
+release!(up_read, "up_read", |ctx, lock| released(
+    ctx,
     lock,
+    0,
     Mode::Read
 ));
-release!(up_write, "up_write", |lock| released(lock, Mode::Write));
-release!(downgrade_write, "downgrade_write", |lock| downgraded(lock));
+release!(
+    up_read_non_owner,
+    "up_read_non_owner",
+    |ctx, lock| released(ctx, lock, 0, Mode::Read)
+);
+release!(up_write, "up_write", |ctx, lock| released(
+    ctx,
+    lock,
+    0,
+    Mode::Write
+));
+release!(downgrade_write, "downgrade_write", |_ctx, lock| downgraded(
+    lock
+));

@@ -7,6 +7,8 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, RawTracePointContext},
 };
 
+use lockwatch_ebpf::counts;
+
 use super::{
     argument::word,
     global::global,
@@ -72,7 +74,7 @@ fn lock_released(ctx: &impl EbpfContext) -> i32 {
     } else {
         word::<16>(ctx)
     };
-    released(lock(ctx), mode(write));
+    released(ctx, lock(ctx), counts::MMAP_LOCK, mode(write));
     0
 }
 

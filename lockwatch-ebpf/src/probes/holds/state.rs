@@ -10,13 +10,18 @@
 use core::ptr;
 
 use aya_ebpf::{
+    EbpfContext,
     helpers::generated::bpf_ktime_get_ns,
     macros::map,
     maps::{LruHashMap, PerCpuArray},
 };
-use lockwatch_ebpf::holds::{Holds, RELEASES_MAX, SLOTS, counter};
+use lockwatch_ebpf::{
+    counts::{HELD, lost},
+    holds::{Holds, RELEASES_MAX, SLOTS, counter},
+    stream::flags,
+};
 
-use super::storage;
+use super::{counts, storage};
 
 /// When a lock was last released by a task that was not known to hold it:
 /// `CLOCK_MONOTONIC` ns by address. Whoever is known to hold it since before that may
@@ -38,7 +43,7 @@ pub(super) enum Mode {
 #[inline(always)]
 pub(super) fn acquired(lock: u64, mode: Mode) {
     let Some(holds) = storage::of_current_or_new() else {
-        count(counter::LOST_HOLD);
+        lose();
         return;
     };
     for slot in 0..SLOTS {
@@ -66,7 +71,7 @@ pub(super) fn acquired(lock: u64, mode: Mode) {
             return;
         }
     }
-    count(counter::LOST_HOLD);
+    lose();
 }
 
 /// True if a task that was not known to hold the lock has released it since.
@@ -78,10 +83,10 @@ fn is_stale(lock: u64, since_ns: u64) -> bool {
         .is_some_and(|at_ns| unsafe { *at_ns } >= since_ns)
 }
 
-/// This task is about to release the lock, which it holds like this. A hold of the other
-/// mode stays: it is one that another task has released.
+/// This task is about to release the lock, of this class if it is known, else 0, which it
+/// holds like this. A hold of the other mode stays: it is one that another task has released.
 #[inline(always)]
-pub(super) fn released(lock: u64, mode: Mode) {
+pub(super) fn released(ctx: &impl EbpfContext, lock: u64, class: u64, mode: Mode) {
     if let Some(holds) = storage::of_current() {
         for slot in 0..SLOTS {
             let is_read = holds.reads[slot] > 0;
@@ -89,7 +94,9 @@ pub(super) fn released(lock: u64, mode: Mode) {
                 if holds.reads[slot] > 1 {
                     holds.reads[slot] -= 1;
                 } else {
+                    let since_ns = holds.since_ns[slot];
                     set(holds, slot, 0);
+                    count_hold(ctx, class, mode, since_ns);
                 }
                 return;
             }
@@ -100,6 +107,32 @@ pub(super) fn released(lock: u64, mode: Mode) {
     // SAFETY: no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let _ = RELEASES.insert(lock, now_ns, 0);
+}
+
+/// Counts how long a hold was. One that was downgraded counts as a whole, for read; one that
+/// was taken for read several times at once from the first to the last release.
+#[inline(always)]
+fn count_hold(ctx: &impl EbpfContext, class: u64, mode: Mode, since_ns: u64) {
+    if counts::are_on() {
+        let how = match mode {
+            Mode::Read => flags::READ,
+            Mode::Write => flags::WRITE,
+        };
+        // SAFETY: no preconditions.
+        let now_ns = unsafe { bpf_ktime_get_ns() };
+        let ns = now_ns.saturating_sub(since_ns);
+        // Where the first argument is not the lock, the class is known.
+        counts::count(ctx, counts::FIRST_ARGUMENT, class, how | HELD, ns);
+    }
+}
+
+/// An acquisition found no room.
+#[inline(always)]
+fn lose() {
+    count(counter::LOST_HOLD);
+    if counts::are_on() {
+        counts::count_lost(lost::HOLDS);
+    }
 }
 
 /// This task is about to turn its write hold of the lock into a read hold.

@@ -1,5 +1,7 @@
 //! One run of `watch`: from the sources through the graph to the reports.
 
+mod state;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -28,7 +30,7 @@ use crate::{
     graph::{Change, Forecasts, Input as GraphInput, Stall, StallId, WaitGraph},
     kernel::symbols::Symbols,
     report::over_time::Ended,
-    stream::{Lost, PolledWaits, Stream, UnseenEnds, Wait},
+    stream::{Lost, PolledWaits, Stream, UnseenEnds, Wait, counts::Counts},
     survey::{Survey, SurveyError},
     task::Nanos,
 };
@@ -44,7 +46,7 @@ pub(super) enum Input {
 
 /// Everything that lives as long as the run.
 #[derive(Debug)]
-pub(super) struct Session {
+pub(in crate::commands) struct Session {
     graph: WaitGraph,
     /// Is told of all that the graph takes in, in the same order.
     recorder: Option<Recorder>,
@@ -68,6 +70,11 @@ pub(super) struct Session {
     threshold: Nanos,
     /// Waits past the threshold may stand, of which surveys have not said yet.
     is_hinted: bool,
+    /// `None`: nothing is counted.
+    counts: Option<Counts>,
+    /// The longest wait in any stall that is over.
+    longest: Nanos,
+    since: jiff::Timestamp,
 }
 
 impl Session {
@@ -98,6 +105,9 @@ impl Session {
             survey_error: None,
             threshold: thresholds.wait,
             is_hinted: false,
+            counts: sources.counts,
+            longest: Nanos(0),
+            since: jiff::Timestamp::now(),
         }
     }
 
@@ -184,7 +194,7 @@ impl Session {
             if has_news {
                 surveys.allow_now();
             }
-            surveys.request(now_ns, self.hangs.suspects());
+            self.hangs.ask(|suspects| surveys.request(now_ns, suspects));
         }
         Ok(())
     }
@@ -237,7 +247,8 @@ impl Session {
                     && let Some(surveys) = &mut self.surveys
                 {
                     surveys.allow_now();
-                    surveys.request(now_ns(), self.hangs.suspects());
+                    self.hangs
+                        .ask(|suspects| surveys.request(now_ns(), suspects));
                 }
                 for wait in refuted {
                     self.feed(GraphInput::Refuted(wait));
@@ -375,6 +386,7 @@ impl Session {
             .is_some_and(Progress::is_reported);
         let times = self.holder_times(stall.id);
         if was_reported || self.filter.matches(stall) {
+            self.longest = self.longest.max(stall.length());
             if !was_reported {
                 self.stall_count += 1;
             }

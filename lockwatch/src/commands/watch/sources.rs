@@ -14,12 +14,16 @@ use crate::{
     plan::{Gap, Mechanism, Plan, Purpose, Wanted, plan},
     probes::{
         LoadError,
+        counts::CountGlobals,
         holds::{HoldProbes, HoldsError},
         hook::Refused,
         offer,
         stream::StreamLoadError,
     },
-    stream::{Stream, StreamOptions, TracedHolds},
+    stream::{
+        Stream, StreamOptions, TracedHolds,
+        counts::{self, CountOptions, Counts},
+    },
     survey::Surveyor,
 };
 
@@ -31,6 +35,8 @@ pub(super) struct Sources {
     pub(super) symbols: Option<Arc<Symbols>>,
     /// `None` where nothing samples the CPUs.
     pub(super) cpus: Option<Cpus>,
+    /// `None`: nothing is counted.
+    pub(super) counts: Option<Counts>,
     /// In words.
     pub(super) said: Vec<String>,
     /// What cannot be known.
@@ -49,8 +55,13 @@ impl Sources {
         }
     }
 
-    /// Opens what this host allows; what is missing is said, with its cost.
-    pub(super) fn open(thresholds: Thresholds, args: &SourceArgs) -> anyhow::Result<Self> {
+    /// Opens what this host allows; what is missing is said, with its cost. Waits, and with
+    /// hold tracking holds, are counted as `counting` says.
+    pub(super) fn open(
+        thresholds: Thresholds,
+        args: &SourceArgs,
+        counting: Option<&CountOptions>,
+    ) -> anyhow::Result<Self> {
         capabilities::check_namespaces()?;
         let options = StreamOptions {
             ends_from: thresholds.wait,
@@ -64,8 +75,9 @@ impl Sources {
         let attached = Attached::by_plan(
             wanted,
             &args.without,
-            symbols.as_deref(),
+            symbols.as_ref(),
             &options,
+            counting,
             // Nothing but a survey confirms what CPUs are suspected of.
             surveyor.is_ok().then_some(thresholds),
         );
@@ -86,11 +98,16 @@ impl Sources {
             said.push("lock waits from a survey a second".to_owned());
         }
         let mut gaps = Vec::new();
-        let (stream, holds, cpus) = match attached {
+        let (stream, holds, cpus, counts) = match attached {
             Ok(attached) => {
                 said.extend(attached.said());
                 gaps = attached.plan.gaps;
-                (attached.stream, attached.holds, attached.cpus)
+                (
+                    attached.stream,
+                    attached.holds,
+                    attached.cpus,
+                    attached.counts,
+                )
             }
             Err(error) => {
                 tracing::warn!("short stalls are missed, and all times are rough: {error:#}");
@@ -98,7 +115,7 @@ impl Sources {
                     "nothing could be attached on this host".to_owned(),
                     None,
                 ));
-                (None, None, None)
+                (None, None, None, None)
             }
         };
         let no_surveys = surveyor.as_ref().err().map(|error| format!("{error:#}"));
@@ -121,6 +138,7 @@ impl Sources {
             surveys,
             symbols,
             cpus,
+            counts,
             said,
             gaps,
         })
@@ -135,6 +153,8 @@ struct Attached {
     holds: Option<HoldProbes>,
     /// `None` where the plan does not sample, or no threshold asks for it.
     cpus: Option<Cpus>,
+    /// `None` if nothing is counted.
+    counts: Option<Counts>,
 }
 
 impl Attached {
@@ -144,8 +164,9 @@ impl Attached {
     fn by_plan(
         wanted: Wanted,
         without: &[Mechanism],
-        symbols: Option<&Symbols>,
+        symbols: Option<&Arc<Symbols>>,
         options: &StreamOptions,
+        counting: Option<&CountOptions>,
         sampled: Option<Thresholds>,
     ) -> anyhow::Result<Self> {
         let types = Btf::from_sys()?;
@@ -156,11 +177,21 @@ impl Attached {
             let why = "it is not wanted (--without)".to_owned();
             offer.refused.insert(mechanism, why);
         }
+        let names = symbols.map(Arc::as_ref);
+        let globals = match counting {
+            Some(counting) => counts::globals(counting, &layout, names)?,
+            None => CountGlobals::OFF,
+        };
         loop {
-            let carried_out =
-                Self::carry_out(plan(&offer, wanted), &layout, symbols, &btf, options);
+            let plan = plan(&offer, wanted);
+            let carried_out = Self::carry_out(plan, &layout, names, &btf, options, &globals);
             let error = match carried_out {
-                Ok(attached) => return Ok(attached.and_cpus(&layout, sampled)),
+                Ok(mut attached) => {
+                    if let Some(counting) = counting {
+                        attached.count(counting, &layout, symbols);
+                    }
+                    return Ok(attached.and_cpus(&layout, sampled));
+                }
                 Err(error) => error,
             };
             match refusal(&error) {
@@ -180,12 +211,13 @@ impl Attached {
         symbols: Option<&Symbols>,
         btf: &aya::Btf,
         options: &StreamOptions,
+        counts: &CountGlobals,
     ) -> anyhow::Result<Self> {
         let mut stream = None;
         if plan.sees_waits() {
-            stream = Some(Stream::load(&plan, layout, symbols, btf, options)?);
+            stream = Some(Stream::load(&plan, layout, symbols, btf, options, counts)?);
         }
-        let mut holds = HoldProbes::load(&plan, &layout.task, layout.mm.mmap_lock, btf)?;
+        let mut holds = HoldProbes::load(&plan, &layout.task, layout.mm.mmap_lock, counts, btf)?;
         // All is loaded before the first is attached.
         if let Some(stream) = &mut stream {
             stream.attach()?;
@@ -198,7 +230,20 @@ impl Attached {
             stream,
             holds,
             cpus: None,
+            counts: None,
         })
+    }
+
+    /// Takes the counts of both objects together.
+    fn count(&mut self, options: &CountOptions, layout: &Layout, symbols: Option<&Arc<Symbols>>) {
+        let of_waits = self.stream.as_mut().and_then(Stream::take_counts);
+        let of_holds = self.holds.as_mut().and_then(HoldProbes::take_counts);
+        let maps = of_waits.into_iter().chain(of_holds).collect();
+        let mut counts = Counts::new(maps, options, layout, symbols.cloned());
+        if self.plan.calls_from_trampolines() {
+            counts.leave_tracers_out();
+        }
+        self.counts = Some(counts);
     }
 
     /// Samples the CPUs, too. What forbids that takes nothing else away.

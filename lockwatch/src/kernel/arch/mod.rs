@@ -3,6 +3,6 @@
 mod x86_64;
 
 pub use x86_64::{
-    ENTRY_FRAME_LEN, PAGE_SIZE, PT_REGS_LEN, is_image_address, is_kernel_address,
+    ENTRY_FRAME_LEN, IMAGE, PAGE_SIZE, PT_REGS_LEN, is_image_address, is_kernel_address,
     is_module_address, is_user_address, lowest_kernel_address,
 };

@@ -1,5 +1,7 @@
 //! x86-64.
 
+use std::ops::Range;
+
 /// Bytes of saved user registers at the top of a kernel stack
 /// (arch/x86/include/asm/ptrace.h; 5.10–7.3). User space controls them.
 pub const PT_REGS_LEN: u64 = 168;
@@ -41,8 +43,11 @@ pub const fn is_user_address(address: u64) -> bool {
 
 /// Where the kernel's image and its modules are mapped
 /// (Documentation/arch/x86/x86_64/mm.rst).
+pub const IMAGE: Range<u64> = 0xffff_ffff_8000_0000..0xffff_ffff_ff00_0000;
+
+/// Within [`IMAGE`].
 pub const fn is_image_address(address: u64) -> bool {
-    address >= 0xffff_ffff_8000_0000 && address < 0xffff_ffff_ff00_0000
+    address >= IMAGE.start && address < IMAGE.end
 }
 
 /// Where modules and BPF programs are mapped beside a kernel image of up to 1 GiB, as where

@@ -97,6 +97,12 @@ pub fn locks_a_pipe(stem: &str) -> bool {
         .any(|family| stem.starts_with(family))
 }
 
+/// Whether a function asks for the rwsem of a VMA (6.4–6.15: mm/memory.c, mm/mmap.c and
+/// `vma_start_write`, inlined nearly everywhere), by its stem.
+pub fn locks_a_vma(stem: &str) -> bool {
+    ["__vma_start_write", "vma_start_write"].contains(&stem)
+}
+
 /// Functions through which a PREEMPT_RT task asks for a mutex.
 pub const RT_MUTEX_ASKS: &[&str] = &[
     "mutex_lock",

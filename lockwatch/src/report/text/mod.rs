@@ -3,11 +3,13 @@
 mod check;
 mod daemons;
 mod deadlock;
+pub mod histogram;
 mod holders;
 mod hung;
 mod lockups;
 mod page;
 mod queue;
+pub mod recordings;
 mod roots;
 mod stack;
 mod why;

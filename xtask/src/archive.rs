@@ -29,15 +29,27 @@ pub(crate) struct Archive {
 }
 
 impl Archive {
-    /// Sets the private apt up in `home`; needs no network.
-    pub(crate) fn open(home: &Path) -> Result<Self> {
+    /// Sets a private apt for kernels up in `home`; needs no network.
+    pub(crate) fn of_kernels(home: &Path) -> Result<Self> {
+        let Repositories { main, security } = repositories()?;
+        let security = SECURITY.map(|suite| (security.as_str(), suite));
+        let main = MAIN.map(|suite| (main.as_str(), suite));
+        Self::open(home, security.into_iter().chain(main))
+    }
+
+    /// Sets a private apt for one of Debian's releases up in `home`; needs no network.
+    pub(crate) fn of_release(home: &Path, release: &str) -> Result<Self> {
+        Self::open(home, [(repositories()?.main.as_str(), release)])
+    }
+
+    fn open<'a>(home: &Path, suites: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self> {
         for folder in ["lists/partial", "cache/archives/partial", "log"] {
             let folder = home.join(folder);
             fs::create_dir_all(&folder)
                 .with_context(|| format!("cannot create {}", folder.display()))?;
         }
         let sources = home.join("sources.list");
-        write_if_new(&sources, &sources_list(&repositories()?)?)?;
+        write_if_new(&sources, &sources_list(suites)?)?;
         let configuration = home.join("apt.conf");
         write_if_new(&configuration, &apt_conf(home, &sources))?;
         Ok(Self {
@@ -58,7 +70,7 @@ impl Archive {
 
     /// Fetches the package lists.
     pub(crate) fn refresh(&self) -> Result<()> {
-        timed("fetching Debian's lists of kernel packages", || {
+        timed("fetching Debian's package lists", || {
             let mut update = self.apt("apt-get");
             // Without it, a list that could not be fetched is only a warning.
             update.args(["-qq", "-o", "APT::Update::Error-Mode=any", "update"]);
@@ -139,8 +151,9 @@ fn repositories() -> Result<Repositories> {
     let mut command = Command::new("apt-get");
     command.args(["indextargets", "--format", "$(REPO_URI) $(RELEASE)"]);
     command.arg("Created-By: Packages");
-    let targets = process::capture(&mut command)
-        .context("cannot ask apt for the machine's sources: kernels come from Debian's archive")?;
+    let targets = process::capture(&mut command).context(
+        "cannot ask apt for the machine's sources: what is not on it comes from Debian's archive",
+    )?;
     parse_targets(&targets)
 }
 
@@ -164,7 +177,7 @@ fn parse_targets(targets: &str) -> Result<Repositories> {
         "unstable",
     ];
     let main = find(&|release| releases.contains(&release)).context(
-        "the machine's apt sources name no Debian release: kernels come from Debian's archive",
+        "the machine's apt sources name no Debian release: what is not on it comes from Debian's archive",
     )?;
     // Releases that get no security updates have it at the place where mirrors put it.
     let security = find(&|release| release.ends_with("-security"))
@@ -172,15 +185,12 @@ fn parse_targets(targets: &str) -> Result<Repositories> {
     Ok(Repositories { main, security })
 }
 
-fn sources_list(repositories: &Repositories) -> Result<String> {
+/// Of pairs of repository and suite.
+fn sources_list<'a>(suites: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<String> {
     if !Path::new(KEYRING).exists() {
         bail!("{KEYRING} is missing: install debian-archive-keyring");
     }
     let mut list = String::new();
-    let suites = SECURITY
-        .map(|suite| (&repositories.security, suite))
-        .into_iter()
-        .chain(MAIN.map(|suite| (&repositories.main, suite)));
     for (uri, suite) in suites {
         writeln!(
             list,

@@ -1,0 +1,190 @@
+//! What contains a lock, as the programs that count waits in the kernel find it out; and
+//! where the code of the locks themselves lies.
+//!
+//! The programs read a pointer in what the lock would be part of, and look whether it leads
+//! back. The survey tells more of one lock, in more steps, see `survey::names`.
+
+use std::ops::Range;
+
+use lockwatch_ebpf::{
+    counts::{CLASSES, ClassRule, LOCK_CODE},
+    stream::flags,
+};
+
+use super::{
+    arch::PAGE_SIZE,
+    layout::Layout,
+    locks::{locks_a_pipe, locks_a_vma},
+    sleep_frames::{ASK_FOR_OTHERS, is_lock_function, is_trampoline},
+    symbols::Symbols,
+};
+use crate::lock::{LockClass, LockKind};
+
+/// How each class is recognised: rule n is class n + 1 to the programs.
+pub fn rules(layout: &Layout) -> Vec<(ClassRule, LockClass)> {
+    let mut rules = Vec::new();
+    let back = |lock: u64, pointer: u64, back: u64| ClassRule {
+        lock,
+        pointer,
+        hop: ClassRule::NONE,
+        back,
+        same: ClassRule::NONE,
+        flags: 0,
+        mask: flags::MUTEX | flags::PERCPU,
+    };
+    let mut add = |rule, class| rules.push((rule, class));
+    // mm->owner->mm == mm: not of one that is being made (fork, exec). Always the first
+    // (`MMAP_LOCK`), for whoever knows the class already.
+    let of_mm = |owner| ClassRule {
+        hop: layout.task.mm.offset.into(),
+        ..back(layout.mm.mmap_lock, owner, 0)
+    };
+    let of_mm = layout.mm.owner.map_or(ClassRule::ABSENT, of_mm);
+    add(of_mm, LockClass::MmapLock);
+    // inode->i_data.host == inode
+    let inode = &layout.inode;
+    let of_inode = [
+        (inode.i_rwsem, LockClass::InodeRwsem),
+        (inode.invalidate_lock, LockClass::InvalidateLock),
+        (inode.mmap_rwsem, LockClass::InodeMmapRwsem),
+    ];
+    for (lock, class) in of_inode {
+        if let Some((lock, host)) = lock.zip(inode.host) {
+            add(back(lock, host, 0), class);
+        }
+    }
+    // anon_vma->root == anon_vma: the lock that is taken is the root's.
+    if let Some(anon_vma) = layout.anon_vma {
+        add(back(anon_vma.rwsem, anon_vma.root, 0), LockClass::AnonVma);
+    }
+    // super_block->s_root->d_sb == super_block
+    let super_block = &layout.super_block;
+    if let Some(root) = super_block.root {
+        let of_super_block = |lock| ClassRule {
+            hop: layout.dentry.sb,
+            ..back(lock, root, 0)
+        };
+        add(of_super_block(super_block.s_umount), LockClass::SuperUmount);
+        let writers = super_block.writers.into_iter();
+        let places = writers.flat_map(|writers| {
+            let offsets = (0..writers.all).step_by(writers.one.max(1) as usize);
+            offsets.map(move |offset| writers.locks + offset)
+        });
+        for place in places {
+            let rule = ClassRule {
+                flags: flags::PERCPU,
+                ..of_super_block(place)
+            };
+            add(rule, LockClass::SuperWriters);
+        }
+    }
+    // file->f_inode->i_mapping == file->f_mapping
+    let file = &layout.file;
+    if let Some(mapping) = file.mapping {
+        let rule = ClassRule {
+            hop: inode.mapping as u64,
+            same: mapping,
+            // On PREEMPT_RT a mutex is an rtmutex, and says so.
+            mask: flags::PERCPU,
+            ..back(file.pos_lock, file.inode, 0)
+        };
+        add(rule, LockClass::FilePosition);
+    }
+    rules.truncate(CLASSES);
+    rules
+}
+
+/// The class of a lock that no rule tells, by the function that asks for it (its stem).
+pub fn by_caller(kind: LockKind, caller: &str) -> LockClass {
+    match kind {
+        LockKind::Mutex | LockKind::RtMutex if locks_a_pipe(caller) => LockClass::Pipe,
+        LockKind::Rwsem if locks_a_vma(caller) => LockClass::VmaLock,
+        _ => LockClass::Unknown,
+    }
+}
+
+/// Code between whose bounds all of the locks' own functions lie
+/// (include/asm-generic/vmlinux.lds.h, `SCHED_TEXT`, `LOCK_TEXT`; 2.6–7.3).
+const BOUNDS: [(&str, &str); 2] = [
+    ("__sched_text_start", "__sched_text_end"),
+    ("__lock_text_start", "__lock_text_end"),
+];
+
+/// Lock functions outside of these bounds: those that release, everywhere, and those of
+/// kernel/locking/{semaphore,percpu-rwsem}.c on some kernels.
+const OUTSIDE: [&str; 9] = [
+    "up_read",
+    "up_read_non_owner",
+    "up_write",
+    "down",
+    "down_interruptible",
+    "down_killable",
+    "down_timeout",
+    "percpu_down_write",
+    "__percpu_down_read",
+];
+
+/// What lies between a lock function, or where it was inlined, and a program at one of its
+/// tracepoints (include/trace/bpf_probe.h, include/linux/tracepoint.h, mm/mmap_lock.c).
+const TRACING: [&str; 7] = [
+    "bpf_trace_run2",
+    "bpf_trace_run3",
+    "bpf_trace_run4",
+    "__bpf_trace_mmap_lock_released",
+    "__traceiter_contention_end",
+    "__traceiter_mmap_lock_released",
+    "__mmap_lock_do_trace_released",
+];
+
+/// Numbers of the pages in which programs of tracers lie, and the trampolines that call
+/// them: a hooked lock function is called from there, and not by its caller. One trampoline is
+/// within a page; several may share one, never with code of others (kernel/bpf/trampoline.c,
+/// kernel/bpf/core.c, 5.5–7.3).
+pub fn tracer_pages(symbols: &Symbols) -> Vec<u64> {
+    let is_tracer = |stem: &str| is_trampoline(stem) || stem.starts_with("bpf_prog_");
+    let mut pages = Vec::new();
+    for range in symbols.ranges_where(is_tracer) {
+        let last = range.end.min(range.start + PAGE_SIZE) - 1;
+        pages.extend(range.start / PAGE_SIZE..=last / PAGE_SIZE);
+    }
+    pages.sort_unstable();
+    pages.dedup();
+    pages
+}
+
+/// The code of locks, and of what asks for them on behalf of others: callers are outside.
+/// Without what finds no room the program names a function that is none's caller, but
+/// never one that was not on the stack.
+pub fn lock_code(symbols: &Symbols) -> Vec<Range<u64>> {
+    let mut ranges: Vec<Range<u64>> = BOUNDS
+        .iter()
+        .filter_map(|&(start, end)| Some(symbols.address_of(start)?..symbols.address_of(end)?))
+        .collect();
+    let is_new = |ranges: &[Range<u64>], range: &Range<u64>| {
+        !ranges.iter().any(|known| known.contains(&range.start))
+    };
+    let is_part = |stem: &str| {
+        // By this caller the class of the lock is told, see `by_caller`.
+        let is_lock = is_lock_function(stem) && !locks_a_vma(stem);
+        is_lock
+            || OUTSIDE.contains(&stem)
+            || TRACING.contains(&stem)
+            || ASK_FOR_OTHERS.contains(&stem)
+    };
+    for range in symbols.ranges_where(is_part) {
+        if is_new(&ranges, &range) {
+            ranges.push(range);
+        }
+    }
+    ranges.sort_unstable_by_key(|range| range.start);
+    let mut joined: Vec<Range<u64>> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if last.end >= range.start => last.end = last.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    joined.sort_by_key(|range| std::cmp::Reverse(range.end - range.start));
+    joined.truncate(LOCK_CODE);
+    joined
+}

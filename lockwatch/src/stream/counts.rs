@@ -1,0 +1,331 @@
+//! What is counted in the kernel, decoded into distributions.
+
+use std::{collections::BTreeMap, io, sync::Arc};
+
+use lockwatch_ebpf::{
+    counts::{
+        COUNTS_DEFAULT, CountConfig, CountKey, HELD, WANTED, Wanted, caller as no_caller, lost,
+    },
+    stream::Code,
+    survey::COMM_LEN,
+};
+use rustc_hash::FxHashMap;
+
+use crate::{
+    kernel::{
+        arch::{IMAGE, is_image_address},
+        layout::Layout,
+        lock_classes,
+        symbols::Symbols,
+    },
+    latency::{Caller, CountsLost, Measure, SeriesKey, Snapshot},
+    lock::LockClass,
+    probes::counts::{CountGlobals, CountsMap, code},
+    stream::event::{lock_kind, lock_mode},
+    task::{Nanos, Tgid},
+};
+
+/// What to count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CountOptions {
+    /// Entries of the map, each a bucket in use of a series.
+    pub entries: u32,
+    /// What was shorter is not told apart by its caller: a look at the stack costs some µs.
+    pub callers_from: Nanos,
+    /// Of which tasks and locks.
+    pub wanted: CountsWanted,
+}
+
+impl Default for CountOptions {
+    fn default() -> Self {
+        Self {
+            entries: COUNTS_DEFAULT,
+            callers_from: Nanos(10_000),
+            wanted: CountsWanted::default(),
+        }
+    }
+}
+
+/// Which waits and holds are counted: those with one of the values of each kind; a kind
+/// without a value does not matter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CountsWanted {
+    /// Processes, or threads.
+    pub pids: Vec<Tgid>,
+    /// Names of tasks.
+    pub comms: Vec<String>,
+    /// Control groups (v2) that the tasks are in, by their id; not those below them.
+    pub cgroups: Vec<u64>,
+    /// Lock classes by name.
+    pub classes: Vec<String>,
+    /// Functions that ask for the lock.
+    pub callers: Vec<String>,
+}
+
+/// Why something cannot be asked for.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WantedError {
+    /// More values than the programs compare with.
+    #[error("at most {WANTED} values of {0} can be asked for at once")]
+    TooMany(&'static str),
+    /// A caller that no function of the kernel is.
+    #[error("the running kernel has no function {0} (in /proc/kallsyms)")]
+    NoFunction(String),
+    /// Names of functions are not known.
+    #[error(
+        "callers cannot be asked for: /proc/kallsyms shows no addresses (see `lockwatch check`)"
+    )]
+    NoSymbols,
+}
+
+/// Everything that the programs are loaded with for these options.
+///
+/// # Errors
+/// When more is asked for than they can compare with, or something that is not there.
+pub fn globals(
+    options: &CountOptions,
+    layout: &Layout,
+    symbols: Option<&Symbols>,
+) -> Result<CountGlobals, WantedError> {
+    let mut globals = CountGlobals::OFF;
+    globals.config = CountConfig {
+        callers_from_ns: options.callers_from.0,
+        on: 1,
+        own_tgid: std::process::id(),
+        tracers: 1,
+        _pad: 0,
+    };
+    globals.image = code(&IMAGE);
+    globals.entries = options.entries;
+    let rules = lock_classes::rules(layout);
+    for (slot, (rule, _)) in globals.rules.iter_mut().zip(&rules) {
+        *slot = *rule;
+    }
+    let lock_code = symbols.map_or_else(Vec::new, lock_classes::lock_code);
+    for (slot, range) in globals.lock_code.iter_mut().zip(&lock_code) {
+        *slot = code(range);
+    }
+    if lock_code.is_empty() {
+        // A caller is what is behind a lock's own functions.
+        globals.config.callers_from_ns = u64::MAX;
+    }
+    globals.wanted = wanted(
+        &options.wanted,
+        &rules
+            .into_iter()
+            .map(|(_, class)| class)
+            .collect::<Vec<_>>(),
+        symbols,
+    )?;
+    Ok(globals)
+}
+
+fn wanted(
+    asked: &CountsWanted,
+    classes: &[LockClass],
+    symbols: Option<&Symbols>,
+) -> Result<Wanted, WantedError> {
+    let mut wanted = Wanted::NONE;
+    let pids: Vec<u32> = asked.pids.iter().map(|pid| pid.0).collect();
+    wanted.pid_count = fill(&mut wanted.pids, &pids, "--pid")?;
+    let comms: Vec<_> = asked.comms.iter().map(|comm| words_of(comm)).collect();
+    wanted.comm_count = fill(&mut wanted.comms, &comms, "--comm")?;
+    wanted.cgroup_count = fill(&mut wanted.cgroups, &asked.cgroups, "--cgroup")?;
+    let numbers: Vec<u64> = asked
+        .classes
+        .iter()
+        .flat_map(|name| numbers_of(name, classes, symbols))
+        .collect();
+    if !asked.classes.is_empty() {
+        wanted.class_count = fill(&mut wanted.classes, &numbers, "--class")?;
+    }
+    if !asked.callers.is_empty() {
+        let symbols = symbols.ok_or(WantedError::NoSymbols)?;
+        let mut ranges: Vec<Code> = Vec::new();
+        for caller in &asked.callers {
+            let found = symbols.ranges_of(&[caller.as_str()]);
+            if found.is_empty() {
+                return Err(WantedError::NoFunction(caller.clone()));
+            }
+            ranges.extend(found.iter().map(code));
+        }
+        wanted.caller_count = fill(&mut wanted.callers, &ranges, "--caller")?;
+    }
+    Ok(wanted)
+}
+
+fn fill<T: Copy>(
+    slots: &mut [T; WANTED],
+    values: &[T],
+    what: &'static str,
+) -> Result<u32, WantedError> {
+    if values.len() > WANTED {
+        return Err(WantedError::TooMany(what));
+    }
+    for (slot, value) in slots.iter_mut().zip(values) {
+        *slot = *value;
+    }
+    Ok(values.len() as u32)
+}
+
+/// The words of a task's name in memory, cut as the kernel cuts it.
+fn words_of(comm: &str) -> [u64; COMM_LEN / 8] {
+    let mut bytes = [0; COMM_LEN];
+    for (to, from) in bytes[..COMM_LEN - 1].iter_mut().zip(comm.bytes()) {
+        *to = from;
+    }
+    let (words, _) = bytes.as_chunks::<8>();
+    std::array::from_fn(|index| u64::from_ne_bytes(words[index]))
+}
+
+/// All by which the programs may know a class. 0, what no rule tells, is among them where
+/// the class is told by its callers: that a count is of the class is looked at once more
+/// when it is read.
+fn numbers_of(name: &str, classes: &[LockClass], symbols: Option<&Symbols>) -> Vec<u64> {
+    let mut numbers: Vec<u64> = classes
+        .iter()
+        .zip(1..)
+        .filter(|(class, _)| class.to_string() == name)
+        .map(|(_, number)| number)
+        .collect();
+    if let Some(address) = symbols.and_then(|symbols| symbols.address_of(name)) {
+        numbers.push(address);
+    }
+    if numbers.is_empty() {
+        numbers.push(0);
+    }
+    numbers
+}
+
+/// What is counted in the kernel.
+#[derive(Debug)]
+pub struct Counts {
+    maps: Vec<CountsMap>,
+    /// Of class n + 1.
+    classes: Vec<LockClass>,
+    symbols: Option<Arc<Symbols>>,
+    /// Asked for by name.
+    wanted: Vec<String>,
+    /// Lost beside the maps: waits and holds that no program saw, or could not keep.
+    unseen: CountsLost,
+}
+
+impl Counts {
+    /// Of these maps, whose programs were loaded with the globals of these options.
+    pub fn new(
+        maps: Vec<CountsMap>,
+        options: &CountOptions,
+        layout: &Layout,
+        symbols: Option<Arc<Symbols>>,
+    ) -> Self {
+        let rules = lock_classes::rules(layout);
+        Self {
+            maps,
+            classes: rules.into_iter().map(|(_, class)| class).collect(),
+            symbols,
+            wanted: options.wanted.classes.clone(),
+            unseen: CountsLost::default(),
+        }
+    }
+
+    /// Callers are not looked for in what tracers have put round lock functions by now: to be
+    /// called when all is attached.
+    pub fn leave_tracers_out(&mut self) {
+        match Symbols::from_proc() {
+            Ok(symbols) => {
+                let pages = lock_classes::tracer_pages(&symbols);
+                for map in &mut self.maps {
+                    map.leave_out(pages.iter().copied());
+                }
+            }
+            Err(error) => tracing::debug!("tracers may be named as callers: {error}"),
+        }
+    }
+
+    /// All that was counted so far.
+    ///
+    /// # Errors
+    /// When the kernel does not let the maps be read.
+    pub fn snapshot(&self) -> io::Result<Snapshot> {
+        let mut snapshot = Snapshot {
+            series: BTreeMap::new(),
+            lost: self.unseen,
+        };
+        // Most entries are buckets of few series, whose names cost most.
+        let mut keys: FxHashMap<CountKey, Option<SeriesKey>> = FxHashMap::default();
+        for map in &self.maps {
+            map.read(|raw, counted| {
+                let series = CountKey { bucket: 0, ..raw };
+                let key = keys
+                    .entry(series)
+                    .or_insert_with(|| Some(self.key(raw)).filter(|key| self.is_wanted(key)));
+                if let Some(key) = key {
+                    let distribution = snapshot.series.entry(key.clone()).or_default();
+                    distribution.add(raw.bucket, counted);
+                }
+            })?;
+            let lost_here = map.lost();
+            snapshot.lost.waits += lost_here[lost::WAITS as usize];
+            snapshot.lost.holds += lost_here[lost::HOLDS as usize];
+        }
+        snapshot
+            .series
+            .retain(|_, distribution| !distribution.is_empty());
+        Ok(snapshot)
+    }
+
+    fn is_wanted(&self, key: &SeriesKey) -> bool {
+        self.wanted.is_empty() || self.wanted.contains(&key.class.to_string())
+    }
+
+    fn key(&self, raw: CountKey) -> SeriesKey {
+        let measure = if raw.how & HELD == 0 {
+            Measure::Wait
+        } else {
+            Measure::Hold
+        };
+        let kind = lock_kind(raw.how);
+        let caller = self.caller(raw.caller);
+        let class = match (raw.class, &caller) {
+            (0, Caller::Function(name)) => lock_classes::by_caller(kind, name),
+            (0, _) => LockClass::Unknown,
+            (address, _) if is_image_address(address) => {
+                let symbol = self
+                    .symbols
+                    .as_ref()
+                    .and_then(|symbols| symbols.exact(address));
+                symbol.map_or(LockClass::KernelData, |name| {
+                    LockClass::Symbol(name.to_owned())
+                })
+            }
+            (number, _) => {
+                let index = usize::try_from(number - 1).unwrap_or(usize::MAX);
+                self.classes
+                    .get(index)
+                    .cloned()
+                    .unwrap_or(LockClass::Unknown)
+            }
+        };
+        SeriesKey {
+            measure,
+            class,
+            kind,
+            mode: lock_mode(raw.how),
+            caller,
+        }
+    }
+
+    fn caller(&self, address: u64) -> Caller {
+        match address {
+            no_caller::UNKNOWN => Caller::Unknown,
+            no_caller::SHORT => Caller::Short,
+            address => match &self.symbols {
+                Some(symbols) => match symbols.stem_of_return(address) {
+                    "" => Caller::Unknown,
+                    stem => Caller::Function(stem.to_owned()),
+                },
+                None => Caller::Unknown,
+            },
+        }
+    }
+}
