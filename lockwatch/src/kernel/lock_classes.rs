@@ -200,3 +200,17 @@ pub fn lock_code(symbols: &Symbols) -> Vec<Range<u64>> {
     joined.truncate(LOCK_CODE);
     joined
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_with_pipes_of_its_own_is_no_pipe() {
+        let by = |caller| by_caller(LockKind::Mutex, caller);
+        assert_eq!(by("anon_pipe_write"), LockClass::Pipe);
+        assert_eq!(by("pipe_config_set"), LockClass::Unknown);
+        assert_eq!(by("fifo_reset"), LockClass::Unknown);
+        assert_eq!(by_caller(LockKind::Rwsem, "pipe_read"), LockClass::Unknown);
+    }
+}

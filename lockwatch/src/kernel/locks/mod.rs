@@ -90,11 +90,31 @@ pub fn is_pi_futex(stem: &str) -> bool {
     stem.starts_with("futex_")
 }
 
+/// Functions of fs/pipe.c that ask for a pipe's mutex (3.10–7.3). Whole names: drivers have
+/// functions, and mutexes, for pipes and FIFOs of their own.
+const PIPE_ASKS: &[&str] = &[
+    "anon_pipe_read",
+    "anon_pipe_write",
+    "fifo_open",
+    "fifo_pipe_read",
+    "fifo_pipe_write",
+    "pipe_double_lock",
+    "pipe_fasync",
+    "pipe_fcntl",
+    "pipe_ioctl",
+    "pipe_lock",
+    "pipe_lock_nested",
+    "pipe_read",
+    "pipe_release",
+    "pipe_wait",
+    "pipe_wait_readable",
+    "pipe_wait_writable",
+    "pipe_write",
+];
+
 /// Whether a function of fs/pipe.c asks for a pipe's mutex, by its stem.
 pub fn locks_a_pipe(stem: &str) -> bool {
-    ["pipe_", "anon_pipe_", "fifo_"]
-        .iter()
-        .any(|family| stem.starts_with(family))
+    PIPE_ASKS.contains(&stem)
 }
 
 /// Whether a function asks for the rwsem of a VMA (6.4–6.15: mm/memory.c, mm/mmap.c and
