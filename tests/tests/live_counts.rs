@@ -4,7 +4,15 @@
 
 mod counting;
 
-use std::{thread, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::fd::{AsFd as _, AsRawFd as _},
+    thread,
+    time::{Duration, Instant},
+};
+
+use aya::maps::{HashMap, Map, MapData, loaded_maps};
 
 use counting::{Counting, total};
 use lockwatch::{
@@ -14,6 +22,7 @@ use lockwatch::{
     stream::counts::{CountOptions, CountsWanted},
     task::Nanos,
 };
+use lockwatch_ebpf::counts::{Count, CountKey};
 use lockwatch_tests::{
     storm::{self, Storm},
     tally::Tally,
@@ -259,3 +268,71 @@ fn summary(snapshot: &Snapshot) -> String {
     };
     snapshot.series.iter().map(line).collect()
 }
+
+/// Series and buckets in use of each that there is room for by default.
+const SERIES: u32 = 1_000;
+const IN_USE: u32 = 64;
+
+/// What the map of counts may take, on any number of CPUs.
+const MEMORY: u64 = 8 << 20;
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn a_thousand_series_find_room_and_are_read_in_a_moment() {
+    let before: BTreeSet<u32> = maps_of_counts().collect();
+    let counting = Counting::attach(&of_storm(), false);
+    let id = maps_of_counts().find(|id| !before.contains(id)).unwrap();
+    let map = MapData::from_id(id).unwrap();
+    let fd = map.fd().as_fd().as_raw_fd();
+    let of_map = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
+    let memory = of_map
+        .lines()
+        .find_map(|line| line.strip_prefix("memlock:"))
+        .unwrap();
+    let memory: u64 = memory.trim().parse().unwrap();
+    let mut map: HashMap<MapData, Key, Value> = HashMap::try_from(Map::HashMap(map)).unwrap();
+    for series in 0..SERIES {
+        for bucket in 0..IN_USE {
+            let key = CountKey {
+                class: 0,
+                caller: 0,
+                how: series << 8,
+                bucket: bucket * 40,
+            };
+            let count = Count {
+                count: 1,
+                sum_ns: 1,
+            };
+            map.insert(Key(key), Value(count), 0).unwrap();
+        }
+    }
+    let begun = Instant::now();
+    let snapshot = counting.read();
+    let took = begun.elapsed();
+    let counted = total(&snapshot, |_| true).count();
+    assert_eq!(counted, u64::from(SERIES * IN_USE));
+    println!("{counted} buckets in use: {memory} bytes, read in {took:?}");
+    assert!(memory <= MEMORY, "{memory} bytes");
+    assert!(took < trial::bound(Duration::from_secs(2)), "{took:?}");
+}
+
+/// The maps of counts that are in the kernel, by id.
+fn maps_of_counts() -> impl Iterator<Item = u32> {
+    let maps = loaded_maps().flatten();
+    maps.filter(|map| map.name_as_str() == Some("COUNTS"))
+        .map(|map| map.id())
+}
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Key(CountKey);
+
+// SAFETY: `repr(C)`, only integers.
+unsafe impl aya::Pod for Key {}
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Value(Count);
+
+// SAFETY: `repr(C)`, only integers.
+unsafe impl aya::Pod for Value {}
