@@ -10,7 +10,7 @@ use clap::{Args, builder::NonEmptyStringValueParser};
 
 use super::{HangArgs, LockupArgs, SourceArgs, duration, tgid};
 use crate::{
-    export::{open_metrics::CALLERS_DEFAULT, otlp::Header},
+    export::{CALLERS_DEFAULT, otlp::Header},
     stream::counts::{CountOptions, CountsWanted},
     task::{Nanos, Tgid},
 };
