@@ -40,6 +40,7 @@ Examples:
   lockwatch watch --for 1h               report stalls, hanging tasks and locked-up CPUs live
   lockwatch record -o FILE               the same into a file; lockwatch report FILE reads it
   lockwatch histogram                    how long locks are waited for, by class and caller
+  lockwatch export --listen 127.0.0.1:9822   the same and stalls, as metrics for Prometheus
   lockwatch check                        what works on this host, and what is missing
 
 Exit status: 0 nothing found, 1 stall found, 2 error.
@@ -112,11 +113,12 @@ Exit status: 0 nothing seen, 1 a stall, or a hanging task or CPU, seen, 2 error.
     ///
     /// Counts in the kernel how long every task waits for every sleeping lock that it finds
     /// taken, by lock class, mode and caller, and with --track-holds how long each is held;
-    /// nothing is sampled and none is lost. And watches as `watch` does: stalls, what they lead
+    /// nothing is sampled, and what finds no room is told. And watches as `watch` does: stalls, what they lead
     /// back to, hanging tasks and CPUs are in the metrics, too.
     #[command(after_long_help = "\
 Examples:
   lockwatch export --listen 127.0.0.1:9822          for Prometheus to scrape
+  lockwatch export --otlp http://localhost:4318     pushed to an OpenTelemetry collector
   lockwatch export --hdr-log /var/log/locks.hlog    HdrHistogram logs; lockwatch histogram reads them
   lockwatch export --listen 127.0.0.1:9822 --class mmap_lock --comm postgres
 
