@@ -119,7 +119,7 @@ Exit status: 0 nothing seen, 1 a stall, or a hanging task or CPU, seen, 2 error.
 Examples:
   lockwatch export --listen 127.0.0.1:9822          for Prometheus to scrape
   lockwatch export --otlp http://localhost:4318     pushed to an OpenTelemetry collector
-  lockwatch export --hdr-log /var/log/locks.hlog    HdrHistogram logs; lockwatch histogram reads them
+  lockwatch export --hdr-log /var/log/locks.hlog    logs in HdrHistogram's format
   lockwatch export --listen 127.0.0.1:9822 --class mmap_lock --comm postgres
 
 Exit status: 0 nothing seen, 1 a stall, or a hanging task or CPU, seen, 2 error.")]

@@ -27,10 +27,10 @@ pub const CALLERS_DEFAULT: usize = 10;
 /// that wait longest change.
 pub const ROOM: usize = 4;
 /// Locks with a symbol of their own that are told apart, at most.
-pub const SYMBOLS: usize = 20;
+const SYMBOLS: usize = 20;
 /// Histograms of callers that are told apart, at most: a function asks for locks of several
 /// classes, in several modes.
-pub const SERIES_OF_CALLERS: usize = 200;
+const SERIES_OF_CALLERS: usize = 200;
 
 /// Who is told apart, and what has been counted for each.
 #[derive(Debug)]

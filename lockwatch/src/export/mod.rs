@@ -10,10 +10,7 @@ mod roots;
 
 use std::{collections::BTreeMap, time::Duration};
 
-pub use self::{
-    callers::{CALLERS_DEFAULT, Callers, ROOM, SERIES_OF_CALLERS, SYMBOLS},
-    roots::ROOTS,
-};
+pub use self::callers::{CALLERS_DEFAULT, Callers, ROOM};
 
 use crate::{latency::Snapshot, lock::LockClass, task::Nanos};
 

@@ -5,7 +5,7 @@ use std::{cmp::Reverse, collections::BTreeMap};
 use super::{OTHER, Root};
 
 /// Roots that are told apart at a time; the others are `other`.
-pub const ROOTS: usize = 10;
+const ROOTS: usize = 10;
 
 /// What is written of a root: class, stuck, comm.
 pub(super) type RootName = [String; 3];

@@ -9,22 +9,15 @@
 //!   than 0.4 % from its middle;
 //! - one of the exponential ones is 1.09 % wide.
 //!
-//! So each bound of the bucket in which a receiver finds a time is within 1.5 % of it
-//! ([`BOUND`]), and what lies between the bounds is nearer: their geometric middle, 0.94 %
-//! at most ([`MIDDLE`]).
+//! So each bound of the bucket in which a receiver finds a time is within 1.5 % of it, and what
+//! lies between the bounds is nearer: their geometric middle, 0.94 % at most.
 
 use opentelemetry_proto::tonic::metrics::v1::exponential_histogram_data_point::Buckets;
 
 use crate::latency::Distribution;
 
 /// Each doubling of a time is cut into `2^SCALE` = 64 buckets.
-pub const SCALE: i32 = 6;
-
-/// How far, relatively, a bound of the bucket that holds a time may be from it.
-pub const BOUND: f64 = 0.015;
-
-/// How far, relatively, the geometric middle of the bucket that holds a time may be from it.
-pub const MIDDLE: f64 = 0.0094;
+pub(super) const SCALE: i32 = 6;
 
 /// What was counted, without what it was counted for.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,6 +82,12 @@ mod tests {
 
     use super::*;
     use crate::{latency::HIGHEST_NS, task::Nanos};
+
+    /// How far, relatively, a bound of the bucket that holds a time may be from it.
+    const BOUND: f64 = 0.015;
+
+    /// How far, relatively, the geometric middle of the bucket that holds a time may be from it.
+    const MIDDLE: f64 = 0.0094;
 
     fn of(times: &[u64]) -> Distribution {
         let mut distribution = Distribution::default();
