@@ -148,7 +148,7 @@ fn waits_that_the_lab_forces_are_counted_once_each() {
             kind => kind,
         };
         let before = counting.read();
-        let Some(lab) = Lab::raise_or_skip(scenario, 7).unwrap() else {
+        let Some(lab) = Lab::raise_bare_or_skip(scenario, 7).unwrap() else {
             continue;
         };
         let truth = lab.truth.clone();
@@ -219,7 +219,7 @@ fn holds_that_the_lab_forces_are_counted_once_each() {
             );
             continue;
         }
-        let lab = Lab::raise(scenario, 3).unwrap();
+        let lab = Lab::raise_bare(scenario, 3).unwrap();
         let truth = lab.truth.clone();
         thread::sleep(FORCED);
         lab.finish().unwrap();
