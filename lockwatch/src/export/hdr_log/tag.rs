@@ -1,6 +1,6 @@
 //! The tag of a series: `wait/mmap_lock/rwsem/read/do_user_addr_fault`.
 
-use serde::{Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Between the parts of a tag.
-const SEPARATOR: char = '/';
+const SEPARATOR: &str = "/";
 
 /// Classes that are no symbols.
 const CLASSES: [LockClass; 12] = [
@@ -46,10 +46,8 @@ pub fn tag(key: &SeriesKey) -> String {
         }
         caller => caller.to_string(),
     };
-    let mode = contract_word(&key.mode);
-    let kind = contract_word(&key.kind);
-    let measure = contract_word(&key.measure);
-    [measure, class, kind, mode, caller].join("/")
+    let (measure, kind, mode) = (key.measure.word(), key.kind.word(), key.mode.word());
+    [measure, &class, kind, mode, &caller].join(SEPARATOR)
 }
 
 /// The series of a tag; none if [`tag`] has not made it.
@@ -123,15 +121,7 @@ fn unescaped(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// The word of the JSON contracts for one of a few words.
-fn contract_word<T: Serialize>(value: &T) -> String {
-    match serde_json::to_value(value) {
-        Ok(Value::String(word)) => word,
-        // Not of these types: a test goes through all of them.
-        _ => String::new(),
-    }
-}
-
+/// What one of the words of the JSON contracts stands for.
 fn of_contract_word<T: DeserializeOwned>(word: &str) -> Option<T> {
     serde_json::from_value(Value::String(word.to_owned())).ok()
 }
