@@ -156,6 +156,7 @@ pub(crate) fn mmap_lock(address: u64, tgid: u32, comm: &str) -> Lock {
         by_priority: false,
         first_was_overtaken: false,
         note: None,
+        recent_holds: Vec::new(),
     }
 }
 

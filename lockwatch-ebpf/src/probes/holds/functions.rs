@@ -10,8 +10,8 @@ use aya_ebpf::{
 };
 
 use super::{
-    counts,
-    state::{Mode, acquired, downgraded, released},
+    counts, long_holds,
+    state::{Downgrades, Mode, acquired, downgraded, released},
 };
 
 /// fexit of a function that acquires: always, or if what it returns, the word behind its
@@ -21,7 +21,7 @@ macro_rules! acquire {
         #[doc = concat!("fexit of `void ", $name, "(struct rw_semaphore *sem, …)`, 5.10+.")]
         #[fexit(function = $name)]
         fn $function(ctx: FExitContext) -> i32 {
-            acquired(ctx.arg(0), Mode::$mode);
+            acquired(ctx.arg(0), Mode::$mode, Downgrades::Apart);
             0
         }
     };
@@ -34,7 +34,7 @@ macro_rules! acquire {
         fn $function(ctx: FExitContext) -> i32 {
             let $result: i32 = ctx.arg($parameters);
             if $acquired {
-                acquired(ctx.arg(0), Mode::$mode);
+                acquired(ctx.arg(0), Mode::$mode, Downgrades::Apart);
             }
             0
         }
@@ -47,7 +47,7 @@ macro_rules! release {
         #[fentry(function = $name)]
         fn $function(ctx: FEntryContext) -> i32 {
             let $ctx = &ctx;
-            let $lock: u64 = if counts::are_on() {
+            let $lock: u64 = if counts::are_on() || long_holds::are_on() {
                 counts::plain_argument($ctx)
             } else {
                 $ctx.arg(0)

@@ -12,7 +12,8 @@ use lockwatch_ebpf::counts;
 use super::{
     argument::word,
     global::global,
-    state::{Mode, acquired, released},
+    long_holds,
+    state::{Downgrades, Mode, acquired, released},
 };
 
 /// Where `mmap_lock` lies in an `mm_struct`.
@@ -47,7 +48,7 @@ fn acquire_returned(ctx: &impl EbpfContext) -> i32 {
         (word::<16>(ctx), word::<24>(ctx))
     };
     if success & 0xff != 0 {
-        acquired(lock(ctx), mode(write));
+        acquired(lock(ctx), mode(write), Downgrades::AsReads);
     }
     0
 }
@@ -74,7 +75,13 @@ fn lock_released(ctx: &impl EbpfContext) -> i32 {
     } else {
         word::<16>(ctx)
     };
-    released(ctx, lock(ctx), counts::MMAP_LOCK, mode(write));
+    let mm = if long_holds::are_on() {
+        super::counts::plain_argument(ctx)
+    } else {
+        word::<0>(ctx)
+    };
+    let lock = mm.wrapping_add(global!(MMAP_LOCK));
+    released(ctx, lock, counts::MMAP_LOCK, mode(write));
     0
 }
 
