@@ -8,7 +8,7 @@ mod lockups;
 
 pub(crate) use daemons::{daemon_in_its_own_directory, idle_daemon};
 pub(crate) use directory::{
-    cycle, hostile_comm, several_locks, unknown_root, write_held_directory,
+    cycle, held_before, hostile_comm, several_locks, unknown_root, write_held_directory,
 };
 pub(crate) use hung::{hung_client, hung_incident, hung_without_locks};
 pub(crate) use incident::{
