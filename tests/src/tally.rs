@@ -21,7 +21,8 @@ const MUTEX: u32 = 32;
 
 /// The programs, attached. Dropped, they are gone.
 pub struct Tally {
-    firings: RingBuf<MapData>,
+    ring: RingBuf<MapData>,
+    firings: Vec<Firing>,
     lost: PerCpuArray<MapData, u64>,
     _ebpf: Ebpf,
 }
@@ -72,27 +73,37 @@ impl Tally {
         let mut map = |name: &str| ebpf.take_map(name).with_context(|| format!("no {name}"));
         let (firings, lost) = (map("FIRINGS")?, map("FIRINGS_LOST")?);
         Ok(Self {
-            firings: RingBuf::try_from(firings)?,
+            ring: RingBuf::try_from(firings)?,
+            firings: Vec::new(),
             lost: PerCpuArray::try_from(lost)?,
             _ebpf: ebpf,
         })
     }
 
-    /// The waits so far; to be asked once, when no task waits any more.
+    /// Takes what has come out of the ring buffer, which has room for a million.
+    ///
+    /// # Errors
+    /// When something is no firing.
+    pub fn take(&mut self) -> Result<()> {
+        while let Some(item) = self.ring.next() {
+            let firing = Firing::read_from_bytes(&item);
+            let firing = firing.map_err(|_| anyhow::anyhow!("a firing of another size"))?;
+            self.firings.push(firing);
+        }
+        Ok(())
+    }
+
+    /// The waits so far; to be asked when no task waits any more.
     ///
     /// # Errors
     /// When a firing was lost: then nothing can be compared.
     pub fn waits(&mut self) -> Result<Vec<Waited>> {
-        let mut firings = Vec::new();
-        while let Some(item) = self.firings.next() {
-            let firing = Firing::read_from_bytes(&item);
-            firings.push(firing.map_err(|_| anyhow::anyhow!("a firing of another size"))?);
-        }
+        self.take()?;
         let lost: u64 = self.lost.get(&0, 0)?.iter().sum();
         ensure!(lost == 0, "{lost} firings found no room in the ring buffer");
         // Of several CPUs: the order in the buffer is that of the reservations.
-        firings.sort_by_key(|firing| firing.at_ns);
-        Ok(waits(&firings))
+        self.firings.sort_by_key(|firing| firing.at_ns);
+        Ok(waits(&self.firings))
     }
 }
 

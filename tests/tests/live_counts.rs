@@ -1,73 +1,25 @@
-//! Every wait is counted in the kernel, once, as what it was.
+//! Every wait is counted in the kernel, once, as what it was; and every hold.
 
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
-use std::{sync::Arc, time::Duration};
+mod counting;
 
+use std::{thread, time::Duration};
+
+use counting::{Counting, total};
 use lockwatch::{
-    kernel::{btf::Btf, layout::Layout, locks::RT_RWSEM_DRAINS, symbols::Symbols},
-    latency::{Caller, Distribution, Measure, SeriesKey, Snapshot},
+    latency::{Caller, Measure, SeriesKey, Snapshot},
     lock::{LockKind, LockMode},
-    plan::{Purpose, Wanted, plan},
-    probes::{offer, stream::StreamProbes},
-    stream::counts::{self, CountOptions, Counts, CountsWanted},
+    plan::Purpose,
+    stream::counts::{CountOptions, CountsWanted},
     task::Nanos,
 };
-use lockwatch_ebpf::stream::StreamConfig;
 use lockwatch_tests::{
     storm::{self, Storm},
     tally::Tally,
     trial::{self, Lab},
     truth::{Mode, Scenario},
 };
-
-/// The stream with counting, attached.
-struct Counting {
-    counts: Counts,
-    is_rt: bool,
-    _probes: StreamProbes,
-}
-
-impl Counting {
-    /// Counts our own waits, too. `None` where no program sees waits end.
-    fn attach(options: &CountOptions) -> Option<Self> {
-        let types = Btf::from_sys().unwrap();
-        let layout = Layout::from_btf(&types).unwrap();
-        let symbols = Arc::new(Symbols::from_proc().unwrap());
-        let btf = aya::Btf::from_sys_fs().unwrap();
-        let plan = plan(&offer::ask(Some(&types)), Wanted { holds: false });
-        let is_end = |purpose: &Purpose| matches!(purpose, Purpose::WaitEnd { .. });
-        if !plan.hooks.iter().any(|hook| is_end(&hook.purpose)) {
-            panic!("no program sees waits end here: {:?}", plan.gaps);
-        }
-        let config = StreamConfig {
-            ends_from_ns: u64::MAX,
-            begins: 0,
-            own_tgid: 0,
-        };
-        let mut globals = counts::globals(options, &layout, Some(&symbols)).unwrap();
-        globals.config.own_tgid = 0;
-        let is_rt = layout.locks.rt_rwsem.is_some();
-        let rt_writers = if is_rt {
-            symbols.ranges_of(RT_RWSEM_DRAINS)
-        } else {
-            Vec::new()
-        };
-        let mut probes =
-            StreamProbes::load(&plan, &layout.task, &config, &globals, &rt_writers, &btf).unwrap();
-        let maps = probes.take_counts().into_iter().collect();
-        probes.attach().unwrap();
-        Some(Self {
-            counts: Counts::new(maps, options, &layout, Some(symbols)),
-            is_rt,
-            _probes: probes,
-        })
-    }
-
-    fn read(&self) -> Snapshot {
-        self.counts.snapshot().unwrap()
-    }
-}
 
 /// What the storm's own threads wait for, callers told apart always.
 fn of_storm() -> CountOptions {
@@ -87,7 +39,7 @@ const TALLY: &str = "independent-tally";
 
 /// What to compare with; `None` where the tracepoints do not tell the waits by themselves.
 fn tally(counting: &Counting) -> Option<Tally> {
-    if counting.is_rt {
+    if counting.is_rt() {
         trial::is_skipped(TALLY, "a wait for an rwsem fires for the locks inside, too");
         return None;
     }
@@ -98,17 +50,6 @@ fn tally(counting: &Counting) -> Option<Tally> {
     tally.ok()
 }
 
-/// All distributions of a kind and mode together.
-fn total(snapshot: &Snapshot, is_it: impl Fn(&SeriesKey) -> bool) -> Distribution {
-    let mut total = Distribution::default();
-    for (key, distribution) in &snapshot.series {
-        if is_it(key) {
-            total.merge(distribution);
-        }
-    }
-    total
-}
-
 /// Between the two programs at one firing lies some time; a task may even lose its CPU
 /// there, which is allowed for by a twentieth.
 const BETWEEN: u64 = 20_000;
@@ -117,17 +58,15 @@ const BETWEEN: u64 = 20_000;
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn a_storm_is_counted_to_the_last_wait() {
     for storm in [Storm::MmapLock, Storm::Pipe, Storm::Directory] {
-        let Some(counting) = Counting::attach(&of_storm()) else {
-            return;
-        };
+        let counting = Counting::attach(&of_storm(), false);
         let Some(mut tally) = tally(&counting) else {
             return;
         };
-        storm.run(8, Duration::from_secs(2)).unwrap();
+        storm.run(8, trial::bound(Duration::from_secs(2))).unwrap();
         let expected = tally.waits().unwrap();
         let snapshot = counting.read();
         assert_eq!(snapshot.lost.total(), 0, "{storm:?}");
-        assert!(expected.len() > 20, "{storm:?}: {} waits", expected.len());
+        assert!(expected.len() >= 5, "{storm:?}: {} waits", expected.len());
         for (mutex, mode) in [
             (true, LockMode::Write),
             (false, LockMode::Read),
@@ -181,14 +120,10 @@ fn assert_named(storm: Storm, snapshot: &Snapshot) {
     });
     assert!(
         named.count() * 10 >= all.count() * 9,
-        "{} of {} waits of {storm:?} are named {class} in {stems:?}: {:#?}",
+        "{} of {} waits of {storm:?} are named {class} in {stems:?}: {}",
         named.count(),
         all.count(),
-        snapshot
-            .series
-            .iter()
-            .map(|(key, of)| (key, of.count()))
-            .collect::<Vec<_>>()
+        summary(snapshot)
     );
 }
 
@@ -198,6 +133,7 @@ const FORCED: Duration = Duration::from_millis(500);
 #[test]
 #[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
 fn waits_that_the_lab_forces_are_counted_once_each() {
+    let counting = Counting::attach(&CountOptions::default(), false);
     for (scenario, class, kind) in [
         (Scenario::MmapReadHeld, "mmap_lock", LockKind::Rwsem),
         (Scenario::InodeWriteHeld, "i_rwsem", LockKind::Rwsem),
@@ -206,16 +142,19 @@ fn waits_that_the_lab_forces_are_counted_once_each() {
         (Scenario::PipeHeld, "pipe", LockKind::Mutex),
         (Scenario::SuperFrozen, "s_writers", LockKind::PercpuRwsem),
     ] {
-        let Some(counting) = Counting::attach(&CountOptions::default()) else {
-            return;
+        let kind = match kind {
+            // On PREEMPT_RT a mutex is an rtmutex.
+            LockKind::Mutex if counting.is_rt() => LockKind::RtMutex,
+            kind => kind,
         };
-        let Some(lab) = Lab::raise_or_skip(scenario, 7).unwrap() else {
+        let before = counting.read();
+        let Some(lab) = Lab::raise_bare_or_skip(scenario, 7).unwrap() else {
             continue;
         };
         let truth = lab.truth.clone();
-        std::thread::sleep(FORCED);
+        thread::sleep(FORCED);
         lab.finish().unwrap();
-        let snapshot = counting.read();
+        let snapshot = counting.read().since(&before);
         assert_eq!(snapshot.lost.total(), 0);
         for mode in [LockMode::Read, LockMode::Write] {
             let waiters = truth.waiters.iter();
@@ -227,21 +166,11 @@ fn waits_that_the_lab_forces_are_counted_once_each() {
                     && key.kind == kind
                     && key.mode == mode
             };
-            let counted = total(&snapshot, key);
-            let long: u64 = counted
-                .buckets()
-                .filter(|(from, _, _)| from.0 >= FORCED.as_nanos() as u64)
-                .map(|(_, _, count)| count.count)
-                .sum();
             assert_eq!(
-                long,
+                long(&snapshot, key),
                 forced.count() as u64,
-                "{scenario:?}: waits for {class} ({mode:?}) of {FORCED:?} and longer: {:#?}",
-                snapshot
-                    .series
-                    .iter()
-                    .map(|(key, of)| (key, of.count(), of.max()))
-                    .collect::<Vec<_>>()
+                "{scenario:?}: waits for {class} ({mode:?}) of {FORCED:?} and longer: {}",
+                summary(&snapshot)
             );
         }
     }
@@ -252,9 +181,7 @@ fn waits_that_the_lab_forces_are_counted_once_each() {
 fn what_finds_no_room_is_counted_as_lost() {
     let mut options = of_storm();
     options.entries = 64;
-    let Some(counting) = Counting::attach(&options) else {
-        return;
-    };
+    let counting = Counting::attach(&options, false);
     let Some(mut tally) = tally(&counting) else {
         return;
     };
@@ -264,4 +191,71 @@ fn what_finds_no_room_is_counted_as_lost() {
     let counted = total(&snapshot, |_| true).count();
     assert!(snapshot.lost.waits > 0, "{expected} waits all found room");
     assert_eq!(counted + snapshot.lost.waits, expected);
+}
+
+#[test]
+#[ignore = "live: needs root and BPF on the running kernel; run by cargo xtask test"]
+fn holds_that_the_lab_forces_are_counted_once_each() {
+    let counting = Counting::attach(&CountOptions::default(), true);
+    let at = |is_it: fn(&Purpose) -> bool| {
+        let mut hooks = counting.plan().hooks.iter();
+        hooks.any(|hook| is_it(&hook.purpose))
+    };
+    let everywhere = at(|purpose| matches!(purpose, Purpose::Release { .. }));
+    let of_mmap = at(|purpose| matches!(purpose, Purpose::MmapReleased { .. }));
+    for (scenario, class) in [
+        (Scenario::MmapReadHeld, "mmap_lock"),
+        (Scenario::InodeWriteHeld, "i_rwsem"),
+        (Scenario::InodeReadHeld, "i_rwsem"),
+    ] {
+        let before = counting.read();
+        let is_tracked = everywhere || of_mmap && class == "mmap_lock";
+        if !is_tracked {
+            println!("{scenario:?}: holds of {class} cannot be tracked here");
+            assert!(
+                of_mmap,
+                "no holds can be tracked: {:?}",
+                counting.plan().gaps
+            );
+            continue;
+        }
+        let lab = Lab::raise_bare(scenario, 3).unwrap();
+        let truth = lab.truth.clone();
+        thread::sleep(FORCED);
+        lab.finish().unwrap();
+        let snapshot = counting.read().since(&before);
+        assert_eq!(snapshot.lost.total(), 0);
+        for mode in [LockMode::Read, LockMode::Write] {
+            let forced = truth
+                .holders
+                .iter()
+                .filter(|holder| (holder.mode == Mode::Read) == (mode == LockMode::Read));
+            let long = long(&snapshot, |key| {
+                key.measure == Measure::Hold && key.class.to_string() == class && key.mode == mode
+            });
+            assert_eq!(
+                long,
+                forced.count() as u64,
+                "{scenario:?}: holds of {class} ({mode:?}) of {FORCED:?} and longer: {}",
+                summary(&snapshot)
+            );
+        }
+    }
+}
+
+/// How many were [`FORCED`] or longer.
+fn long(snapshot: &Snapshot, is_it: impl Fn(&SeriesKey) -> bool) -> u64 {
+    total(snapshot, is_it)
+        .buckets()
+        .filter(|(from, _, _)| from.0 >= FORCED.as_nanos() as u64)
+        .map(|(_, _, count)| count.count)
+        .sum()
+}
+
+/// A line for each series.
+fn summary(snapshot: &Snapshot) -> String {
+    let line = |(key, of): (&SeriesKey, &lockwatch::latency::Distribution)| {
+        format!("\n{key:?}: {} up to {:?}", of.count(), of.max())
+    };
+    snapshot.series.iter().map(line).collect()
 }

@@ -1,5 +1,5 @@
-//! CPUs that go and come again, and a machine that stands still: in a virtual machine of our own
-//! only.
+//! CPUs that go and come again, a machine that stands still, and one real lockup among heavy
+//! load: in a virtual machine of our own only.
 
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
@@ -9,19 +9,30 @@ mod healthy;
 use std::{
     env, fs,
     io::Write as _,
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use lockwatch_tests::{
     clock,
-    trial::{self, lockup::Made},
+    trial::{
+        self, Program,
+        lockup::{Made, Prepared},
+    },
     truth::LockupScenario,
+};
+
+use nix::{
+    errno::Errno,
+    libc,
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
 };
 
 use self::{
     hangs::{HARD, PATIENCE, PROMPT, SOFT, Watch, hold},
-    healthy::{Load, compute, cpus},
+    healthy::{Load, bind, compute, cpus},
 };
 
 /// A CPU that is offline, and comes back online when this is dropped.
@@ -134,4 +145,91 @@ fn a_machine_that_stands_still() {
         drop(load);
         watch.end_without_findings();
     }
+}
+
+/// The lockup is set off at a random time within so long.
+const AT_RANDOM: Duration = Duration::from_secs(15);
+
+/// So long no interrupt is taken: an emulated machine that has much else to do needs seconds
+/// to look at all tasks twice. The kernel's RCU gives a warning after 21 s.
+const NO_INTERRUPTS: Duration = Duration::from_secs(18);
+
+/// What keeps a CPU busy in every way: a storm of forks, files, names of processes, and
+/// user mode. Processes of their own, for none may have memory in common with
+/// a CPU that answers no request to forget pages.
+fn storm(cpu: usize) -> Vec<Program> {
+    let file = format!("/tmp/storm-{cpu}");
+    let scripts = [
+        "while :; do /bin/true; done".to_owned(),
+        format!("while :; do dd if=/dev/zero of={file} bs=64k count=64 2>/dev/null; done"),
+        "while :; do ls -l /proc >/dev/null 2>&1; done".to_owned(),
+        "while :; do :; done".to_owned(),
+    ];
+    // A child keeps the CPUs of the thread that has started it.
+    let start = move || {
+        bind(cpu);
+        let start = |script: &String| {
+            let mut command = Command::new("sh");
+            Program::start(command.args(["-c", script]).stdin(Stdio::null())).unwrap()
+        };
+        scripts.iter().map(start).collect()
+    };
+    thread::spawn(start).join().unwrap()
+}
+
+/// Keeps all threads of this process, which judge what is said and when, off the CPU that is
+/// locked up, and gives them and the lab what they need of the other one. What this starts
+/// later stays there, too.
+fn come_first_on(cpu: usize, lab: Pid) {
+    let mut only = CpuSet::new();
+    only.set(cpu).unwrap();
+    for thread in fs::read_dir("/proc/self/task").unwrap() {
+        let tid = thread.unwrap().file_name().into_string().unwrap();
+        let tid = Pid::from_raw(tid.parse().unwrap());
+        sched_setaffinity(tid, &only).unwrap();
+        come_first(tid);
+    }
+    come_first(lab);
+}
+
+fn come_first(tid: Pid) {
+    // SAFETY: no pointers; it is about one thread of ours.
+    let outcome = unsafe { libc::setpriority(libc::PRIO_PROCESS, tid.as_raw() as libc::id_t, -20) };
+    assert_eq!(outcome, 0, "{}", Errno::last());
+}
+
+/// As real-time task, as is advised where CPUs have much to do: emulated, a survey takes
+/// seconds of its CPU, of which the storm leaves a tenth.
+#[test]
+#[ignore = "live: needs root and BPF on a kernel that may lose a CPU; run by cargo xtask vm"]
+fn one_hard_lockup_in_a_busy_machine() {
+    let mut watch = Watch::start_with(SOFT, HARD, "600s", &["--priority", "10"]);
+    let Some(lockup) = Prepared::lockup(LockupScenario::HardLockup, NO_INTERRUPTS).unwrap() else {
+        return;
+    };
+    let storm: Vec<Program> = cpus().into_iter().flat_map(storm).collect();
+    come_first_on(cpus()[0], lockup.pid());
+    let at = clock::at_random(AT_RANDOM);
+    watch.listen_for(at);
+    assert!(watch.findings.is_empty(), "{:#?}", watch.findings);
+    let lab = lockup.set_off().unwrap();
+    let left_ns =
+        |until_ns: u64| Duration::from_nanos(until_ns.saturating_sub(clock::monotonic_ns()));
+    let limit = left_ns(lab.truth.ends_at_ns);
+    watch.listen("the lockup", limit, |watch| !watch.findings.is_empty());
+    let late = limit - left_ns(lab.truth.ends_at_ns);
+    eprintln!("locked up after {at:?} of load, told {late:?} later");
+    let first = watch.findings[0].clone();
+    assert_eq!(first.detector, "hard-lockup", "{first:#?}");
+    let lockup = first.lockup.as_ref().unwrap();
+    let wrong = lockup.complaints(&lab.truth, &first.stacks);
+    assert!(wrong.is_empty(), "{wrong:#?}: {first:#?}");
+    lab.outlast().unwrap();
+    watch.listen("its end", trial::bound(PATIENCE), |watch| {
+        !watch.ended.is_empty()
+    });
+    // The load goes on, and nothing is wrong with it.
+    watch.listen_for(HARD * 2);
+    drop(storm);
+    watch.end(first.finding);
 }

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use crate::live::targets;
 use crate::process::{say, timed};
 use crate::workspace::{self, Workspace};
-use crate::{cache, deb, packages, process};
+use crate::{cache, deb, demo, packages, process};
 
 /// Debian's package, and the programs in it that are used.
 const PACKAGE: &str = "prometheus";
@@ -22,7 +22,8 @@ const FOLDER: &str = "LOCKWATCH_PROMETHEUS";
 ///
 /// It is the one on the PATH, else that of Debian's package, which is unpacked into the cache
 /// and not installed: that would start a service. promtool checks the metrics, and the rules
-/// of docs/prometheus/.
+/// of docs/prometheus/. And lockwatch itself exports what happens in storms of lock waits on
+/// the running kernel: needs root and BPF.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Only tests whose name contains this
@@ -35,6 +36,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let folder = programs()?;
     let version = process::capture(Command::new(folder.join("promtool")).arg("--version"))?;
     say(version.lines().next().unwrap_or_default());
+    process::run(&mut demo::build_command(&workspace))?;
     let mut test = workspace::cargo();
     test.current_dir(&workspace.root).env(FOLDER, folder).args([
         "test",
@@ -47,7 +49,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             test.args(["--test", target]);
         }
     }
-    test.args(&args.filter).args(["--", "--ignored"]);
+    // One at a time: storms are counted.
+    test.args(&args.filter)
+        .args(["--", "--ignored", "--test-threads=1", "--nocapture"]);
     process::run(&mut test)?;
     Ok(ExitCode::SUCCESS)
 }

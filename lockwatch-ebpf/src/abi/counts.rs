@@ -161,7 +161,15 @@ pub struct CountConfig {
     pub on: u32,
     /// Waits and holds of this thread group are not counted: our own process, or 0.
     pub own_tgid: u32,
+    /// 1: `TRACERS` has pages.
+    pub tracers: u32,
+    /// Explicit padding, 0.
+    pub _pad: u32,
 }
+
+/// Pages that the map `TRACERS` has room for: two for each function that is hooked, and some
+/// for what others hook.
+pub const TRACERS_MAX: u32 = 512;
 
 /// Which waits and holds are counted: those with one of the values of each kind that was
 /// asked for; a kind of which no value was asked for does not matter.

@@ -94,8 +94,9 @@ fn raw_contention_end(ctx: RawTracePointContext) -> i32 {
 #[inline(always)]
 fn end(ctx: &impl EbpfContext, lock: u64, result: i32) -> i32 {
     let key = waits::key(lock, bpf_get_current_pid_tgid());
-    if !waits::end(ctx, &key, result) && rt_rwsem::are_there() {
-        waits::end(ctx, &rt_rwsem::of(&key), result);
+    if !waits::end(ctx, &key, key.lock, result) && rt_rwsem::are_there() {
+        let outside = rt_rwsem::of(&key);
+        waits::end(ctx, &outside, outside.lock, result);
     }
     0
 }

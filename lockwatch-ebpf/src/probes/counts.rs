@@ -16,8 +16,8 @@ use aya_ebpf::{
 };
 use lockwatch_ebpf::{
     counts::{
-        CLASSES, ClassRule, Count, CountConfig, CountKey, HELD, LOCK_CODE, WANTED as WANTED_MAX,
-        Wanted, bucket_of, caller, lost,
+        CLASSES, ClassRule, Count, CountConfig, CountKey, HELD, LOCK_CODE, TRACERS_MAX,
+        WANTED as WANTED_MAX, Wanted, bucket_of, caller, lost,
     },
     stream::{Code, flags},
     survey::COMM_LEN,
@@ -30,6 +30,8 @@ static COUNT_CONFIG: CountConfig = CountConfig {
     callers_from_ns: 0,
     on: 0,
     own_tgid: 0,
+    tracers: 0,
+    _pad: 0,
 };
 
 /// Code of the locks themselves, and what asks for them on behalf of others.
@@ -53,6 +55,11 @@ static WANTED: Wanted = Wanted::NONE;
 #[map]
 static COUNTS: HashMap<CountKey, Count> = HashMap::with_max_entries(1, 0);
 
+/// Pages with code of tracers' trampolines, by number: where a lock function is hooked at its
+/// return, it is called from there. User space enters them, once all is attached.
+#[map]
+static TRACERS: HashMap<u64, u8> = HashMap::with_max_entries(TRACERS_MAX, 0);
+
 #[map]
 static COUNTS_LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(lost::COUNT, 0);
 
@@ -66,8 +73,13 @@ pub(crate) fn are_on() -> bool {
     global!(COUNT_CONFIG.on) != 0
 }
 
+/// The lock is the first argument of the traced function. There it is a typed pointer, with
+/// which verifiers allow no arithmetic (5.10–7.3): its address has to be read.
+pub(crate) const FIRST_ARGUMENT: u64 = 0;
+
 /// Counts a wait or a hold of the running task that is just over and was this long. `how`:
-/// its flags, and `HELD`. `class`: that of the lock if it is known, or 0.
+/// its flags, and `HELD`. `class`: that of the lock if it is known, or 0. `lock`: its address,
+/// or [`FIRST_ARGUMENT`].
 #[inline(always)]
 pub(crate) fn count(ctx: &impl EbpfContext, lock: u64, class: u64, how: u32, ns: u64) {
     if are_on() {
@@ -78,6 +90,11 @@ pub(crate) fn count(ctx: &impl EbpfContext, lock: u64, class: u64, how: u32, ns:
 /// A function of its own: two dozen programs end in it.
 #[inline(never)]
 fn count_one(ctx: *mut c_void, lock: u64, class: u64, how: u32, ns: u64) {
+    let lock = if lock == FIRST_ARGUMENT {
+        word(ctx as u64)
+    } else {
+        lock
+    };
     let ids = bpf_get_current_pid_tgid();
     if (ids >> 32) as u32 == global!(COUNT_CONFIG.own_tgid) || !is_task_wanted(ids) {
         return;
@@ -191,13 +208,6 @@ pub(crate) fn word(at: u64) -> u64 {
     value
 }
 
-/// The first word of the context as a plain number. As an argument of a traced function it is
-/// a typed pointer, with which verifiers allow no arithmetic (5.10–7.3).
-#[inline(always)]
-pub(crate) fn plain_argument(ctx: &impl EbpfContext) -> u64 {
-    word(ctx.as_ptr() as u64)
-}
-
 /// A return address in the first function behind those of the lock on this task's stack.
 #[inline(always)]
 fn caller_of(ctx: *mut c_void) -> u64 {
@@ -224,7 +234,7 @@ fn caller_of(ctx: *mut c_void) -> u64 {
         }
         if is_in_lock_code(at) {
             is_in_lock = true;
-        } else if is_in_lock {
+        } else if is_in_lock && !is_in_tracer(at) {
             return at;
         }
     }
@@ -243,6 +253,11 @@ fn is_in_lock_code(return_address: u64) -> bool {
         }
     }
     false
+}
+
+#[inline(always)]
+fn is_in_tracer(at: u64) -> bool {
+    global!(COUNT_CONFIG.tracers) != 0 && TRACERS.get_ptr(at >> 12).is_some()
 }
 
 /// True for the tasks that were asked for, if any were.

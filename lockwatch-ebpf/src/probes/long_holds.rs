@@ -27,6 +27,7 @@ use lockwatch_ebpf::{
 use super::{
     counts,
     global::{self, global},
+    state::Place,
     storage,
 };
 
@@ -64,16 +65,16 @@ pub(crate) fn is_long(ns: u64) -> bool {
     are_on() && ns >= global!(LONG_HOLDS.least_ns)
 }
 
-/// Keeps a hold of the running task that is about to end. `class`: that of the lock if it is
-/// known, or 0; `how`: a mode of `stream::flags`.
+/// Keeps a hold of the running task that is about to end. `how`: a mode of `stream::flags`.
 #[inline(always)]
-pub(crate) fn keep(ctx: &impl EbpfContext, lock: u64, class: u64, how: u32, since_ns: u64) {
-    keep_one(ctx.as_ptr(), lock, class, how, since_ns);
+pub(crate) fn keep(ctx: &impl EbpfContext, place: Place, how: u32, since_ns: u64) {
+    keep_one(ctx.as_ptr(), place.offset, place.class, how, since_ns);
 }
 
 /// A function of its own: its frame takes half of the stack.
 #[inline(never)]
-fn keep_one(ctx: *mut c_void, lock: u64, class: u64, how: u32, since_ns: u64) {
+fn keep_one(ctx: *mut c_void, offset: u64, class: u64, how: u32, since_ns: u64) {
+    let lock = counts::word(ctx as u64).wrapping_add(offset);
     let ids = bpf_get_current_pid_tgid();
     if (ids >> 32) as u32 == global!(LONG_HOLDS.own_tgid) {
         return;

@@ -121,11 +121,7 @@ fn begin(lock: u64, wait_flags: u32) -> i32 {
 
 #[inline(always)]
 fn end(ctx: &impl EbpfContext, lock: u64, result: i32) -> i32 {
-    let lock = if counts::are_on() {
-        counts::plain_argument(ctx)
-    } else {
-        lock
-    };
-    waits::end(ctx, &waits::key(lock, bpf_get_current_pid_tgid()), result);
+    let key = waits::key(lock, bpf_get_current_pid_tgid());
+    waits::end(ctx, &key, counts::FIRST_ARGUMENT, result);
     0
 }

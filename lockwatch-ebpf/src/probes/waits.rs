@@ -115,10 +115,11 @@ pub(super) fn mark(key: &WaitKey, with: u32) -> bool {
     true
 }
 
-/// This task's wait ends, with a negative `result` if it gave up; false if none is open on
+/// This task's wait ends, with a negative `result` if it gave up; `lock` as it is to be
+/// counted. False if none is open on
 /// this very lock: then it is one lookup without locks.
 #[inline(always)]
-pub(super) fn end(ctx: &impl EbpfContext, key: &WaitKey, result: i32) -> bool {
+pub(super) fn end(ctx: &impl EbpfContext, key: &WaitKey, lock: u64, result: i32) -> bool {
     let Some(open) = WAITS.get_ptr_mut(key) else {
         return false;
     };
@@ -133,7 +134,7 @@ pub(super) fn end(ctx: &impl EbpfContext, key: &WaitKey, result: i32) -> bool {
     // SAFETY: no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let waited_ns = now_ns.wrapping_sub(wait.since_ns);
-    counts::count(ctx, key.lock, 0, wait.flags, waited_ns);
+    counts::count(ctx, lock, 0, wait.flags, waited_ns);
     // The event first, the entry after: who finds no entry finds the event.
     if waited_ns >= global!(STREAM_CONFIG.ends_from_ns)
         && !send(kind::WAIT_END, now_ns, key, &wait, result)

@@ -10,7 +10,7 @@ use clap::{Args, builder::NonEmptyStringValueParser};
 
 use super::{HangArgs, LockupArgs, SourceArgs, duration, tgid};
 use crate::{
-    export::otlp::Header,
+    export::{open_metrics::CALLERS_DEFAULT, otlp::Header},
     stream::counts::{CountOptions, CountsWanted},
     task::{Nanos, Tgid},
 };
@@ -35,8 +35,8 @@ pub struct ExportArgs {
     ///
     /// The others are `other`. In the course of a run up to four times as many can be told
     /// apart, as those that wait longest change: a series that was begun is never taken back.
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = callers)]
-    pub callers: usize,
+    #[arg(long, value_name = "N", default_value_t = CALLERS_DEFAULT, value_parser = callers)]
+    pub top_callers: usize,
     /// How much time each interval of the log, and each push, has: a kill loses at most this
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = interval)]
     pub interval: Duration,

@@ -6,6 +6,7 @@
 //! times, so that a log can be continued, cut and joined. What the format has no place for is
 //! in comments, which other readers skip.
 
+mod background;
 mod file;
 mod mark;
 mod read;
@@ -16,6 +17,7 @@ mod tests;
 mod write;
 
 pub use self::{
+    background::Background,
     file::{OpenError, Rotation},
     read::{Log, ReadError, Within},
     sum::Sum,

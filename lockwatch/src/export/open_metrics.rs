@@ -72,7 +72,7 @@ impl Exposition {
         let families = Families {
             histograms: self.callers.series().map(Histogram::of).collect(),
             other_callers: self.callers.others() as u64,
-            uncounted: self.callers.counted().lost,
+            uncounted: self.callers.lost(),
             kernel: self.kernel.clone(),
             state,
         };

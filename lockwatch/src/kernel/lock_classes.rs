@@ -14,9 +14,10 @@ use lockwatch_ebpf::{
 };
 
 use super::{
+    arch::PAGE_SIZE,
     layout::Layout,
     locks::{locks_a_pipe, locks_a_vma},
-    sleep_frames::{ASK_FOR_OTHERS, is_lock_function},
+    sleep_frames::{ASK_FOR_OTHERS, is_lock_function, is_trampoline},
     symbols::Symbols,
 };
 use crate::lock::{LockClass, LockKind};
@@ -85,7 +86,8 @@ pub fn rules(layout: &Layout) -> Vec<(ClassRule, LockClass)> {
         let rule = ClassRule {
             hop: inode.mapping as u64,
             same: mapping,
-            flags: flags::MUTEX,
+            // On PREEMPT_RT a mutex is an rtmutex, and says so.
+            mask: flags::PERCPU,
             ..back(file.pos_lock, file.inode, 0)
         };
         add(rule, LockClass::FilePosition);
@@ -151,7 +153,7 @@ pub fn meaning(layout: &Layout) -> u64 {
 /// The class of a lock that no rule tells, by the function that asks for it (its stem).
 pub fn by_caller(kind: LockKind, caller: &str) -> LockClass {
     match kind {
-        LockKind::Mutex if locks_a_pipe(caller) => LockClass::Pipe,
+        LockKind::Mutex | LockKind::RtMutex if locks_a_pipe(caller) => LockClass::Pipe,
         LockKind::Rwsem if locks_a_vma(caller) => LockClass::VmaLock,
         _ => LockClass::Unknown,
     }
@@ -196,6 +198,22 @@ pub fn is_lock_code(stem: &str) -> bool {
     // By this caller the class of the lock is told, see `by_caller`.
     let is_lock = is_lock_function(stem) && !locks_a_vma(stem);
     is_lock || OUTSIDE.contains(&stem) || TRACING.contains(&stem) || ASK_FOR_OTHERS.contains(&stem)
+}
+
+/// Numbers of the pages in which programs of tracers lie, and the trampolines that call
+/// them: a hooked lock function is called from there, and not by its caller. One trampoline is
+/// within a page; several may share one, never with code of others (kernel/bpf/trampoline.c,
+/// kernel/bpf/core.c, 5.5–7.3).
+pub fn tracer_pages(symbols: &Symbols) -> Vec<u64> {
+    let is_tracer = |stem: &str| is_trampoline(stem) || stem.starts_with("bpf_prog_");
+    let mut pages = Vec::new();
+    for range in symbols.ranges_where(is_tracer) {
+        let last = range.end.min(range.start + PAGE_SIZE) - 1;
+        pages.extend(range.start / PAGE_SIZE..=last / PAGE_SIZE);
+    }
+    pages.sort_unstable();
+    pages.dedup();
+    pages
 }
 
 /// The code of locks, and of what asks for them on behalf of others: callers are outside.

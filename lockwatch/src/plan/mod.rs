@@ -223,6 +223,12 @@ impl Plan {
         self.hooks.iter().any(is_behind)
     }
 
+    /// Whether functions are called from trampolines of ours, which they return to.
+    pub fn calls_from_trampolines(&self) -> bool {
+        let mut hooks = self.hooks.iter();
+        hooks.any(|hook| hook.mechanism == Mechanism::Fexit)
+    }
+
     /// Whether lock waits are seen as they begin.
     pub fn sees_waits(&self) -> bool {
         let begins = |hook: &Hook| matches!(hook.purpose, Purpose::WaitBegin { .. });

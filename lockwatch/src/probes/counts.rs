@@ -47,6 +47,8 @@ impl CountGlobals {
             callers_from_ns: 0,
             on: 0,
             own_tgid: 0,
+            tracers: 0,
+            _pad: 0,
         },
         lock_code: [Code { start: 0, len: 0 }; LOCK_CODE],
         rules: [ClassRule::ABSENT; CLASSES],
@@ -101,6 +103,7 @@ impl Globals {
 pub struct CountsMap {
     counts: HashMap<MapData, Key, Value>,
     lost: PerCpuArray<MapData, u64>,
+    tracers: HashMap<MapData, u64, u8>,
     entries: u32,
 }
 
@@ -116,8 +119,20 @@ impl CountsMap {
         Ok(Self {
             counts: HashMap::try_from(map(ebpf, "COUNTS")?).map_err(typed)?,
             lost: PerCpuArray::try_from(map(ebpf, "COUNTS_LOST")?).map_err(typed)?,
+            tracers: HashMap::try_from(map(ebpf, "TRACERS")?).map_err(typed)?,
             entries: globals.entries,
         })
+    }
+
+    /// Callers are looked for outside of these pages, too, given by number; what finds no
+    /// room may be named as a caller.
+    pub fn leave_out(&mut self, pages: impl IntoIterator<Item = u64>) {
+        for page in pages {
+            if let Err(error) = self.tracers.insert(page, 1, 0) {
+                tracing::debug!("no room for a tracer's page: {error}");
+                return;
+            }
+        }
     }
 
     /// Reads all counts. Entries are never removed, so that none is missed.

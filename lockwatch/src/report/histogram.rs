@@ -237,9 +237,14 @@ impl Label {
                 None => "without a tag".to_owned(),
             };
         };
+        // Of a lock that nobody could name: which primitive it is, at least.
+        let class = match self.kind {
+            Some(kind) if class == "unknown" => format!("unknown {}", kind.words()),
+            _ => class.clone(),
+        };
         let mut words = match &self.caller {
             Some(caller) => format!("{caller}: {class}"),
-            None => class.clone(),
+            None => class,
         };
         // A mutex is held by one task, however it was asked for.
         if self.kind.is_none_or(LockKind::has_readers) {
@@ -375,7 +380,10 @@ mod tests {
         assert_eq!(counted.series.iter().filter(is_unknown).count(), 2);
         let shown = words(&Histograms::of(counted, &Selection::default()));
         let unknown = shown.iter().filter(|it| it.0.starts_with("unknown"));
-        assert_eq!(unknown.collect::<Vec<_>>(), [&("unknown".to_owned(), 7)]);
+        assert_eq!(
+            unknown.collect::<Vec<_>>(),
+            [&("unknown mutex".to_owned(), 7)]
+        );
     }
 
     #[test]

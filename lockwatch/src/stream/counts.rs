@@ -92,6 +92,8 @@ pub fn globals(
         callers_from_ns: options.callers_from.0,
         on: 1,
         own_tgid: std::process::id(),
+        tracers: 1,
+        _pad: 0,
     };
     globals.entries = options.entries;
     let rules = lock_classes::rules(layout);
@@ -232,7 +234,21 @@ impl Counts {
         }
     }
 
-    /// Entries that are in use and that there are, of the fuller map.
+    /// Callers are not looked for in what tracers have put round lock functions by now: to be
+    /// called when all is attached.
+    pub fn leave_tracers_out(&mut self) {
+        match Symbols::from_proc() {
+            Ok(symbols) => {
+                let pages = lock_classes::tracer_pages(&symbols);
+                for map in &mut self.maps {
+                    map.leave_out(pages.iter().copied());
+                }
+            }
+            Err(error) => tracing::debug!("tracers may be named as callers: {error}"),
+        }
+    }
+
+    /// All that was counted so far.
     ///
     /// # Errors
     /// When the kernel does not let the maps be read.

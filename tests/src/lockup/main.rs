@@ -44,6 +44,8 @@ const OWN_MACHINE: &str = "LOCKWATCH_OWN_MACHINE";
 /// Longest lockup of a machine that others use, too.
 const MOST: Duration = Duration::from_secs(7);
 const MOST_OF_OUR_OWN: Duration = Duration::from_secs(60);
+/// Everything stands prepared for so long at most: the actors live for both.
+const MOST_PREPARED: Duration = Duration::from_secs(60);
 /// Of each callback of a timer.
 const CALLBACK: Duration = Duration::from_millis(250);
 
@@ -77,6 +79,12 @@ struct Options {
     /// Tasks that wait for the lock that is held there, if there is one that they can wait for
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=1000))]
     waiters: u32,
+
+    /// Prepare everything, say so, and begin when standard input ends, within 60 s
+    ///
+    /// A machine that has much else to do needs a minute to prepare it.
+    #[arg(long, conflicts_with = "until_eof")]
+    on_eof: bool,
 
     /// End it when standard input ends, too
     #[arg(long)]
@@ -119,6 +127,10 @@ fn run(options: &Options) -> Result<bool> {
     bind(&cpus.others)?;
     let mut cast = Cast::start(options.scenario, &cpus)?;
     let spin = Spin::attach(&place(options.scenario, &cpus, &cast))?;
+    if options.on_eof {
+        lab::print(&LockupEvent::Prepared)?;
+        wait_for_eof(&signals)?;
+    }
 
     announce("a CPU is locked up on purpose");
     let outcome = perform(options, &cpus, &mut cast, &spin, &signals);
@@ -131,6 +143,16 @@ fn run(options: &Options) -> Result<bool> {
     let held_ns = over_ns.saturating_sub(begun_ns);
     lab::print(&LockupEvent::Cleared(Cleared { held_ns, clean }))?;
     Ok(clean)
+}
+
+/// An error: it has not ended in time, or a signal came.
+fn wait_for_eof(signals: &Signals) -> Result<()> {
+    let deadline = Instant::now() + MOST_PREPARED;
+    signals.sleep_until(deadline, true)?;
+    if signals.arrived() || Instant::now() >= deadline {
+        bail!("nothing was made: standard input has not ended");
+    }
+    Ok(())
 }
 
 /// Makes the lockup and holds it; gives the time of its beginning.
@@ -338,6 +360,7 @@ mod tests {
             cpu: None,
             hold: Duration::from_secs(hold),
             waiters: 0,
+            on_eof: false,
             until_eof: false,
         };
         if is_our_own_machine() {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use nix::sys::signal::Signal;
+use nix::{sys::signal::Signal, unistd::Pid};
 use serde::Deserialize;
 
 use super::{
@@ -38,17 +38,63 @@ impl Made<LockedUp> {
     /// # Errors
     /// When the lab fails otherwise.
     pub fn lock_up(scenario: LockupScenario, hold: Duration) -> Result<Option<Self>> {
-        let mut command = Command::new(binary("LOCKUP_LAB_BIN", "lockup-lab")?);
-        let hold = format!("{}ms", hold.as_millis());
-        command.arg(scenario.name()).args(["--hold", &hold]);
-        make(
+        let mut command = lockup_lab(scenario, hold)?;
+        let made = make(command.stdin(Stdio::null()), &scenario.name(), locked_up)?;
+        Ok(made.map(Self::of))
+    }
+}
+
+/// A lockup for which everything is prepared: what is left to do takes a moment. Dropped, it
+/// is not made.
+pub struct Prepared(Program);
+
+impl Prepared {
+    /// Prepares what [`Made::lock_up`] makes.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn lockup(scenario: LockupScenario, hold: Duration) -> Result<Option<Self>> {
+        let mut command = lockup_lab(scenario, hold)?;
+        command.arg("--on-eof").stdin(Stdio::piped());
+        let made = make(
             &mut command,
             &scenario.name(),
             |line| match serde_json::from_str(line)? {
-                LockupEvent::Ready(truth) => Ok(*truth),
-                LockupEvent::Cleared(_) => bail!("it is over before it has begun"),
+                LockupEvent::Prepared => Ok(()),
+                LockupEvent::Ready(_) | LockupEvent::Cleared(_) => bail!("nobody has asked for it"),
             },
-        )
+        )?;
+        Ok(made.map(|(program, ())| Self(program)))
+    }
+
+    /// Process id of the lab.
+    pub fn pid(&self) -> Pid {
+        self.0.pid()
+    }
+
+    /// Makes it.
+    ///
+    /// # Errors
+    /// When the lab cannot.
+    pub fn set_off(mut self) -> Result<Made<LockedUp>> {
+        self.0.close_stdin();
+        let line = self.0.out_line(RAISE)?.context("the lab made nothing")?;
+        let truth = locked_up(&line).with_context(|| format!("the lab says `{line}`"))?;
+        Ok(Made::of((self.0, truth)))
+    }
+}
+
+fn lockup_lab(scenario: LockupScenario, hold: Duration) -> Result<Command> {
+    let mut command = Command::new(binary("LOCKUP_LAB_BIN", "lockup-lab")?);
+    let hold = format!("{}ms", hold.as_millis());
+    command.arg(scenario.name()).args(["--hold", &hold]);
+    Ok(command)
+}
+
+fn locked_up(line: &str) -> Result<LockedUp> {
+    match serde_json::from_str(line)? {
+        LockupEvent::Ready(truth) => Ok(*truth),
+        LockupEvent::Prepared | LockupEvent::Cleared(_) => bail!("it is over before it has begun"),
     }
 }
 
@@ -63,26 +109,29 @@ impl Made<Hung> {
         command
             .arg(scenario.name())
             .args(["--waiters", &tasks.to_string(), "--hold", &hold]);
-        make(
-            &mut command,
-            &scenario.name(),
-            |line| match serde_json::from_str(line)? {
-                Event::Hung(truth) => Ok(*truth),
-                Event::Ready(_) | Event::Cleared(_) => bail!("nothing hangs without a lock"),
-            },
-        )
+        let made =
+            make(
+                command.stdin(Stdio::null()),
+                &scenario.name(),
+                |line| match serde_json::from_str(line)? {
+                    Event::Hung(truth) => Ok(*truth),
+                    Event::Ready(_) | Event::Cleared(_) => bail!("nothing hangs without a lock"),
+                },
+            )?;
+        Ok(made.map(Self::of))
     }
 }
 
+/// Starts a lab, and reads what it says first.
 fn make<T>(
     command: &mut Command,
     name: &str,
     read: impl FnOnce(&str) -> Result<T>,
-) -> Result<Option<Made<T>>> {
-    let mut program = Program::start(command.stdin(Stdio::null()))?;
+) -> Result<Option<(Program, T)>> {
+    let mut program = Program::start(command)?;
     if let Some(line) = program.out_line(RAISE)? {
         let truth = read(&line).with_context(|| format!("the lab says `{line}`"))?;
-        return Ok(Some(Made { program, truth }));
+        return Ok(Some((program, truth)));
     }
     let ended = program.end(LAST)?;
     if ended.code() == Some(i32::from(NOT_HERE)) && is_expected(name) {
@@ -93,6 +142,10 @@ fn make<T>(
 }
 
 impl<T> Made<T> {
+    fn of((program, truth): (Program, T)) -> Self {
+        Self { program, truth }
+    }
+
     /// Ends what was made before its time.
     ///
     /// # Errors

@@ -35,6 +35,8 @@ impl LockupScenario {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum LockupEvent {
+    /// Everything is prepared, and standard input is to end: if that was asked for.
+    Prepared,
     /// The CPU is locked up, exactly as described.
     Ready(Box<LockedUp>),
     /// It is no more.

@@ -20,7 +20,9 @@ use tempfile::TempDir;
 use super::http;
 
 /// How often it scrapes.
-const INTERVAL: Duration = Duration::from_millis(500);
+const INTERVAL: Duration = Duration::from_secs(1);
+/// How often it is started, if it ends at once.
+const ATTEMPTS: usize = 3;
 /// How long it may take until something is as it is expected to be.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -37,9 +39,9 @@ pub(crate) struct Prometheus {
 impl Prometheus {
     /// Scrapes `target` as a job `lockwatch`, and evaluates the rules in these files.
     pub(crate) fn start(target: SocketAddr, rules: &[PathBuf]) -> Result<Self> {
-        let folder = TempDir::new()?;
+        let mut folder = TempDir::new()?;
         let configuration = serde_json::json!({
-            "global": { "scrape_interval": "500ms", "evaluation_interval": "500ms" },
+            "global": { "scrape_interval": "1s", "evaluation_interval": "1s" },
             "rule_files": rules,
             "scrape_configs": [{
                 "job_name": "lockwatch",
@@ -49,34 +51,45 @@ impl Prometheus {
         let file = folder.path().join("prometheus.yml");
         // YAML has JSON in it.
         fs::write(&file, configuration.to_string())?;
-        // Nobody else is told of this port in between; who takes it by chance fails the test.
-        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let log = File::create(folder.path().join("log"))?;
-        let mut command = Command::new(program("prometheus")?);
-        command
-            .arg(format!("--config.file={}", file.display()))
-            .arg(format!(
-                "--storage.tsdb.path={}",
-                folder.path().join("tsdb").display()
-            ))
-            .arg(format!("--web.listen-address={address}"))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log);
-        // SAFETY: prctl is a system call and nothing else; no lock is taken, no memory.
-        unsafe {
-            command.pre_exec(|| prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into));
+        let mut attempts = 0..ATTEMPTS;
+        loop {
+            // Somebody else may take the port before it does.
+            let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+            let child = spawn(folder.path(), &file, address)?;
+            let mut prometheus = Self {
+                address,
+                child,
+                folder,
+            };
+            if prometheus.has_started()? {
+                return Ok(prometheus);
+            }
+            attempts.next().with_context(|| prometheus.log())?;
+            folder = std::mem::replace(&mut prometheus.folder, TempDir::new()?);
         }
-        let child = command.spawn().context("cannot start prometheus")?;
-        let prometheus = Self {
-            address,
-            child,
-            folder,
-        };
-        prometheus.wait_for("to be ready", || {
-            Ok(http::get(address, "/-/ready", "").is_ok().then_some(()))
-        })?;
-        Ok(prometheus)
+    }
+
+    /// Waits until it is ready; false if it has ended.
+    fn has_started(&mut self) -> Result<bool> {
+        let deadline = Instant::now() + LIMIT;
+        while Instant::now() < deadline {
+            if http::get(self.address, "/-/ready", "").is_ok() {
+                return Ok(true);
+            }
+            if self.child.try_wait()?.is_some() {
+                return Ok(false);
+            }
+            thread::sleep(INTERVAL / 10);
+        }
+        bail!(
+            "waited {LIMIT:?} for Prometheus to be ready: {}",
+            self.log()
+        );
+    }
+
+    /// What it has said.
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
     /// Asks again and again until there is an answer.
@@ -91,8 +104,10 @@ impl Prometheus {
                 return Ok(answer);
             }
             if Instant::now() >= deadline {
-                let log = fs::read_to_string(self.folder.path().join("log"))?;
-                bail!("waited {LIMIT:?} for Prometheus {what}; it has said\n{log}");
+                bail!(
+                    "waited {LIMIT:?} for Prometheus {what}; it has said\n{}",
+                    self.log()
+                );
             }
             thread::sleep(INTERVAL / 2);
         }
@@ -128,6 +143,26 @@ impl Prometheus {
             Ok((self.value(expression)? == Some(value)).then_some(()))
         })
     }
+}
+
+fn spawn(folder: &Path, configuration: &Path, address: SocketAddr) -> Result<Child> {
+    let log = File::create(folder.join("log"))?;
+    let mut command = Command::new(program("prometheus")?);
+    command
+        .arg(format!("--config.file={}", configuration.display()))
+        .arg(format!(
+            "--storage.tsdb.path={}",
+            folder.join("tsdb").display()
+        ))
+        .arg(format!("--web.listen-address={address}"))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    // SAFETY: prctl is a system call and nothing else; no lock is taken, no memory.
+    unsafe {
+        command.pre_exec(|| prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into));
+    }
+    command.spawn().context("cannot start prometheus")
 }
 
 fn sample(of: &Value) -> Result<Sample> {

@@ -7,7 +7,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::packages::{self, Program};
-use crate::workspace::Workspace;
+use crate::workspace::{self, Workspace};
 use crate::{demo, process};
 
 const NEEDED: [Program; 4] = [
@@ -66,7 +66,7 @@ pub(crate) fn run(_: &Args) -> Result<ExitCode> {
     check
         .arg(here.join("histograms.py"))
         .arg(workspace.release_binary("lockwatch"))
-        .arg(workspace.release_binary("examples/interval_log"))
+        .arg(workspace.target.join("debug/examples/interval_log"))
         .arg(schema("lockwatch.histogram.1.json"))
         .arg(modules);
     process::run(&mut check)?;
@@ -88,14 +88,13 @@ fn recordings(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Builds one of lockwatch's examples as the program itself is built.
+/// Builds one of lockwatch's examples as `cargo test` does, which has been before.
 fn example_command(workspace: &Workspace, name: &str) -> Command {
-    let mut build = Command::new("cargo");
+    let mut build = workspace::cargo();
     build.current_dir(&workspace.root).args([
         "build",
         "--quiet",
         "--locked",
-        "--release",
         "--package",
         "lockwatch",
         "--example",

@@ -2,7 +2,7 @@
 
 usage: check.py PROGRAM STORE DOCS
 
-PROGRAM is the example push-otlp, STORE the server of VictoriaMetrics, DOCS
+PROGRAM is the example push_otlp, STORE the server of VictoriaMetrics, DOCS
 docs/opentelemetry.md. All is on loopback, and all that is started here is ended here.
 """
 

@@ -45,7 +45,7 @@ pub(crate) fn run(_: &Args) -> Result<ExitCode> {
         // The tree is not the place for compiled scripts.
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .arg(here.join("check.py"))
-        .arg(workspace.release_binary("examples/push-otlp"))
+        .arg(workspace.release_binary("examples/push_otlp"))
         .arg(store)
         .arg(workspace.root.join("docs/opentelemetry.md"));
     process::run(&mut check)?;
@@ -60,7 +60,7 @@ fn build_command(workspace: &Workspace) -> Command {
         "--package",
         "lockwatch",
         "--example",
-        "push-otlp",
+        "push_otlp",
     ]);
     build
 }

@@ -181,7 +181,8 @@ def check_growth(victoria, pusher, load, roots):
         count = before[name] + 5000
         counted = selector(name, "count")
         eventually(name, lambda: victoria.number(counted) == count)
-        growth = f"histogram_quantile(0.5, increase_pure({selector(name, 'bucket')}[1m]))"
+        growth = f"increase_pure({selector(name, 'bucket')}[5m])"
+        growth = f"histogram_quantile(0.5, sum by (class, mode, vmrange) ({growth}))"
         assert error(victoria.number(growth), 123_456_789) <= BOUND + ROUNDED, growth
 
 

@@ -29,8 +29,9 @@ const VM_BUDGET: Duration = Duration::from_secs(50 * 60);
 ///
 /// Steps: format, clippy, objects (the committed kernel objects are what the
 /// sources give), clippy-bpf, tests, doc-tests, binaries, formats (reports
-/// of recordings, read by other projects' parsers), otlp (metrics, pushed to receivers of
-/// OpenTelemetry's protocol), metrics (a real Prometheus scrapes them), live (real stalls;
+/// of recordings and logs of histograms, read by other projects' parsers), otlp (metrics,
+/// pushed to receivers of OpenTelemetry's protocol), metrics (a real Prometheus scrapes them),
+/// live (real stalls;
 /// root and BPF), vm (the same on real kernels in virtual machines: `cargo xtask vm`; a
 /// kernel that cannot be had is a failure), kernels (docs/kernels.md says what they gave),
 /// mutation (a live test must notice a defect made on purpose), demo, docs.

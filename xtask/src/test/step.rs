@@ -88,9 +88,9 @@ pub(crate) fn steps(workspace: &Workspace, plan: &Plan<'_>) -> Result<Vec<Step>>
             ..step("doc-tests", 6, Action::Tests(doc_tests))
         },
         check("binaries", 10, demo::build_command(workspace)),
-        check("formats", 5, verb(&["formats"])),
+        check("formats", 8, verb(&["formats"])),
         // May have to fetch the store that metrics are pushed to.
-        check("otlp", 8, verb(&["otlp"])),
+        check("otlp", 10, verb(&["otlp"])),
         step(METRICS, 8, Action::Tests(metrics(&xtask, plan))),
         step(
             LIVE,

@@ -160,7 +160,7 @@ impl Kernel {
         let is_run: fn(&Self) -> bool = match target {
             "live_lockup" => |kernel| kernel.lockups,
             "vm_lockup" => |kernel| kernel.lockups && !kernel.impossible.contains(&NOT_HARD),
-            "live_healthy" | "vm_healthy" => |kernel| kernel.healthy,
+            "live_healthy" | "vm_healthy" | "live_wanted" => |kernel| kernel.healthy,
             _ => return None,
         };
         let names = |kernels: &[Self]| {

@@ -9,10 +9,7 @@ use aya_ebpf::{
     programs::{FEntryContext, FExitContext},
 };
 
-use super::{
-    counts, long_holds,
-    state::{Downgrades, Mode, acquired, downgraded, released},
-};
+use super::state::{Downgrades, Mode, Place, acquired, downgraded, released};
 
 /// fexit of a function that acquires: always, or if what it returns, the word behind its
 /// parameters, says so.
@@ -46,12 +43,8 @@ macro_rules! release {
         #[doc = concat!("fentry of `void ", $name, "(struct rw_semaphore *sem)`, 5.10+.")]
         #[fentry(function = $name)]
         fn $function(ctx: FEntryContext) -> i32 {
+            let $lock: u64 = ctx.arg(0);
             let $ctx = &ctx;
-            let $lock: u64 = if counts::are_on() || long_holds::are_on() {
-                counts::plain_argument($ctx)
-            } else {
-                $ctx.arg(0)
-            };
             $change;
             0
         }
@@ -111,18 +104,18 @@ acquire!(
 release!(up_read, "up_read", |ctx, lock| released(
     ctx,
     lock,
-    0,
+    Place::FIRST_ARGUMENT,
     Mode::Read
 ));
 release!(
     up_read_non_owner,
     "up_read_non_owner",
-    |ctx, lock| released(ctx, lock, 0, Mode::Read)
+    |ctx, lock| released(ctx, lock, Place::FIRST_ARGUMENT, Mode::Read)
 );
 release!(up_write, "up_write", |ctx, lock| released(
     ctx,
     lock,
-    0,
+    Place::FIRST_ARGUMENT,
     Mode::Write
 ));
 release!(downgrade_write, "downgrade_write", |_ctx, lock| downgraded(

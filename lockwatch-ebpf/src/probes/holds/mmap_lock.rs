@@ -12,8 +12,7 @@ use lockwatch_ebpf::counts;
 use super::{
     argument::word,
     global::global,
-    long_holds,
-    state::{Downgrades, Mode, acquired, released},
+    state::{Downgrades, Mode, Place, acquired, released},
 };
 
 /// Where `mmap_lock` lies in an `mm_struct`.
@@ -75,13 +74,11 @@ fn lock_released(ctx: &impl EbpfContext) -> i32 {
     } else {
         word::<16>(ctx)
     };
-    let mm = if long_holds::are_on() {
-        super::counts::plain_argument(ctx)
-    } else {
-        word::<0>(ctx)
+    let place = Place {
+        class: counts::MMAP_LOCK,
+        offset: global!(MMAP_LOCK),
     };
-    let lock = mm.wrapping_add(global!(MMAP_LOCK));
-    released(ctx, lock, counts::MMAP_LOCK, mode(write));
+    released(ctx, lock(ctx), place, mode(write));
     0
 }
 

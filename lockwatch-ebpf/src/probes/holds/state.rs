@@ -39,6 +39,24 @@ pub(super) enum Mode {
     Write,
 }
 
+/// Where a program finds the address of the lock as a plain number: what it is handed can be a
+/// typed pointer, with which verifiers allow no arithmetic (5.10–7.3).
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    /// Number of the lock's class if it is known, or 0.
+    pub(crate) class: u64,
+    /// How far the lock is from what the first argument points at.
+    pub(crate) offset: u64,
+}
+
+impl Place {
+    /// The first argument points at the lock itself.
+    pub(super) const FIRST_ARGUMENT: Self = Self {
+        class: 0,
+        offset: 0,
+    };
+}
+
 /// How a lock that is turned from write to read is told of.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Downgrades {
@@ -104,11 +122,10 @@ fn is_stale(lock: u64, since_ns: u64) -> bool {
         .is_some_and(|at_ns| unsafe { *at_ns } >= since_ns)
 }
 
-/// This task is about to release the lock, of this class if it is known, else 0, which it
-/// holds like this. A hold of the other
+/// This task is about to release the lock, which it holds like this. A hold of the other
 /// mode stays: it is one that another task has released.
 #[inline(always)]
-pub(super) fn released(ctx: &impl EbpfContext, lock: u64, class: u64, mode: Mode) {
+pub(super) fn released(ctx: &impl EbpfContext, lock: u64, place: Place, mode: Mode) {
     if let Some(holds) = storage::of_current() {
         for slot in 0..SLOTS {
             let is_read = holds.reads[slot] > 0;
@@ -118,7 +135,7 @@ pub(super) fn released(ctx: &impl EbpfContext, lock: u64, class: u64, mode: Mode
                 } else {
                     let since_ns = holds.since_ns[slot];
                     set(holds, slot, 0);
-                    count_hold(ctx, lock, class, mode, since_ns);
+                    count_hold(ctx, lock, place, mode, since_ns);
                 }
                 return;
             }
@@ -135,7 +152,7 @@ pub(super) fn released(ctx: &impl EbpfContext, lock: u64, class: u64, mode: Mode
 /// as a whole, for read; one that was taken for read several times at once from the first to
 /// the last release.
 #[inline(always)]
-fn count_hold(ctx: &impl EbpfContext, lock: u64, class: u64, mode: Mode, since_ns: u64) {
+fn count_hold(ctx: &impl EbpfContext, lock: u64, place: Place, mode: Mode, since_ns: u64) {
     if !counts::are_on() && !long_holds::are_on() {
         return;
     }
@@ -149,10 +166,11 @@ fn count_hold(ctx: &impl EbpfContext, lock: u64, class: u64, mode: Mode, since_n
     // What somebody else has released since may be this very hold; and what was acquired
     // twice may have been let go in between.
     if long_holds::is_long(ns) && since_ns & AGAIN == 0 && !is_stale(lock, since_ns) {
-        long_holds::keep(ctx, lock, class, how, since_ns);
+        long_holds::keep(ctx, place, how, since_ns);
     }
     if counts::are_on() {
-        counts::count(ctx, lock, class, how | HELD, ns);
+        // Where the first argument is not the lock, the class is known.
+        counts::count(ctx, counts::FIRST_ARGUMENT, place.class, how | HELD, ns);
     }
 }
 

@@ -3,20 +3,18 @@
 
 use std::{future::pending, io};
 
-use anyhow::Context as _;
 use tokio::{
     sync::mpsc,
     task::JoinHandle,
     time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
-use super::log::LogWriter;
+use super::log::LogSink;
 use crate::{
     cli::ExportArgs,
     commands::watch::{Beside, Session, say},
     export::{
         State,
-        hdr_log::{HdrLog, Rotation},
         http::{self, Limits, Scrape},
         open_metrics::Exposition,
         otlp::{Otlp, Setup},
@@ -29,7 +27,7 @@ const SCRAPES: usize = 8;
 
 /// All places that are exported to.
 pub(super) struct Sinks {
-    log: Option<(LogWriter, Interval)>,
+    log: Option<(LogSink, Interval)>,
     scrapes: Option<(mpsc::Receiver<Scrape>, Server)>,
     otlp: Option<(Otlp, Interval)>,
     said: Vec<String>,
@@ -72,27 +70,22 @@ impl Sinks {
                 tracing::warn!("{warning}");
             }
             let (ask, scrapes) = mpsc::channel(SCRAPES);
-            let exposition = Exposition::new(args.callers, Host::this().kernel);
+            let exposition = Exposition::new(args.top_callers, Host::this().kernel);
             let serving = http::serve(listener, ask, exposition, Limits::default());
             let server = tokio::spawn(async move { match serving.await {} });
             sinks.scrapes = Some((scrapes, Server(server)));
             sinks.said.push(format!("http://{address}/metrics"));
         }
-        if let Some(path) = &args.hdr_log {
-            let rotation = Rotation {
-                max_bytes: args.rotate_at << 20,
-                keep: args.keep,
-            };
-            let log = HdrLog::open(path, &LogWriter::header(), rotation)?;
-            sinks.log = Some((LogWriter::start(log)?, timer(args.interval)));
+        if let (Some(log), Some(path)) = (LogSink::open(args)?, &args.hdr_log) {
+            sinks.log = Some((log, timer(args.interval)));
             sinks.said.push(format!("log {}", path.display()));
         }
         if let Some(endpoint) = &args.otlp {
             let endpoint = Some(endpoint.as_str()).filter(|endpoint| !endpoint.is_empty());
             let variable = |name: &str| std::env::var(name).ok();
-            let setup = Setup::new(endpoint, &args.otlp_header, variable).context("--otlp")?;
+            let setup = Setup::new(endpoint, &args.otlp_header, variable)?;
             sinks.said.push(format!("OTLP {setup}"));
-            let otlp = setup.start(|line| say(line));
+            let otlp = setup.start(say);
             sinks.otlp = Some((otlp, timer(args.interval)));
         }
         Ok(sinks)
@@ -155,7 +148,7 @@ impl Beside for Sinks {
         let state = session.state()?;
         match due {
             Due::Log => {
-                if let Some((log, _)) = &self.log {
+                if let Some((log, _)) = &mut self.log {
                     log.write(state.latency, state.at);
                 }
             }

@@ -33,6 +33,8 @@ pub(super) struct HangWatch {
     look_due_ns: u64,
     /// Until then no survey is asked for because of a CPU: the last one did not confirm it.
     doubted_until_ns: u64,
+    /// The CPUs that the last survey was asked to look into.
+    asked_about: Vec<Suspect>,
 }
 
 impl HangWatch {
@@ -47,6 +49,7 @@ impl HangWatch {
             pause: thresholds.hung_task.map(pause),
             look_due_ns: 0,
             doubted_until_ns: 0,
+            asked_about: Vec::new(),
         }
     }
 
@@ -70,9 +73,12 @@ impl HangWatch {
         self.suspects.iter().map(|suspect| suspect.cpu).collect()
     }
 
-    /// The CPUs that a survey should look into.
-    pub(super) fn suspects(&self) -> Vec<Suspect> {
-        self.suspects.clone()
+    /// Asks for a survey that looks into the suspected CPUs; `request` says whether it will
+    /// be taken.
+    pub(super) fn ask(&mut self, request: impl FnOnce(Vec<Suspect>) -> bool) {
+        if request(self.suspects.clone()) {
+            self.asked_about.clone_from(&self.suspects);
+        }
     }
 
     /// True if there is something of a CPU to be told, for which a survey is wanted now.
@@ -81,10 +87,20 @@ impl HangWatch {
     }
 
     fn is_any_due(&self, now_ns: u64) -> bool {
-        self.suspects.iter().any(|suspect| {
-            let (detector, cpu) = detector_and_cpu(suspect);
-            self.findings.is_due(detector, cpu, now_ns)
-        })
+        self.suspects
+            .iter()
+            .any(|suspect| self.is_due(suspect, now_ns))
+    }
+
+    fn is_due(&self, suspect: &Suspect, now_ns: u64) -> bool {
+        let (detector, cpu) = detector_and_cpu(suspect);
+        self.findings.is_due(detector, cpu, now_ns)
+    }
+
+    /// True if the last survey could have confirmed it.
+    fn was_looked_into(&self, suspect: &Suspect) -> bool {
+        let mut asked = self.asked_about.iter().map(detector_and_cpu);
+        asked.any(|asked| asked == detector_and_cpu(suspect))
     }
 
     /// True if it is time to look at all tasks.
@@ -94,7 +110,8 @@ impl HangWatch {
 
     /// All tasks have been looked at, and what was found has been told.
     pub(super) fn surveyed(&mut self, now_ns: u64) {
-        if self.is_any_due(now_ns) {
+        let mut suspects = self.suspects.iter();
+        if suspects.any(|suspect| self.was_looked_into(suspect) && self.is_due(suspect, now_ns)) {
             self.doubted_until_ns = now_ns + DOUBT.0;
         }
         if let Some(pause) = self.pause {
@@ -109,4 +126,46 @@ fn detector_and_cpu(suspect: &Suspect) -> (&'static str, u32) {
         LockupKind::Hard => HardLockup.name(),
     };
     (detector, suspect.cpu)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn suspect(cpu: u32) -> Suspect {
+        Suspect {
+            cpu,
+            kind: LockupKind::Hard,
+            since_ns: 0,
+            until_ns: 0,
+            task: None,
+            samples: Vec::new(),
+            is_reschedule_known: true,
+            unknown: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_survey_that_was_asked_of_no_suspect_casts_no_doubt_on_one() {
+        let thresholds = Thresholds::of_waits(Nanos(SECOND));
+        let mut hangs = HangWatch::new(thresholds, None);
+        hangs.ask(|suspects| suspects.is_empty());
+        // It is suspected while that survey is taken.
+        hangs.suspects = vec![suspect(1)];
+        hangs.surveyed(SECOND);
+        assert!(hangs.has_news(SECOND));
+        // The next one is asked of it, and does not confirm it.
+        hangs.ask(|suspects| suspects.len() == 1);
+        hangs.surveyed(2 * SECOND);
+        assert!(!hangs.has_news(2 * SECOND));
+        assert!(hangs.has_news(2 * SECOND + DOUBT.0));
+        // Another CPU is not meant by that doubt, but for one that was refused none was asked.
+        hangs.suspects.push(suspect(2));
+        hangs.ask(|_| false);
+        hangs.suspects = vec![suspect(2)];
+        hangs.surveyed(4 * SECOND);
+        assert!(hangs.has_news(4 * SECOND));
+    }
 }

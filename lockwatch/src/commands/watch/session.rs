@@ -194,7 +194,7 @@ impl Session {
             if has_news {
                 surveys.allow_now();
             }
-            surveys.request(now_ns, self.hangs.suspects());
+            self.hangs.ask(|suspects| surveys.request(now_ns, suspects));
         }
         Ok(())
     }
@@ -247,7 +247,8 @@ impl Session {
                     && let Some(surveys) = &mut self.surveys
                 {
                     surveys.allow_now();
-                    surveys.request(now_ns(), self.hangs.suspects());
+                    self.hangs
+                        .ask(|suspects| surveys.request(now_ns(), suspects));
                 }
                 for wait in refuted {
                     self.feed(GraphInput::Refuted(wait));

@@ -10,7 +10,7 @@ use crate::{
     cli::SourceArgs,
     commands::one_line,
     detect::Thresholds,
-    kernel::{btf::Btf, capabilities, layout::Layout, symbols::Symbols},
+    kernel::{btf::Btf, capabilities, layout::Layout, offer::Lockdown, symbols::Symbols},
     plan::{Gap, Plan, Purpose, Wanted, plan},
     probes::{
         LoadError,
@@ -185,7 +185,12 @@ impl Attached {
             Some(counting) => counts::globals(counting, &layout, names)?,
             None => counts::classes_alone(&layout),
         };
-        let long_holds = long_holds::globals(Nanos::from_duration(args.long_hold), &layout);
+        // What is kept of them is read from memory.
+        let long_holds = if offer.lockdown == Some(Lockdown::Confidentiality) {
+            LongHoldGlobals::OFF
+        } else {
+            long_holds::globals(Nanos::from_duration(args.long_hold), &layout)
+        };
         let globals = (&globals, &long_holds);
         loop {
             let plan = plan(&offer, wanted);
@@ -245,7 +250,11 @@ impl Attached {
         let of_waits = self.stream.as_mut().and_then(Stream::take_counts);
         let of_holds = self.holds.as_mut().and_then(HoldProbes::take_counts);
         let maps = of_waits.into_iter().chain(of_holds).collect();
-        self.counts = Some(Counts::new(maps, options, layout, symbols.cloned()));
+        let mut counts = Counts::new(maps, options, layout, symbols.cloned());
+        if self.plan.calls_from_trampolines() {
+            counts.leave_tracers_out();
+        }
+        self.counts = Some(counts);
     }
 
     /// Samples the CPUs, too. What forbids that takes nothing else away.

@@ -77,12 +77,15 @@ impl Surveys {
         })
     }
 
-    /// Asks for a survey if the budget allows one now; it looks into these CPUs, too.
-    pub(super) fn request(&mut self, now_ns: u64, suspects: Vec<Suspect>) {
+    /// Asks for a survey if the budget allows one now; it looks into these CPUs, too. Whether
+    /// it will be taken.
+    pub(super) fn request(&mut self, now_ns: u64, suspects: Vec<Suspect>) -> bool {
         let may_be_taken = self.asked_at_ns.is_none() && self.budget.allows_one(now_ns);
-        if may_be_taken && self.requests.send(suspects).is_ok() {
+        let is_asked = may_be_taken && self.requests.send(suspects).is_ok();
+        if is_asked {
             self.asked_at_ns = Some(now_ns);
         }
+        is_asked
     }
 
     /// The next answer; pending while nothing has been asked.

@@ -204,7 +204,8 @@ impl RunLog {
     /// by `at`; `elapsed` is the time since the last call, or since [`RunLog::new`], by a clock
     /// that nobody sets.
     ///
-    /// Writing can take as long as the disk does: to be called where nobody waits.
+    /// Writing can take as long as the disk does: [`super::Background`] calls it where nobody
+    /// waits.
     pub fn update(&mut self, now: &Snapshot, at: Timestamp, elapsed: Duration) -> Progress {
         let before = self.since_written;
         self.since_written += elapsed;

@@ -2,14 +2,18 @@
 //! ever goes back.
 //!
 //! What is exported is only ever added to: from one state to the next each series gets what
-//! was counted in between, under the labels that hold at the time. A caller that comes to be
-//! told apart begins at 0, and what it had counted before stays where it was: in `other`.
-//! Whoever adds up the growth of all series misses nothing, and none of them shrinks.
+//! was counted in between, under the labels that hold at the time. What a caller had counted
+//! before it came to be told apart stays where it was: in `other`.
+//!
+//! Prometheus takes no note of the value with which a series begins, only of its growth. So
+//! one that is new is exported as 0 once, and what it counts comes with the next state: the
+//! waits that end together when a stall is over may be the first of their caller, and must
+//! be seen. Whoever adds up the growth of all series misses nothing, and none of them shrinks.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    latency::{Caller, Distribution, Measure, SeriesKey, Snapshot},
+    latency::{Caller, CountsLost, Distribution, Measure, SeriesKey, Snapshot},
     lock::{LockClass, LockKind, LockMode},
 };
 
@@ -43,11 +47,14 @@ pub(super) struct Callers {
     most: usize,
     functions: BTreeSet<String>,
     symbols: BTreeSet<String>,
-    /// What was counted by the latest state, callers and all.
+    /// What has gone into the series, callers and all.
     counted: Snapshot,
     series: BTreeMap<Labels, Distribution>,
     series_of_callers: usize,
-    is_empty: bool,
+    /// Functions that are counted as `other`.
+    others: usize,
+    /// Nothing has been exported yet.
+    is_new: bool,
 }
 
 impl Callers {
@@ -60,29 +67,34 @@ impl Callers {
             counted: Snapshot::default(),
             series: BTreeMap::new(),
             series_of_callers: 0,
-            is_empty: true,
+            others: 0,
+            is_new: true,
         }
     }
 
     /// Adds what was counted since the last time. An earlier snapshot adds nothing.
     pub(super) fn update(&mut self, now: &Snapshot) {
-        let since = now.since(&self.counted);
-        self.counted.merge(&since);
-        if self.is_empty {
-            // Nothing of it has been exported yet: it can go where it belongs.
-            self.admit();
-        }
-        for (key, distribution) in &since.series {
-            self.entry(key).merge(distribution);
-        }
-        if !self.is_empty && self.admit() {
-            // Visible from 0 on, or the first growth would not be seen as such.
-            let known: Vec<SeriesKey> = self.counted.series.keys().cloned().collect();
-            for key in &known {
-                self.entry(key);
+        self.admit(now);
+        let mut added = Snapshot {
+            lost: now.lost.since(self.counted.lost),
+            ..Snapshot::default()
+        };
+        let mut begun = BTreeSet::new();
+        for (key, distribution) in now.since(&self.counted).series {
+            let labels = self.place(&key);
+            let is_known = self.series.contains_key(&labels);
+            let series = self.series.entry(labels.clone()).or_default();
+            // Nobody has seen a state without it before the first: no growth is missed in that.
+            if !is_known && !self.is_new {
+                begun.insert(labels.clone());
+            }
+            if !begun.contains(&labels) {
+                series.merge(&distribution);
+                added.series.insert(key, distribution);
             }
         }
-        self.is_empty = false;
+        self.counted.merge(&added);
+        self.is_new = false;
     }
 
     /// The histograms: each only grows from one [`Self::update`] to the next.
@@ -91,19 +103,17 @@ impl Callers {
     }
 
     /// Functions that are counted as `other`.
-    pub(super) fn others(&self) -> usize {
-        let all: BTreeSet<&str> = self.counted.series.keys().filter_map(function).collect();
-        all.into_iter()
-            .filter(|&name| !self.functions.contains(name))
-            .count()
+    pub(super) const fn others(&self) -> usize {
+        self.others
     }
 
-    /// The latest snapshot, or what the latest ones have in common with it.
-    pub(super) fn counted(&self) -> &Snapshot {
-        &self.counted
+    /// Waits and holds that are in no series at all.
+    pub(super) const fn lost(&self) -> CountsLost {
+        self.counted.lost
     }
 
-    fn entry(&mut self, key: &SeriesKey) -> &mut Distribution {
+    /// The labels of a key, as far as there is room for more series of callers.
+    fn place(&mut self, key: &SeriesKey) -> Labels {
         let mut labels = self.labels(key);
         let is_of_caller = function(key).is_some_and(|name| self.functions.contains(name));
         if is_of_caller && !self.series.contains_key(&labels) {
@@ -113,7 +123,7 @@ impl Callers {
                 OTHER.clone_into(&mut labels.caller);
             }
         }
-        self.series.entry(labels).or_default()
+        labels
     }
 
     fn labels(&self, key: &SeriesKey) -> Labels {
@@ -139,20 +149,22 @@ impl Callers {
         }
     }
 
-    /// Finds out who is told apart from now on; whether somebody came in.
-    fn admit(&mut self) -> bool {
-        let before = self.functions.len() + self.symbols.len();
-        for name in longest(&self.counted, function).into_iter().take(self.most) {
+    /// Finds out who is told apart from now on.
+    fn admit(&mut self, now: &Snapshot) {
+        let functions = longest(now, function);
+        let all = functions.len();
+        for name in functions.into_iter().take(self.most) {
             if self.functions.len() < ROOM * self.most {
                 self.functions.insert(name);
             }
         }
-        for name in longest(&self.counted, symbol) {
+        // None that is told apart is ever missing: counts in the kernel do not go away.
+        self.others = all.saturating_sub(self.functions.len());
+        for name in longest(now, symbol) {
             if self.symbols.len() < SYMBOLS {
                 self.symbols.insert(name);
             }
         }
-        self.functions.len() + self.symbols.len() > before
     }
 }
 
@@ -228,18 +240,30 @@ mod tests {
             [("early".to_owned(), 1), ("other".to_owned(), 1)]
         );
         assert_eq!(callers.others(), 1);
-        record(&mut snapshot, key(None, named("late")), 9000);
-        callers.update(&snapshot);
         let told = |early, late, other| {
             [("early", early), ("late", late), ("other", other)]
                 .map(|(name, count)| (name.to_owned(), count))
         };
-        assert_eq!(counts(&callers), told(1, 0, 2));
+        record(&mut snapshot, key(None, named("late")), 9000);
+        callers.update(&snapshot);
+        assert_eq!(counts(&callers), told(1, 0, 1));
+        assert_eq!(callers.others(), 0);
         record(&mut snapshot, key(None, named("late")), 1);
         record(&mut snapshot, key(None, named("early")), 1);
         callers.update(&snapshot);
-        assert_eq!(counts(&callers), told(2, 1, 2));
-        assert_eq!(callers.others(), 0);
+        assert_eq!(counts(&callers), told(2, 2, 1));
+    }
+
+    #[test]
+    fn a_new_lock_begins_at_0_too() {
+        let mut callers = Callers::new(1);
+        callers.update(&Snapshot::default());
+        let mut snapshot = Snapshot::default();
+        record(&mut snapshot, key(None, Caller::Short), 5);
+        callers.update(&snapshot);
+        assert_eq!(counts(&callers), [("short".to_owned(), 0)]);
+        callers.update(&snapshot);
+        assert_eq!(counts(&callers), [("short".to_owned(), 1)]);
     }
 
     #[test]
@@ -295,6 +319,7 @@ mod tests {
             }
         }
         callers.update(&snapshot);
+        callers.update(&snapshot);
         // `short`, `unknown` and `other` for each class, mode and measure.
         let most = SERIES_OF_CALLERS + 3 * (SYMBOLS + 1) * 2 * 2;
         let series = callers.series().count();
@@ -334,6 +359,11 @@ mod tests {
                     snapshot.lost.waits += 1;
                 }
                 callers.update(&snapshot);
+                let is_first = before.is_empty();
+                for (labels, now) in &callers.series {
+                    let is_seen = is_first || before.contains_key(labels) || now.is_empty();
+                    prop_assert!(is_seen, "the begin of {labels:?} is not seen");
+                }
                 if is_late {
                     // A state that comes in late changes nothing.
                     callers.update(&earlier);
@@ -345,19 +375,19 @@ mod tests {
                     prop_assert_eq!(now.count(), now.since(then).count() + then.count());
                     prop_assert_eq!(now.sum().0, now.since(then).sum().0 + then.sum().0);
                 }
-                let mut all = Distribution::default();
-                for counted in callers.series.values() {
-                    all.merge(counted);
-                }
-                let mut expected = Distribution::default();
-                for counted in snapshot.series.values() {
-                    expected.merge(counted);
-                }
-                prop_assert_eq!(all, expected);
-                prop_assert_eq!(callers.counted(), &snapshot);
                 prop_assert!(callers.functions.len() <= ROOM * most);
                 before.clone_from(&callers.series);
             }
+            // What was kept back comes with the next state.
+            callers.update(&snapshot);
+            let all = |series: &mut dyn Iterator<Item = &Distribution>| {
+                let mut all = Distribution::default();
+                series.for_each(|counted| all.merge(counted));
+                all
+            };
+            let expected = all(&mut snapshot.series.values());
+            prop_assert_eq!(all(&mut callers.series.values()), expected);
+            prop_assert_eq!(&callers.counted, &snapshot);
         }
     }
 }

@@ -151,3 +151,34 @@ fn the_docs_tell_of_every_metric() {
         expected.join("\n")
     );
 }
+
+/// Each line of its example is one that we could have written.
+#[test]
+fn the_docs_show_metrics_that_there_are() {
+    let docs = include_str!("../../../../docs/prometheus.md");
+    let lines = docs.lines().filter_map(|line| line.strip_prefix("    "));
+    let mut count = 0;
+    for line in lines.filter(|line| line.starts_with("lockwatch_")) {
+        // Questions look alike, but have no value at their end.
+        let Some((series, value)) = line.rsplit_once(' ') else {
+            continue;
+        };
+        if value.parse::<f64>().is_err() || series.contains(' ') {
+            continue;
+        }
+        let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+        let metric = ALL.iter().find(|metric| {
+            let rest = name.strip_prefix(&metric.name());
+            rest.is_some_and(|rest| ["", "_sum", "_count", "_bucket"].contains(&rest))
+        });
+        let metric = metric.unwrap_or_else(|| panic!("there is no {name}"));
+        let names: Vec<&str> = labels
+            .split(['{', ',', '}'])
+            .filter_map(|label| Some(label.split_once('=')?.0))
+            .filter(|name| *name != "le")
+            .collect();
+        assert_eq!(names, metric.labels, "{line}");
+        count += 1;
+    }
+    assert!(count > 10, "{count} lines");
+}

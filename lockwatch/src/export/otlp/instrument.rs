@@ -251,4 +251,14 @@ mod tests {
             expected.join("\n")
         );
     }
+
+    /// Whoever has both needs one dashboard.
+    #[test]
+    fn names_are_those_that_prometheus_fetches() {
+        let docs = include_str!("../../../../docs/prometheus.md");
+        for instrument in INSTRUMENTS {
+            let row = format!("| `{}` |", in_prometheus(instrument));
+            assert!(docs.contains(&row), "docs/prometheus.md has no {row}");
+        }
+    }
 }

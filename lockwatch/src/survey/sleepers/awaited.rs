@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     queues::{Queued, Queues},
@@ -23,6 +23,9 @@ use crate::{
 
 /// How long devices and servers are asked for: each task's stack has to be gone through.
 const PATIENCE: Duration = Duration::from_millis(100);
+/// … of so many at least, the longest sleepers first: whether a few tasks are told as one group
+/// must not depend on how fast a machine is.
+const ASKED_MIN: usize = 32;
 
 /// Says of the sleepers of a survey which device, server, wait queue, completion or bit they
 /// wait for, as far as something points back at them. The look is the survey's last one.
@@ -56,8 +59,8 @@ pub(in crate::survey) fn describe(
         return Ok(());
     }
     let mut functions = Functions::new(symbols);
-    let until = Instant::now() + PATIENCE;
-    let mut unasked = 0;
+    let mut patience = Patience::from(Instant::now());
+    let mut unasked: FxHashSet<usize> = FxHashSet::default();
     for (sleeper, index) in &mut open {
         let task = &look.tasks[*index];
         let is_network = sleeper.stuck.class == StuckClass::NetworkFs;
@@ -66,8 +69,8 @@ pub(in crate::survey) fn describe(
         if !is_network && !is_fuse && !is_device {
             continue;
         }
-        if Instant::now() >= until {
-            unasked += 1;
+        if !patience.allows_one(Instant::now()) {
+            unasked.insert(*index);
             continue;
         }
         if is_network {
@@ -87,7 +90,9 @@ pub(in crate::survey) fn describe(
             });
         }
     }
-    open.retain(|(sleeper, _)| is_open(sleeper));
+    // Each call of a server has a queue of its own: of those that were not asked for it, the
+    // function says more.
+    open.retain(|(sleeper, index)| is_open(sleeper) && !unasked.contains(index));
     if let Some(layout) = &layout.waits {
         let mut queues = Queues {
             look,
@@ -99,13 +104,34 @@ pub(in crate::survey) fn describe(
         let found = queues.of_tasks(&asked)?;
         say_queues(open, &found);
     }
-    if unasked > 0 {
+    if !unasked.is_empty() {
         survey.degraded.push(format!(
             "which block device or server {} was not asked: too many do",
-            Count(unasked).nouns("more task waits for", "more tasks wait for")
+            Count::of(unasked.len()).nouns("more task waits for", "more tasks wait for")
         ));
     }
     Ok(())
+}
+
+/// Whether there is time to ask for one more.
+struct Patience {
+    until: Instant,
+    asked: usize,
+}
+
+impl Patience {
+    fn from(now: Instant) -> Self {
+        Self {
+            until: now + PATIENCE,
+            asked: 0,
+        }
+    }
+
+    fn allows_one(&mut self, now: Instant) -> bool {
+        let allows = self.asked < ASKED_MIN || now < self.until;
+        self.asked += usize::from(allows);
+        allows
+    }
 }
 
 /// Those that wait for the same have the same function: the longest sleeper's. Two bits of
@@ -127,5 +153,22 @@ fn say_queues(open: Vec<(&mut Sleeper, usize)>, found: &FxHashMap<usize, Queued>
             bit: queued.bit,
             function,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_are_asked_however_slow_the_machine_is() {
+        let now = Instant::now();
+        let late = now + 2 * PATIENCE;
+        let mut slow = Patience::from(now);
+        let asked = (0..100).filter(|_| slow.allows_one(late)).count();
+        assert_eq!(asked, ASKED_MIN);
+        let mut quick = Patience::from(now);
+        assert!((0..1_000).all(|_| quick.allows_one(now)));
+        assert!(!quick.allows_one(late));
     }
 }

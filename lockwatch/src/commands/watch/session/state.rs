@@ -54,14 +54,11 @@ impl Session {
         let now_ns = now_ns();
         let ages = self.standing().map(|stall| stall.age(now_ns));
         let longest_standing = ages.max().unwrap_or_default();
-        // One that has crossed the threshold and was not reported yet is not counted yet.
-        let unreported = self.standing().filter(|stall| {
-            let progress = self.progress.get(&stall.id);
-            progress.is_some_and(|progress| !progress.is_reported())
-        });
         Stalls {
             threshold: self.threshold,
-            total: self.stall_count + unreported.count() as u64,
+            // One that has just crossed the threshold may yet be refuted: a total must not go
+            // back.
+            total: self.stall_count,
             standing: self.standing().count() as u64,
             longest_standing,
             longest: self.longest.max(longest_standing),
