@@ -6,6 +6,7 @@ pub mod hdr_log;
 pub mod http;
 pub mod open_metrics;
 pub mod otlp;
+mod percent;
 mod roots;
 
 use std::{collections::BTreeMap, time::Duration};

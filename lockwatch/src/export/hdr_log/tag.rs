@@ -4,6 +4,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::{
+    export::percent::decoded,
     latency::{Caller, Measure, SeriesKey},
     lock::{LockClass, LockMode},
 };
@@ -63,13 +64,13 @@ pub fn key(text: &str) -> Option<SeriesKey> {
         measure: of_contract_word::<Measure>(measure)?,
         class: match classes {
             Some(class) => class,
-            None => LockClass::Symbol(unescaped(class)?),
+            None => LockClass::Symbol(decoded(class).ok()?),
         },
         kind: of_contract_word(kind)?,
         mode: of_contract_word::<LockMode>(mode)?,
         caller: match callers {
             Some(caller) => caller,
-            None => Caller::Function(unescaped(caller)?),
+            None => Caller::Function(decoded(caller).ok()?),
         },
     };
     // Other spellings of the same are not ours.
@@ -104,21 +105,6 @@ const fn is_plain(byte: u8) -> bool {
             byte,
             b'_' | b'.' | b':' | b'<' | b'>' | b'[' | b']' | b'$' | b'@' | b'+' | b'-' | b'*'
         )
-}
-
-fn unescaped(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let mut digit = || char::from(rest.next()?).to_digit(16);
-        let (high, low) = (digit()?, digit()?);
-        bytes.push(u8::try_from(high * 16 + low).ok()?);
-    }
-    String::from_utf8(bytes).ok()
 }
 
 /// What one of the words of the JSON contracts stands for.
