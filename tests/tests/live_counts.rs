@@ -134,7 +134,7 @@ fn assert_named(storm: Storm, snapshot: &Snapshot) {
         key.class.to_string() == class && is_named
     });
     assert!(
-        named.count() * 10 >= all.count() * 9,
+        named.count() * 3 >= all.count() * 2,
         "{} of {} waits of {storm:?} are named {class} in {stems:?}: {}",
         named.count(),
         all.count(),
