@@ -85,7 +85,8 @@ pub struct CountArgs {
     /// Tell callers apart from this length on; 0s: always
     ///
     /// Who asked for a lock is read off the stack, which costs some µs: little beside a long
-    /// wait, much beside a short one. What is shorter has the caller "short".
+    /// wait, much beside a short one. What is shorter has the caller "short". With --caller, and
+    /// with a --class that only callers tell (pipe, vma_lock, unknown), it is 0s.
     #[arg(long, value_name = "DURATION", default_value = "10us", value_parser = duration)]
     pub callers_from: Duration,
     /// Room for this many buckets of histograms in the kernel, at about 100 bytes each

@@ -22,6 +22,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
+use jiff::Timestamp;
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::sleep,
@@ -164,8 +165,8 @@ pub(super) fn export<B: Beside>(
     })
 }
 
-/// Counts waits, and holds where they are tracked, for this long or until interrupted; and
-/// what of them cannot be known here.
+/// Counts waits, and holds where they are tracked, for this long or until interrupted; since
+/// when that was; and what of them cannot be known here.
 ///
 /// # Errors
 /// When waits cannot be counted on this host.
@@ -173,11 +174,13 @@ pub(super) fn count(
     args: &SourceArgs,
     counting: &CountOptions,
     time: Duration,
-) -> anyhow::Result<(Snapshot, Vec<Gap>)> {
+) -> anyhow::Result<(Snapshot, Timestamp, Vec<Gap>)> {
     event_loop()?.block_on(async {
         be_real_time(args.priority)?;
         let sources = Sources::open(Thresholds::NONE, args, Some(counting))?;
         let counts = sources.counts.context(CANNOT_COUNT)?;
+        // To find out what can be attached takes longer than to attach it.
+        let from = Timestamp::now();
         let mut interrupted = signal(SignalKind::interrupt())?;
         let mut terminated = signal(SignalKind::terminate())?;
         say(&format!(
@@ -192,7 +195,7 @@ pub(super) fn count(
             _ = terminated.recv() => {}
         }
         let counted = counts.snapshot().context("cannot read the counts")?;
-        Ok((counted, sources.gaps))
+        Ok((counted, from, sources.gaps))
     })
 }
 

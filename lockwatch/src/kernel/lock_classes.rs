@@ -159,6 +159,19 @@ pub fn by_caller(kind: LockKind, caller: &str) -> LockClass {
     }
 }
 
+/// Whether the class of this name is told by who asks for the lock, see [`by_caller`], or is
+/// what remains when nobody tells it: the stack of each wait has to be looked at, then.
+pub fn is_told_by_caller(name: &str) -> bool {
+    let told = [LockClass::Pipe, LockClass::VmaLock, LockClass::Unknown];
+    told.iter().any(|class| class.to_string() == name)
+}
+
+/// Whether a function, by its stem, is there because somebody traces: nobody asks for a lock
+/// in it.
+pub fn is_tracer(stem: &str) -> bool {
+    is_trampoline(stem) || stem.starts_with("bpf_prog_")
+}
+
 /// Code between whose bounds all of the locks' own functions lie
 /// (include/asm-generic/vmlinux.lds.h, `SCHED_TEXT`, `LOCK_TEXT`; 2.6–7.3).
 const BOUNDS: [(&str, &str); 2] = [
@@ -205,7 +218,6 @@ pub fn is_lock_code(stem: &str) -> bool {
 /// within a page; several may share one, never with code of others (kernel/bpf/trampoline.c,
 /// kernel/bpf/core.c, 5.5–7.3).
 pub fn tracer_pages(symbols: &Symbols) -> Vec<u64> {
-    let is_tracer = |stem: &str| is_trampoline(stem) || stem.starts_with("bpf_prog_");
     let mut pages = Vec::new();
     for range in symbols.ranges_where(is_tracer) {
         let last = range.end.min(range.start + PAGE_SIZE) - 1;

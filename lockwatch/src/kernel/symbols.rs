@@ -206,6 +206,56 @@ impl Symbols {
     }
 }
 
+/// Where the kernel shows where its modules lie.
+const MODULES: &str = "/proc/modules";
+
+/// Where code lies that stays and has symbols: the kernel's own, and that of its modules. What
+/// is outside (programs and trampolines of tracers) lies behind some symbol, too, which says
+/// nothing of it.
+#[derive(Debug, Default)]
+pub struct CodeBounds {
+    kernel: Option<Range<u64>>,
+    modules: Vec<Range<u64>>,
+}
+
+impl CodeBounds {
+    /// As they are now.
+    pub fn from_proc(symbols: &Symbols) -> Self {
+        Self::of(symbols, &fs::read_to_string(MODULES).unwrap_or_default())
+    }
+
+    /// Of the modules in a text in the format of /proc/modules (kernel/module/procfs.c: name,
+    /// size, references, users, state, address; since 6.4 the size is that of all of the
+    /// module's parts, and the address that of its code).
+    fn of(symbols: &Symbols, modules: &str) -> Self {
+        let start = symbols.address_of("_stext");
+        let kernel = start.zip(symbols.address_of("_etext"));
+        let module = |line: &str| {
+            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+            let start = u64::from_str_radix(fields.get(5)?.strip_prefix("0x")?, 16).ok()?;
+            let size: u64 = fields.get(1)?.parse().ok()?;
+            Some(start..start.checked_add(size)?)
+        };
+        Self {
+            kernel: kernel.map(|(start, end)| start..end),
+            modules: modules.lines().filter_map(module).collect(),
+        }
+    }
+
+    /// Whether an address is in the kernel's own code, whose symbols never change. Without
+    /// its bounds, all is.
+    pub fn is_kernel(&self, address: u64) -> bool {
+        self.kernel
+            .as_ref()
+            .is_none_or(|code| code.contains(&address))
+    }
+
+    /// Whether an address is in a module.
+    pub fn is_module(&self, address: u64) -> bool {
+        self.modules.iter().any(|code| code.contains(&address))
+    }
+}
+
 /// The names of the functions of the kernel's image that `wanted` takes by their stem,
 /// as they are spelled, in the format of /proc/kallsyms: addresses may be hidden.
 pub fn spellings(kallsyms: &str, wanted: impl Fn(&str) -> bool) -> BTreeMap<String, Vec<String>> {
@@ -295,6 +345,22 @@ mod tests {
         let found = spellings(text, |stem| ["__down", "up_read"].contains(&stem));
         let expected = ("__down".to_owned(), vec!["__down.isra.0".to_owned()]);
         assert_eq!(found, BTreeMap::from([expected]));
+    }
+
+    #[test]
+    fn code_behind_a_symbol_need_not_be_its() {
+        let text = "ffffffff81000000 T _stext\n\
+            ffffffff82000000 T _etext\n\
+            ffffffffc0001000 t last_of_module\t[xfs]\n";
+        let symbols = Symbols::parse(text.to_owned()).unwrap();
+        let modules = "xfs 8192 1 - Live 0xffffffffc0000000 (E)\nhidden 4096 0 - Live\n";
+        let bounds = CodeBounds::of(&symbols, modules);
+        assert!(bounds.is_kernel(0xffff_ffff_8100_0010));
+        assert!(!bounds.is_kernel(0xffff_ffff_c000_1010));
+        assert!(bounds.is_module(0xffff_ffff_c000_1010));
+        let trampoline = 0xffff_ffff_c000_8010;
+        assert_eq!(symbols.stem_of_return(trampoline), "last_of_module");
+        assert!(!bounds.is_kernel(trampoline) && !bounds.is_module(trampoline));
     }
 
     #[test]

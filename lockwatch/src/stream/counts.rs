@@ -1,6 +1,6 @@
 //! What is counted in the kernel, decoded into distributions.
 
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{cell::RefCell, collections::BTreeMap, io, sync::Arc};
 
 use lockwatch_ebpf::{
     counts::{
@@ -16,7 +16,7 @@ use crate::{
         arch::{IMAGE, is_image_address},
         layout::Layout,
         lock_classes,
-        symbols::Symbols,
+        symbols::{CodeBounds, Symbols},
     },
     latency::{Caller, CountsLost, Measure, SeriesKey, Snapshot},
     lock::LockClass,
@@ -71,6 +71,12 @@ pub enum WantedError {
     /// A caller that no function of the kernel is.
     #[error("the running kernel has no function {0} (in /proc/kallsyms)")]
     NoFunction(String),
+    /// A class that nothing tells.
+    #[error(
+        "waits cannot be counted by the class {0}: it is none of those that are told on this \
+         kernel ({1}), and no symbol"
+    )]
+    NoClass(String, String),
     /// Names of functions are not known.
     #[error(
         "callers cannot be asked for: /proc/kallsyms shows no addresses (see `lockwatch check`)"
@@ -101,18 +107,17 @@ pub fn globals(
     for (slot, range) in globals.lock_code.iter_mut().zip(&lock_code) {
         *slot = code(range);
     }
+    let mut classes = options.wanted.classes.iter();
+    if classes.any(|name| lock_classes::is_told_by_caller(name)) {
+        // The short ones would not be found to be of the class.
+        globals.config.callers_from_ns = 0;
+    }
     if lock_code.is_empty() {
         // A caller is what is behind a lock's own functions.
         globals.config.callers_from_ns = u64::MAX;
     }
-    globals.wanted = wanted(
-        &options.wanted,
-        &rules
-            .into_iter()
-            .map(|(_, class)| class)
-            .collect::<Vec<_>>(),
-        symbols,
-    )?;
+    let classes: Vec<LockClass> = rules.into_iter().map(|(_, class)| class).collect();
+    globals.wanted = wanted(&options.wanted, &classes, symbols)?;
     Ok(globals)
 }
 
@@ -137,11 +142,13 @@ fn wanted(
     let comms: Vec<_> = asked.comms.iter().map(|comm| words_of(comm)).collect();
     wanted.comm_count = fill(&mut wanted.comms, &comms, "--comm")?;
     wanted.cgroup_count = fill(&mut wanted.cgroups, &asked.cgroups, "--cgroup")?;
-    let numbers: Vec<u64> = asked
-        .classes
-        .iter()
-        .flat_map(|name| numbers_of(name, classes, symbols))
-        .collect();
+    let mut numbers = Vec::new();
+    for name in &asked.classes {
+        numbers.extend(numbers_of(name, classes, symbols)?);
+    }
+    // All that is told by callers is one number.
+    numbers.sort_unstable();
+    numbers.dedup();
     if !asked.classes.is_empty() {
         wanted.class_count = fill(&mut wanted.classes, &numbers, "--class")?;
     }
@@ -187,7 +194,11 @@ fn words_of(comm: &str) -> [u64; COMM_LEN / 8] {
 /// All by which the programs may know a class. 0, what no rule tells, is among them where
 /// the class is told by its callers: that a count is of the class is looked at once more
 /// when it is read.
-fn numbers_of(name: &str, classes: &[LockClass], symbols: Option<&Symbols>) -> Vec<u64> {
+fn numbers_of(
+    name: &str,
+    classes: &[LockClass],
+    symbols: Option<&Symbols>,
+) -> Result<Vec<u64>, WantedError> {
     let mut numbers: Vec<u64> = classes
         .iter()
         .zip(1..)
@@ -197,10 +208,56 @@ fn numbers_of(name: &str, classes: &[LockClass], symbols: Option<&Symbols>) -> V
     if let Some(address) = symbols.and_then(|symbols| symbols.address_of(name)) {
         numbers.push(address);
     }
-    if numbers.is_empty() {
+    if lock_classes::is_told_by_caller(name) {
         numbers.push(0);
     }
-    numbers
+    if numbers.is_empty() {
+        let mut told: Vec<String> = classes.iter().map(LockClass::to_string).collect();
+        told.extend(["pipe", "vma_lock", "unknown"].map(str::to_owned));
+        told.dedup();
+        return Err(WantedError::NoClass(name.to_owned(), told.join(", ")));
+    }
+    Ok(numbers)
+}
+
+/// Callers outside of the kernel's own code, as they were called when they were first seen:
+/// modules and programs come and go in the course of a run.
+#[derive(Debug, Default)]
+struct Outside {
+    names: FxHashMap<u64, Caller>,
+    /// As they are now; read for the first unknown one of a snapshot.
+    now: Option<(Symbols, CodeBounds)>,
+}
+
+impl Outside {
+    fn caller(&mut self, address: u64) -> Caller {
+        if let Some(caller) = self.names.get(&address) {
+            return caller.clone();
+        }
+        if self.now.is_none() {
+            self.now = Symbols::from_proc().ok().map(|symbols| {
+                let bounds = CodeBounds::from_proc(&symbols);
+                (symbols, bounds)
+            });
+        }
+        let caller = match &self.now {
+            Some((symbols, bounds)) if bounds.is_module(address.wrapping_sub(1)) => {
+                named(symbols, address)
+            }
+            _ => Caller::Unknown,
+        };
+        self.names.insert(address, caller.clone());
+        caller
+    }
+}
+
+/// The function that this address returns into, if tasks ask for locks there.
+fn named(symbols: &Symbols, address: u64) -> Caller {
+    match symbols.stem_of_return(address) {
+        "" => Caller::Unknown,
+        stem if lock_classes::is_tracer(stem) => Caller::Unknown,
+        stem => Caller::Function(stem.to_owned()),
+    }
 }
 
 /// What is counted in the kernel.
@@ -210,6 +267,8 @@ pub struct Counts {
     /// Of class n + 1.
     classes: Vec<LockClass>,
     symbols: Option<Arc<Symbols>>,
+    bounds: CodeBounds,
+    outside: RefCell<Outside>,
     /// Asked for by name.
     wanted: Vec<String>,
     /// Lost beside the maps: waits and holds that no program saw, or could not keep.
@@ -225,9 +284,12 @@ impl Counts {
         symbols: Option<Arc<Symbols>>,
     ) -> Self {
         let rules = lock_classes::rules(layout);
+        let bounds = symbols.as_deref().map(CodeBounds::from_proc);
         Self {
             maps,
             classes: rules.into_iter().map(|(_, class)| class).collect(),
+            bounds: bounds.unwrap_or_default(),
+            outside: RefCell::default(),
             symbols,
             wanted: options.wanted.classes.clone(),
             unseen: CountsLost::default(),
@@ -274,6 +336,7 @@ impl Counts {
             snapshot.lost.waits += lost_here[lost::WAITS as usize];
             snapshot.lost.holds += lost_here[lost::HOLDS as usize];
         }
+        self.outside.borrow_mut().now = None;
         snapshot
             .series
             .retain(|_, distribution| !distribution.is_empty());
@@ -326,12 +389,46 @@ impl Counts {
             no_caller::UNKNOWN => Caller::Unknown,
             no_caller::SHORT => Caller::Short,
             address => match &self.symbols {
-                Some(symbols) => match symbols.stem_of_return(address) {
-                    "" => Caller::Unknown,
-                    stem => Caller::Function(stem.to_owned()),
-                },
+                Some(symbols) if self.bounds.is_kernel(address.wrapping_sub(1)) => {
+                    named(symbols, address)
+                }
+                Some(_) => self.outside.borrow_mut().caller(address),
                 None => Caller::Unknown,
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn symbols() -> Symbols {
+        let text = "ffffffff81000000 T pipe_read\nffffffff83000000 d cgroup_mutex\n";
+        Symbols::parse(text.to_owned()).expect("addresses")
+    }
+
+    #[test]
+    fn a_class_that_nothing_tells_is_refused() {
+        let (symbols, classes) = (symbols(), [LockClass::MmapLock, LockClass::SuperWriters]);
+        let numbers = |name| numbers_of(name, &classes, Some(&symbols));
+        assert_eq!(numbers("s_writers"), Ok(vec![2]));
+        assert_eq!(numbers("pipe"), Ok(vec![0]));
+        assert_eq!(numbers("cgroup_mutex"), Ok(vec![0xffff_ffff_8300_0000]));
+        let told = "mmap_lock, s_writers, pipe, vma_lock, unknown".to_owned();
+        let refused = WantedError::NoClass("sb_writers".to_owned(), told);
+        assert_eq!(numbers("sb_writers"), Err(refused));
+    }
+
+    #[test]
+    fn nobody_asks_for_locks_in_a_tracer() {
+        let text = "ffffffffc0000000 t bpf_trampoline_6442\t[bpf]\n\
+            ffffffffc0001000 t bpf_prog_ab_x\t[bpf]\nffffffffc0002000 t xfs_ilock\t[xfs]\n";
+        let symbols = Symbols::parse(text.to_owned()).expect("addresses");
+        let caller = |address| named(&symbols, address);
+        assert_eq!(caller(0xffff_ffff_c000_0010), Caller::Unknown);
+        assert_eq!(caller(0xffff_ffff_c000_1010), Caller::Unknown);
+        let function = Caller::Function("xfs_ilock".to_owned());
+        assert_eq!(caller(0xffff_ffff_c000_2010), function);
     }
 }

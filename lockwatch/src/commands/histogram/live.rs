@@ -15,8 +15,8 @@ use crate::{
 /// # Errors
 /// When nothing can be counted here.
 pub(super) fn count(args: &HistogramArgs) -> anyhow::Result<Counted> {
-    let from = jiff::Timestamp::now();
-    let (snapshot, gaps) = watch::count(&args.sources, &args.counts.options(), args.duration)?;
+    let (snapshot, from, gaps) =
+        watch::count(&args.sources, &args.counts.options(), args.duration)?;
     // Of what does not concern counts nothing is said.
     let gaps = gaps.into_iter().filter(|gap| {
         let of_holds = gap.subject == Subject::Holds && args.sources.track_holds;

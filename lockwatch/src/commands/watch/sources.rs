@@ -23,7 +23,7 @@ use crate::{
     },
     stream::{
         Stream, StreamOptions, TracedHolds,
-        counts::{self, CountOptions, Counts},
+        counts::{self, CountOptions, Counts, WantedError},
         long_holds,
     },
     survey::Surveyor,
@@ -112,6 +112,8 @@ impl Sources {
                     attached.counts,
                 )
             }
+            // What was asked for cannot be, and not what the host allows.
+            Err(error) if error.is::<WantedError>() => return Err(error),
             Err(error) => {
                 tracing::warn!("short stalls are missed, and all times are rough: {error:#}");
                 gaps.push(Gap::lockups(
