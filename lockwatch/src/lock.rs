@@ -540,6 +540,27 @@ pub struct Lock {
     pub first_was_overtaken: bool,
     /// Why no holder can be named, where that is known.
     pub note: Option<String>,
+    /// Long holds of it that were over when the survey was taken, the last one first, as far
+    /// as a recorder ran and still has them. None of these tasks need have it now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recent_holds: Vec<RecentHold>,
+}
+
+/// A hold that is over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecentHold {
+    /// Who had the lock. It may have ended since.
+    pub task: TaskName,
+    /// How.
+    pub mode: LockMode,
+    /// For how long.
+    pub held: Nanos,
+    /// It let go this long before the survey was taken.
+    pub ended_ago: Nanos,
+    /// The first function outside of the lock code in which it let go.
+    pub released_in: Option<String>,
+    /// Its kernel stack when it let go, from that function on.
+    pub stack: StackId,
 }
 
 impl Lock {

@@ -134,6 +134,12 @@ pub struct SourceArgs {
     /// that notes it: about 0.1 µs more for each pair.
     #[arg(long)]
     pub track_holds: bool,
+    /// With --track-holds, remember the last holds of each class of lock that were this long,
+    /// so that a report of a later stall of the same lock, by diagnose, too, can say who had
+    /// it before; 0s: none
+    #[arg(long, value_name = "DURATION", default_value = "10ms", value_parser = duration,
+          requires = "track_holds")]
+    pub long_hold: Duration,
     /// Run as a real-time task of this priority (SCHED_FIFO, 1 to 99), so that busy CPUs do
     /// not keep lockwatch from telling of them
     #[arg(long, value_name = "PRIORITY", value_parser = clap::value_parser!(u8).range(1..=99))]
