@@ -49,6 +49,19 @@ pub enum LockKind {
 }
 
 impl LockKind {
+    /// The word of the JSON contracts and of metrics.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Rwsem => "rwsem",
+            Self::Mutex => "mutex",
+            Self::PercpuRwsem => "percpu_rwsem",
+            Self::RtMutex => "rt_mutex",
+            Self::Semaphore => "semaphore",
+            Self::VmaLock => "vma_lock",
+            Self::Unknown => "unknown",
+        }
+    }
+
     /// What people call it.
     pub const fn words(self) -> &'static str {
         match self {
@@ -88,6 +101,16 @@ pub enum LockMode {
     Read,
     /// Exclusive.
     Write,
+}
+
+impl LockMode {
+    /// The word for it, in text, in the JSON contracts and in metrics.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+        }
+    }
 }
 
 /// Which of the kernel's locks this is; instances of one class protect the same thing.
@@ -557,5 +580,28 @@ impl Lock {
             .map(|waiter| waiter.wait)
             .max()
             .unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_those_of_the_contract() {
+        for kind in [
+            LockKind::Rwsem,
+            LockKind::Mutex,
+            LockKind::PercpuRwsem,
+            LockKind::RtMutex,
+            LockKind::Semaphore,
+            LockKind::VmaLock,
+            LockKind::Unknown,
+        ] {
+            assert_eq!(serde_json::json!(kind), kind.word());
+        }
+        for mode in [LockMode::Read, LockMode::Write] {
+            assert_eq!(serde_json::json!(mode), mode.word());
+        }
     }
 }

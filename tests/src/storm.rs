@@ -2,7 +2,6 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read as _, Write as _},
     num::NonZeroUsize,
     os::fd::OwnedFd,
     path::Path,
@@ -26,7 +25,7 @@ pub const COMM: &str = "storm";
 pub enum Storm {
     /// The `mmap_lock` of this process: maps and unmaps.
     MmapLock,
-    /// The mutex of one pipe: writes and reads a byte.
+    /// The mutex of one pipe: writes and reads pages.
     Pipe,
     /// The `i_rwsem` of one directory with many files: makes and removes files, and lists it.
     Directory,
@@ -85,14 +84,16 @@ fn map() -> Result<()> {
     Ok(())
 }
 
+/// A page at a time: while it is copied, the mutex is held.
 fn pass(number: u32, from: &OwnedFd, to: &OwnedFd) -> Result<()> {
+    let mut page = [0; 4096];
     let result = if number.is_multiple_of(2) {
-        File::from(to.try_clone()?).write(&[0]).map(drop)
+        rustix::io::write(to, &page)
     } else {
-        File::from(from.try_clone()?).read(&mut [0]).map(drop)
+        rustix::io::read(from, &mut page)
     };
     match result {
-        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error.into()),
+        Err(error) if error != rustix::io::Errno::AGAIN => Err(error.into()),
         _ => Ok(()),
     }
 }

@@ -122,7 +122,7 @@ impl HoldProbes {
             by_tid: entries,
             releases: HashMap::try_from(map(&mut ebpf, "RELEASES")?).map_err(typed)?,
             counters: PerCpuArray::try_from(map(&mut ebpf, "HOLD_COUNTERS")?).map_err(typed)?,
-            counts: Some(CountsMap::take(&mut ebpf, counts)?),
+            counts: Some(CountsMap::take(&mut ebpf)?),
             hooks,
             ebpf,
         }))
