@@ -17,6 +17,7 @@ mod probes {
     #[path = "holds/functions.rs"]
     mod functions;
     mod global;
+    mod long_holds;
     mod member;
     #[path = "holds/mmap_lock.rs"]
     mod mmap_lock;

@@ -7,7 +7,7 @@
 #![no_std]
 
 pub mod abi;
-pub use abi::{acquisitions, beats, counts, edge, holds, stream, survey, tally};
+pub use abi::{acquisitions, beats, counts, edge, holds, long_holds, stream, survey, tally};
 
 /// Where a member lies in a kernel structure, as BTF of the running kernel says.
 #[repr(C)]

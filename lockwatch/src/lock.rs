@@ -49,6 +49,19 @@ pub enum LockKind {
 }
 
 impl LockKind {
+    /// The word of the JSON contracts and of metrics.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Rwsem => "rwsem",
+            Self::Mutex => "mutex",
+            Self::PercpuRwsem => "percpu_rwsem",
+            Self::RtMutex => "rt_mutex",
+            Self::Semaphore => "semaphore",
+            Self::VmaLock => "vma_lock",
+            Self::Unknown => "unknown",
+        }
+    }
+
     /// What people call it.
     pub const fn words(self) -> &'static str {
         match self {
@@ -88,6 +101,16 @@ pub enum LockMode {
     Read,
     /// Exclusive.
     Write,
+}
+
+impl LockMode {
+    /// The word for it, in text, in the JSON contracts and in metrics.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+        }
+    }
 }
 
 /// Which of the kernel's locks this is; instances of one class protect the same thing.
@@ -517,6 +540,27 @@ pub struct Lock {
     pub first_was_overtaken: bool,
     /// Why no holder can be named, where that is known.
     pub note: Option<String>,
+    /// Long holds of it that were over when the survey was taken, the last one first, as far
+    /// as a recorder ran and still has them. None of these tasks need have it now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recent_holds: Vec<RecentHold>,
+}
+
+/// A hold that is over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecentHold {
+    /// Who had the lock. It may have ended since.
+    pub task: TaskName,
+    /// How.
+    pub mode: LockMode,
+    /// For how long.
+    pub held: Nanos,
+    /// It let go this long before the survey was taken.
+    pub ended_ago: Nanos,
+    /// The first function outside of the lock code in which it let go.
+    pub released_in: Option<String>,
+    /// Its kernel stack when it let go, from that function on.
+    pub stack: StackId,
 }
 
 impl Lock {
@@ -536,5 +580,28 @@ impl Lock {
             .map(|waiter| waiter.wait)
             .max()
             .unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_those_of_the_contract() {
+        for kind in [
+            LockKind::Rwsem,
+            LockKind::Mutex,
+            LockKind::PercpuRwsem,
+            LockKind::RtMutex,
+            LockKind::Semaphore,
+            LockKind::VmaLock,
+            LockKind::Unknown,
+        ] {
+            assert_eq!(serde_json::json!(kind), kind.word());
+        }
+        for mode in [LockMode::Read, LockMode::Write] {
+            assert_eq!(serde_json::json!(mode), mode.word());
+        }
     }
 }

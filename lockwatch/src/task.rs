@@ -77,6 +77,11 @@ impl Nanos {
         Self(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX))
     }
 
+    /// In seconds, rounded to 53 bits.
+    pub fn as_secs_f64(self) -> f64 {
+        self.0 as f64 / 1e9
+    }
+
     /// The time between two points, 0 if they are the wrong way round.
     #[must_use]
     pub const fn between(earlier_ns: u64, later_ns: u64) -> Self {

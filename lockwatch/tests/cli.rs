@@ -22,6 +22,7 @@ fn help() {
     insta::assert_snapshot!("help", stdout(&output));
     insta::assert_snapshot!("help_diagnose", stdout(&lockwatch(&["diagnose", "--help"])));
     insta::assert_snapshot!("help_watch", stdout(&lockwatch(&["watch", "--help"])));
+    insta::assert_snapshot!("help_export", stdout(&lockwatch(&["export", "--help"])));
     insta::assert_snapshot!("help_check", stdout(&lockwatch(&["check", "--help"])));
     insta::assert_snapshot!("help_record", stdout(&lockwatch(&["record", "--help"])));
     insta::assert_snapshot!("help_report", stdout(&lockwatch(&["report", "--help"])));
@@ -51,6 +52,13 @@ fn a_wrong_command_line_is_an_error() {
         &["record"],
         &["record", "-o", "/nonexistent/x", "--once", "--for", "1s"],
         &["report"],
+        &["export"],
+        &["export", "--listen", "here"],
+        &["export", "--hdr-log", "/dev/null", "--interval", "1ms"],
+        &["export", "--otlp", "--top-callers", "1001"],
+        &["export", "--otlp-header", "a=b"],
+        &["export", "--otlp", "--otlp-header", "content-length=1"],
+        &["export", "--otlp", "--cgroup", "/proc"],
         &["histogram", "x", "--for", "1s"],
         &["histogram", "x", "--comm", "postgres"],
         &["histogram", "--from", "2026-03-01T03:12:09Z"],

@@ -74,7 +74,15 @@ struct Options {
     /// Leave out the tasks that only look guilty
     #[arg(long)]
     no_decoys: bool,
+
+    /// Have another task hold the lock this long, and let go, before the stall is made
+    /// (mmap-read-held and inode-write-held; at most 5s)
+    #[arg(long, value_name = "TIME", value_parser = parse_hold)]
+    before: Option<Duration>,
 }
+
+/// The longest --before.
+const MOST_BEFORE: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     match run(&Options::parse()) {
@@ -94,6 +102,7 @@ fn run(options: &Options) -> Result<bool> {
             .waiters
             .unwrap_or_else(|| scenario::waiters(options.scenario)),
         decoys: !options.no_decoys,
+        before: before(options)?,
     };
     let scenery = scenario::scenery(options.scenario, cast);
     let mut stage = Stage::set(scenery, hold, cast.waiters)?;
@@ -104,6 +113,20 @@ fn run(options: &Options) -> Result<bool> {
     outcome?;
     lab::print(&Event::Cleared(Cleared { held_ns, clean }))?;
     Ok(clean)
+}
+
+fn before(options: &Options) -> Result<Option<Duration>> {
+    let has_one = matches!(
+        options.scenario,
+        Scenario::MmapReadHeld | Scenario::InodeWriteHeld
+    );
+    match options.before {
+        Some(_) if !has_one => bail!("nobody holds that lock before: leave out --before"),
+        Some(time) if time > MOST_BEFORE => {
+            bail!("the lock may be held for {MOST_BEFORE:?} before, not for {time:?}")
+        }
+        before => Ok(before),
+    }
 }
 
 /// Makes the stall and holds it; the caller clears it, whatever happens here.
@@ -151,6 +174,7 @@ fn ready(scenario: Scenario, stage: &mut Stage, standing: Standing, ends: Instan
         device: stage.device.take(),
         cycle: stage.cycle.take(),
         crowd: std::mem::take(&mut stage.crowd),
+        before: stage.before.take(),
         ends_at_ns: clock::monotonic_ns() + left.as_nanos() as u64,
     }))
 }

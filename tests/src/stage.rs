@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use lockwatch_tests::truth::{Crowd, Cycle, Decoy, Holder, Mode, Stuck, Waiter};
+use lockwatch_tests::truth::{Before, Crowd, Cycle, Decoy, DecoyKind, Holder, Mode, Stuck, Waiter};
 use nix::{
     errno::Errno,
     mount::{MntFlags, umount2},
@@ -72,6 +72,8 @@ pub(crate) struct Stage {
     /// The block device that the holder waits for.
     pub(crate) device: Option<String>,
     pub(crate) crowd: Vec<Crowd>,
+    /// Who held the lock before.
+    pub(crate) before: Option<Before>,
     /// A directory of the frozen file system: it thaws at the end.
     pub(crate) frozen: Option<File>,
     workers: Vec<Worker>,
@@ -144,6 +146,7 @@ impl Stage {
             cycle: None,
             device: None,
             crowd: Vec::new(),
+            before: None,
             frozen: None,
             workers: Vec::new(),
             watchdog,
@@ -195,6 +198,32 @@ impl Stage {
             frame: look.top().to_owned(),
             granted: false,
         })
+    }
+
+    /// Lets a task that waits for a late answer with the lock held go on after this long,
+    /// and sees it do what the `look` says.
+    pub(crate) fn hold_before(
+        &mut self,
+        task: Task,
+        (comm, mode, label): (&str, Mode, &'static str),
+        time: Duration,
+        has_let_go: impl Fn(&Look) -> bool,
+    ) -> Result<()> {
+        self.server.wait_parked(label, STEP)?;
+        let since_ns = clock::monotonic_ns();
+        thread::sleep(time);
+        self.server.release(label);
+        let until_ns = clock::monotonic_ns();
+        self.decoy(task, comm, DecoyKind::LeftHolder, has_let_go)?;
+        self.before = Some(Before {
+            tid: task.tid,
+            tgid: task.tgid,
+            comm: comm.to_owned(),
+            mode,
+            held_ns: until_ns - since_ns,
+            until_ns,
+        });
+        Ok(())
     }
 
     /// Place in the queue of the next waiter.

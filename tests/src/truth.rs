@@ -143,8 +143,28 @@ pub struct Ready {
     /// Waiters behind those of `waiters`, in no known order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub crowd: Vec<Crowd>,
+    /// Who held the lock for long before, and let go; it is among the decoys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Before>,
     /// When the stall will end by itself, `CLOCK_MONOTONIC`.
     pub ends_at_ns: u64,
+}
+
+/// A hold that was over before the stall began.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Before {
+    /// Its thread.
+    pub tid: Tid,
+    /// Its process.
+    pub tgid: Tgid,
+    /// Its comm.
+    pub comm: String,
+    /// How it held the lock.
+    pub mode: Mode,
+    /// For this long at least, and little more.
+    pub held_ns: u64,
+    /// When it was let go on, `CLOCK_MONOTONIC`.
+    pub until_ns: u64,
 }
 
 /// A lock in the middle of a chain: its only waiter holds the lock before, or serves the
@@ -180,6 +200,7 @@ impl Ready {
             holders: next.holders,
             waiters: vec![next.waiter],
             crowd: Vec::new(),
+            before: None,
             next: None,
             ..self.clone()
         })
@@ -356,6 +377,8 @@ pub enum DecoyKind {
     Futex,
     /// Held the lock for read, gave it back, and sleeps elsewhere or is gone.
     LeftReader,
+    /// Held the lock for long before anybody waited, and sleeps elsewhere.
+    LeftHolder,
     /// Waits for FUSE while it holds the i_rwsem of another directory.
     OtherDirectory,
     /// Waits for FUSE on a file in the stalled directory, without its lock.

@@ -2,9 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
+mod pushed;
 mod scraped;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::BufReader,
     net::SocketAddr,
@@ -21,6 +23,7 @@ use lockwatch_tests::{
     trial::{self, Program},
 };
 use nix::sys::signal::Signal;
+use pushed::Collector;
 use scraped::{http, prometheus::Prometheus};
 
 /// How long a command may take to be ready, and to end when told to.
@@ -32,17 +35,29 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// An `export` of what the storm's threads wait for, with everything attached, and where it
 /// is scraped.
 fn export(log: &Path) -> (Program, SocketAddr) {
+    let mut command = export_command();
+    command.args(["--listen", "127.0.0.1:0", "--hdr-log"]);
+    let (program, said) = start(command.arg(log));
+    let address = said.strip_prefix("http://").unwrap();
+    let (address, _) = address.split_once('/').unwrap();
+    (program, address.parse().unwrap())
+}
+
+fn export_command() -> Command {
     let mut command = Command::new(trial::lockwatch().unwrap());
-    command.args(["export", "--listen", "127.0.0.1:0", "--interval", "1s"]);
-    command.args(["--comm", storm::COMM, "--hdr-log"]).arg(log);
-    let mut program = Program::start(&mut command).unwrap();
+    command.args(["export", "--interval", "1s", "--comm", storm::COMM]);
+    command
+}
+
+/// Starts it and waits until everything is attached; where it says that it exports to.
+fn start(command: &mut Command) -> (Program, String) {
+    let mut program = Program::start(command).unwrap();
     let begun = Instant::now();
     loop {
         let line = program.err_line(trial::bound(PATIENCE)).unwrap();
         let line = line.unwrap_or_else(|| panic!("it ended: {}", program.stderr_so_far()));
-        if let Some(rest) = line.strip_prefix("exporting: http://") {
-            let (address, _) = rest.split_once('/').unwrap();
-            return (program, address.parse().unwrap());
+        if let Some(said) = line.strip_prefix("exporting: ") {
+            return (program, said.to_owned());
         }
         assert!(begun.elapsed() < trial::bound(PATIENCE), "not ready");
     }
@@ -164,4 +179,50 @@ fn prometheus_scrapes_what_a_running_kernel_does() {
     program.signal(Signal::SIGTERM);
     let ended = program.end(trial::bound(PATIENCE)).unwrap();
     assert_eq!(ended.code(), Some(0), "{}", ended.describe());
+}
+
+#[test]
+#[ignore = "metrics: needs root and BPF; run by cargo xtask test"]
+fn the_last_push_has_all_and_no_series_goes_back() {
+    const WAIT: &str = "lockwatch.lock.wait";
+    let collector = Collector::start().unwrap();
+    let mut command = export_command();
+    let endpoint = format!("http://{}", collector.address);
+    let (program, _) = start(command.args(["--otlp", &endpoint]));
+    let mut tally = Tally::attach(storm::COMM).unwrap();
+    // Nothing has waited by the first push: all that begins after it is told as 0 once, unless
+    // the end comes first.
+    thread::sleep(INTERVAL + INTERVAL / 2);
+    Storm::MmapLock.run(8, 3 * INTERVAL).unwrap();
+    let happened = tally.waits().unwrap().len() as u64;
+    program.signal(Signal::SIGINT);
+    let ended = program.end(trial::bound(PATIENCE)).unwrap();
+    assert_eq!(ended.code(), Some(0), "{}", ended.describe());
+
+    let requests = collector.finish().unwrap();
+    assert!(requests.len() >= 3, "{} pushes", requests.len());
+    let mut before = BTreeMap::new();
+    for request in &requests {
+        let series = pushed::histogram(request, WAIT);
+        let counts: BTreeMap<String, u64> = series
+            .iter()
+            .map(|series| (pushed::attributes(series), series.count))
+            .collect();
+        assert_eq!(counts.len(), series.len(), "a series twice: {series:?}");
+        for (attributes, count) in &before {
+            assert!(counts.get(attributes) >= Some(count), "{attributes}");
+        }
+        before = counts;
+    }
+    assert_eq!(before.values().sum::<u64>(), happened, "{before:?}");
+    let callers: BTreeSet<&str> = before
+        .keys()
+        .filter_map(|attributes| attributes.split_once("caller=").map(|(_, caller)| caller))
+        .filter(|caller| {
+            !["short", "unknown", "other"]
+                .iter()
+                .any(|it| caller.contains(it))
+        })
+        .collect();
+    assert!(!callers.is_empty(), "no caller is told: {before:?}");
 }

@@ -5,7 +5,7 @@ mod scraped;
 use std::{collections::BTreeSet, fs};
 
 use lockwatch::{
-    export::open_metrics::ROOM,
+    export::ROOM,
     latency::{Caller, SeriesKey},
     task::Nanos,
 };

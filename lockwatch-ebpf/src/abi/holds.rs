@@ -9,6 +9,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Most rwsems that one task is known to hold at once; more are counted as lost.
 pub const SLOTS: usize = 8;
 
+/// Bit of [`Holds::since_ns`]: the task has acquired the lock again since. Either it has it
+/// more than once, or a release was missed, and it was not held all the time.
+pub const AGAIN: u64 = 1;
+
 /// The rwsems that a task holds, in no particular order.
 #[repr(C)]
 #[derive(
@@ -17,7 +21,8 @@ pub const SLOTS: usize = 8;
 pub struct Holds {
     /// Addresses; 0 = the slot is free. Written last when a slot is taken.
     pub locks: [u64; SLOTS],
-    /// `CLOCK_MONOTONIC` ns at which each was acquired; a downgrade keeps it.
+    /// `CLOCK_MONOTONIC` ns at which each was acquired; a downgrade keeps it. Even, but for
+    /// [`AGAIN`].
     pub since_ns: [u64; SLOTS],
     /// How often it is held for read; 0 = held for write.
     pub reads: [u32; SLOTS],

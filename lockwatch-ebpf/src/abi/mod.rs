@@ -5,6 +5,7 @@ pub mod beats;
 pub mod counts;
 pub mod edge;
 pub mod holds;
+pub mod long_holds;
 pub mod stream;
 pub mod survey;
 pub mod tally;

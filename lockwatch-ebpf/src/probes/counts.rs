@@ -150,7 +150,7 @@ fn add(key: &CountKey, ns: u64) -> bool {
 /// # Safety
 /// `at` must be valid, and aligned.
 #[inline(always)]
-unsafe fn atomic_add(at: *mut u64, by: u64) {
+pub(crate) unsafe fn atomic_add(at: *mut u64, by: u64) {
     // As assembly: an atomic of the compiler's would want the old value, which takes Linux 5.12.
     // SAFETY: the caller's promise.
     unsafe {
@@ -158,8 +158,9 @@ unsafe fn atomic_add(at: *mut u64, by: u64) {
     }
 }
 
+/// The number of a lock's class; 0 if nothing tells.
 #[inline(always)]
-fn class_of(lock: u64, how: u32) -> u64 {
+pub(crate) fn class_of(lock: u64, how: u32) -> u64 {
     if lock.wrapping_sub(global!(KERNEL_IMAGE.start)) < global!(KERNEL_IMAGE.len) {
         return lock;
     }
@@ -200,7 +201,7 @@ fn matches(lock: u64, offset: u64, pointer: u64, hop: u64, back: u64, same: u64)
 
 /// The word of kernel memory at an address; 0 if there is none.
 #[inline(always)]
-fn word(at: u64) -> u64 {
+pub(crate) fn word(at: u64) -> u64 {
     let mut value = 0u64;
     // SAFETY: reads as much as the local has room for; a bad address gives an error.
     unsafe { bpf_probe_read_kernel((&raw mut value).cast::<c_void>(), 8, at as *const c_void) };

@@ -1,16 +1,13 @@
 //! Options of `export`, and what is counted.
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, builder::NonEmptyStringValueParser};
 
 use super::{HangArgs, LockupArgs, SourceArgs, duration, tgid};
 use crate::{
-    export::{open_metrics::CALLERS_DEFAULT, otlp::Header},
+    export::{CALLERS_DEFAULT, otlp::Header},
+    kernel::cgroup,
     stream::counts::{CountOptions, CountsWanted},
     task::{Nanos, Tgid},
 };
@@ -40,10 +37,10 @@ pub struct ExportArgs {
     /// How much time each interval of the log, and each push, has: a kill loses at most this
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = interval)]
     pub interval: Duration,
-    /// Begin a new FILE when it is larger than this many MiB; the old one becomes FILE.1
+    /// Begin a new log when it is larger than this many MiB; the old one becomes FILE.1
     #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=1_048_576))]
     pub rotate_at: u64,
-    /// Keep this many old files
+    /// Keep this many old logs
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub keep: u32,
     /// A wait of this length or longer is a stall
@@ -77,7 +74,7 @@ pub struct CountArgs {
     pub comm: Vec<String>,
     /// Count only those of tasks in this control group (v2), a folder such as
     /// /sys/fs/cgroup/system.slice/x.service, not in those below it; may be repeated
-    #[arg(long, value_name = "FOLDER", value_parser = cgroup)]
+    #[arg(long, value_name = "FOLDER", value_parser = cgroup::id_of)]
     pub cgroup: Vec<u64>,
     /// Count only locks of this class (mmap_lock, i_rwsem, s_umount, …); may be repeated
     #[arg(long, value_name = "CLASS", value_parser = NonEmptyStringValueParser::new())]
@@ -139,21 +136,3 @@ fn interval(text: &str) -> Result<Duration, String> {
     }
     Ok(interval)
 }
-
-/// The id of a control group, which is the inode number of its folder (`kernfs`, cgroup v2).
-fn cgroup(folder: &str) -> Result<u64, String> {
-    use std::os::unix::fs::MetadataExt as _;
-    let path = Path::new(folder);
-    let is_one = rustix::fs::statfs(path)
-        .map_err(|error| error.to_string())?
-        .f_type
-        == CGROUP2_SUPER_MAGIC;
-    if !is_one {
-        return Err("not a folder of the cgroup v2 file system".to_owned());
-    }
-    let metadata = path.metadata().map_err(|error| error.to_string())?;
-    Ok(metadata.ino())
-}
-
-/// include/uapi/linux/magic.h
-const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;

@@ -1,12 +1,17 @@
 //! What lockwatch sees, in the forms in which other systems take it in: one module a form,
 //! each a pure function of a [`State`].
 
+mod callers;
 pub mod hdr_log;
 pub mod http;
 pub mod open_metrics;
 pub mod otlp;
+mod percent;
+mod roots;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
+
+pub use self::callers::{CALLERS_DEFAULT, Callers, ROOM};
 
 use crate::{latency::Snapshot, lock::LockClass, task::Nanos};
 
@@ -82,4 +87,16 @@ pub struct Cost {
     pub resident_bytes: u64,
     /// Memory of its maps in the kernel in bytes.
     pub map_bytes: u64,
+}
+
+/// The value of a label for all that is not told apart.
+const OTHER: &str = "other";
+
+/// What has the same name would be refused as a duplicate: it is added up.
+fn sums<'a>(values: impl IntoIterator<Item = (&'a str, u64)>) -> BTreeMap<&'a str, u64> {
+    let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
+    for (name, value) in values {
+        *sums.entry(name).or_default() += value;
+    }
+    sums
 }

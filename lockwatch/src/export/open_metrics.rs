@@ -5,7 +5,6 @@
 //! counts between bounds (`le`) that no bucket of ours lies across.
 
 mod bounds;
-mod callers;
 mod catalogue;
 mod families;
 
@@ -14,19 +13,9 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use self::{
-    callers::Callers,
-    families::{Families, Histogram},
-};
-pub use self::{
-    callers::{ROOM, SERIES_OF_CALLERS, SYMBOLS},
-    catalogue::{ALL, Metric},
-    families::ROOTS,
-};
-use crate::export::State;
-
-/// Callers that are told apart if nobody asks for another number.
-pub const CALLERS_DEFAULT: usize = 10;
+pub use self::catalogue::{ALL, Metric};
+use self::families::{Families, Histogram};
+use crate::export::{Callers, State};
 
 /// How the text is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,8 +44,7 @@ pub struct Exposition {
 }
 
 impl Exposition {
-    /// Tells apart the `callers` that waited or held longest, which may be [`ROOM`] times as
-    /// many in the course of the run; with 0 all are `other`. `kernel` is the release of the
+    /// Tells apart as many callers as [`Callers::new`] says. `kernel` is the release of the
     /// running one, as `uname -r` tells it.
     pub fn new(callers: usize, kernel: impl Into<String>) -> Self {
         Self {
@@ -69,10 +57,11 @@ impl Exposition {
     /// than the one before.
     pub fn text(&mut self, state: State, format: Format) -> String {
         self.callers.update(&state.latency);
+        let told = self.callers.told();
         let families = Families {
-            histograms: self.callers.series().map(Histogram::of).collect(),
+            histograms: told.series.iter().map(Histogram::of).collect(),
             other_callers: self.callers.others() as u64,
-            uncounted: self.callers.lost(),
+            uncounted: told.lost,
             kernel: self.kernel.clone(),
             state,
         };

@@ -24,7 +24,6 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 pub use self::{
-    exponential::{BOUND, MIDDLE, SCALE},
     instrument::{INSTRUMENTS, Instrument, Kind},
     pusher::Pushes,
     target::{Header, SettingError},

@@ -71,6 +71,8 @@ pub struct MmLayout {
     pub mmap_lock: u64,
     /// `owner` (`MEMCG`)
     pub owner: Option<u64>,
+    /// `start_stack`: where the program's stack begins, another place at each exec.
+    pub start_stack: Option<u64>,
 }
 
 /// `struct anon_vma`.
@@ -125,6 +127,8 @@ pub struct InodeLayout {
     pub mapping: usize,
     /// `i_ino`
     pub ino: usize,
+    /// `i_generation`: another number for each file that has had this `i_ino`.
+    pub generation: Option<u64>,
     /// `i_dentry.first`
     pub dentries: usize,
     /// `i_data`
@@ -259,9 +263,8 @@ impl Layout {
             mm: MmLayout {
                 mmap_lock: at64(btf, "mm_struct.mmap_lock")
                     .or_else(|_| at64(btf, "mm_struct.mmap_sem"))?,
-                owner: btf
-                    .member("mm_struct.owner")
-                    .map(|member| member.offset.into()),
+                owner: at64(btf, "mm_struct.owner").ok(),
+                start_stack: at64(btf, "mm_struct.start_stack").ok(),
             },
             anon_vma: btf
                 .member("anon_vma.root")
@@ -418,6 +421,7 @@ fn inode_layout(btf: &Btf) -> Result<InodeLayout, BtfError> {
         mode: at(btf, "inode.i_mode")?,
         mapping: at(btf, "inode.i_mapping")?,
         ino: at(btf, "inode.i_ino")?,
+        generation: at64(btf, "inode.i_generation").ok(),
         dentries: at(btf, "inode.i_dentry.first")?,
         data,
         invalidate_lock: btf

@@ -2,12 +2,14 @@
 //! where the code of the locks themselves lies.
 //!
 //! The programs read a pointer in what the lock would be part of, and look whether it leads
-//! back. The survey tells more of one lock, in more steps, see `survey::names`.
+//! back. The survey tells more of one lock, in more steps, see `survey::names`. They also keep
+//! what tells an object from another one that lay there before: memory is used again.
 
 use std::ops::Range;
 
 use lockwatch_ebpf::{
     counts::{CLASSES, ClassRule, LOCK_CODE},
+    long_holds::{self, OBJECT_WORDS, ObjectWord, ROWS},
     stream::flags,
 };
 
@@ -94,6 +96,60 @@ pub fn rules(layout: &Layout) -> Vec<(ClassRule, LockClass)> {
     rules
 }
 
+/// The words of the object around a lock by which it is told from one that lay there before,
+/// by the number of the class. A class whose objects nothing tells apart has none.
+pub fn object_words(layout: &Layout) -> [[ObjectWord; OBJECT_WORDS]; ROWS] {
+    let mut rows = [[ObjectWord::ABSENT; OBJECT_WORDS]; ROWS];
+    let (inode, super_block) = (&layout.inode, &layout.super_block);
+    for (row, (rule, class)) in rows[1..].iter_mut().zip(rules(layout)) {
+        // Its rule may be absent where its class is known all the same.
+        let lock = match class {
+            LockClass::MmapLock => layout.mm.mmap_lock,
+            _ => rule.lock,
+        };
+        let word = |at: u64, mask| ObjectWord {
+            at: at.wrapping_sub(lock),
+            mask,
+        };
+        let all = |at| word(at, u64::MAX);
+        let half = |at| word(at, u32::MAX.into());
+        let words = match class {
+            // Children have their parent's: their age tells them, see `survey::recent_holds`.
+            LockClass::MmapLock => vec![layout.mm.start_stack.map(all)],
+            LockClass::InodeRwsem | LockClass::InvalidateLock | LockClass::InodeMmapRwsem => vec![
+                Some(all(inode.ino as u64)),
+                Some(all(inode.sb as u64)),
+                inode.generation.map(half),
+            ],
+            LockClass::SuperUmount => vec![
+                Some(half(super_block.number as u64)),
+                super_block.root.map(all),
+            ],
+            _ => Vec::new(),
+        };
+        for (slot, word) in row.iter_mut().zip(words.into_iter().flatten()) {
+            *slot = word;
+        }
+    }
+    rows
+}
+
+/// A number for what the numbers of classes mean here, and by what objects are told apart.
+pub fn meaning(layout: &Layout) -> u64 {
+    let mut meaning = u64::from(long_holds::RINGS);
+    for (rule, class) in rules(layout) {
+        for byte in class.to_string().bytes() {
+            meaning = long_holds::mix(meaning, byte.into());
+        }
+        meaning = long_holds::mix(meaning, rule.lock);
+    }
+    for word in object_words(layout).iter().flatten() {
+        meaning = long_holds::mix(meaning, word.at);
+        meaning = long_holds::mix(meaning, word.mask);
+    }
+    meaning
+}
+
 /// The class of a lock that no rule tells, by the function that asks for it (its stem).
 pub fn by_caller(kind: LockKind, caller: &str) -> LockClass {
     match kind {
@@ -149,6 +205,14 @@ const TRACING: [&str; 7] = [
     "__mmap_lock_do_trace_released",
 ];
 
+/// Whether a function, by its stem, is one of the locks' own, lies between one and a program
+/// at its tracepoint, or asks for a lock on behalf of others.
+pub fn is_lock_code(stem: &str) -> bool {
+    // By this caller the class of the lock is told, see `by_caller`.
+    let is_lock = is_lock_function(stem) && !locks_a_vma(stem);
+    is_lock || OUTSIDE.contains(&stem) || TRACING.contains(&stem) || ASK_FOR_OTHERS.contains(&stem)
+}
+
 /// Numbers of the pages in which programs of tracers lie, and the trampolines that call
 /// them: a hooked lock function is called from there, and not by its caller. One trampoline is
 /// within a page; several may share one, never with code of others (kernel/bpf/trampoline.c,
@@ -175,15 +239,7 @@ pub fn lock_code(symbols: &Symbols) -> Vec<Range<u64>> {
     let is_new = |ranges: &[Range<u64>], range: &Range<u64>| {
         !ranges.iter().any(|known| known.contains(&range.start))
     };
-    let is_part = |stem: &str| {
-        // By this caller the class of the lock is told, see `by_caller`.
-        let is_lock = is_lock_function(stem) && !locks_a_vma(stem);
-        is_lock
-            || OUTSIDE.contains(&stem)
-            || TRACING.contains(&stem)
-            || ASK_FOR_OTHERS.contains(&stem)
-    };
-    for range in symbols.ranges_where(is_part) {
+    for range in symbols.ranges_where(is_lock_code) {
         if is_new(&ranges, &range) {
             ranges.push(range);
         }

@@ -79,12 +79,15 @@ pub struct SeriesKey {
 }
 
 impl SeriesKey {
-    /// The same, callers not told apart.
+    /// The same by what is written of it: its class as a symbol, its caller as a function.
+    /// Two keys may become one: a caller that the stack does not tell is written as a function
+    /// `unknown` would be.
     #[must_use]
-    pub fn of_all_callers(&self) -> Self {
+    pub fn as_written(&self) -> Self {
         Self {
-            caller: Caller::Other,
-            ..self.clone()
+            class: LockClass::Symbol(self.class.to_string()),
+            caller: Caller::Function(self.caller.to_string()),
+            ..*self
         }
     }
 }

@@ -104,7 +104,6 @@ pub struct CountsMap {
     counts: HashMap<MapData, Key, Value>,
     lost: PerCpuArray<MapData, u64>,
     tracers: HashMap<MapData, u64, u8>,
-    entries: u32,
 }
 
 impl std::fmt::Debug for CountsMap {
@@ -114,13 +113,12 @@ impl std::fmt::Debug for CountsMap {
 }
 
 impl CountsMap {
-    pub(super) fn take(ebpf: &mut Ebpf, globals: &CountGlobals) -> Result<Self, LoadError> {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
         let typed = |error| LoadError::Map(io::Error::other(error));
         Ok(Self {
             counts: HashMap::try_from(map(ebpf, "COUNTS")?).map_err(typed)?,
             lost: PerCpuArray::try_from(map(ebpf, "COUNTS_LOST")?).map_err(typed)?,
             tracers: HashMap::try_from(map(ebpf, "TRACERS")?).map_err(typed)?,
-            entries: globals.entries,
         })
     }
 
@@ -154,10 +152,5 @@ impl CountsMap {
                 .get(&(index as u32), 0)
                 .map_or(0, |values| values.iter().sum())
         })
-    }
-
-    /// Entries it has room for.
-    pub fn capacity(&self) -> u32 {
-        self.entries
     }
 }

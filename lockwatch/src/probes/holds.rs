@@ -24,7 +24,9 @@ use crate::{
         LoadError,
         counts::{self, CountGlobals, CountsMap},
         hook::{Hooks, Refused},
-        iterator, log, map, pod,
+        iterator, log,
+        long_holds::{self, LongHoldGlobals},
+        map, pod,
     },
 };
 
@@ -80,6 +82,7 @@ impl HoldProbes {
         layout: &TaskLayout,
         mmap_lock: u64,
         counts: &CountGlobals,
+        long_holds: &LongHoldGlobals,
         btf: &Btf,
     ) -> Result<Option<Self>, HoldsError> {
         let by_tid = plan.state == State::Hash;
@@ -94,6 +97,8 @@ impl HoldProbes {
         let count_globals = counts::Globals::new(counts);
         let mut loader = EbpfLoader::new();
         count_globals.put(&mut loader);
+        let long_globals = long_holds::Globals::new(long_holds);
+        long_globals.put(&mut loader);
         loader
             .btf(Some(btf))
             .allow_unsupported_maps()
@@ -117,7 +122,7 @@ impl HoldProbes {
             by_tid: entries,
             releases: HashMap::try_from(map(&mut ebpf, "RELEASES")?).map_err(typed)?,
             counters: PerCpuArray::try_from(map(&mut ebpf, "HOLD_COUNTERS")?).map_err(typed)?,
-            counts: Some(CountsMap::take(&mut ebpf, counts)?),
+            counts: Some(CountsMap::take(&mut ebpf)?),
             hooks,
             ebpf,
         }))

@@ -6,6 +6,7 @@ pub mod holds;
 pub mod hook;
 mod iterator;
 mod log;
+pub mod long_holds;
 pub mod offer;
 pub mod stream;
 pub mod survey;

@@ -125,7 +125,7 @@ impl StreamProbes {
             counters: PerCpuArray::try_from(map(&mut ebpf, "COUNTERS")?).map_err(typed)?,
             watched: HashMap::try_from(map(&mut ebpf, "WATCHED")?).map_err(typed)?,
             watching: Array::try_from(map(&mut ebpf, "WATCHING")?).map_err(typed)?,
-            counts: Some(CountsMap::take(&mut ebpf, counts)?),
+            counts: Some(CountsMap::take(&mut ebpf)?),
             hooks,
             log,
             ebpf,

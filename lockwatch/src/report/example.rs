@@ -8,7 +8,7 @@ mod lockups;
 
 pub(crate) use daemons::{daemon_in_its_own_directory, idle_daemon};
 pub(crate) use directory::{
-    cycle, hostile_comm, several_locks, unknown_root, write_held_directory,
+    cycle, held_before, hostile_comm, several_locks, unknown_root, write_held_directory,
 };
 pub(crate) use hung::{hung_client, hung_incident, hung_without_locks};
 pub(crate) use incident::{
@@ -156,6 +156,7 @@ pub(crate) fn mmap_lock(address: u64, tgid: u32, comm: &str) -> Lock {
         by_priority: false,
         first_was_overtaken: false,
         note: None,
+        recent_holds: Vec::new(),
     }
 }
 

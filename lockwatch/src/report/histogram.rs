@@ -16,6 +16,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
+    figures::{Count, Span},
     latency::{CountsLost, Distribution, Measure, SeriesKey},
     lock::{LockKind, LockMode},
     task::Nanos,
@@ -23,6 +24,9 @@ use crate::{
 
 /// Name and version of the contract.
 pub const CONTRACT: &str = "lockwatch.histogram/1";
+
+/// More hosts than these are counted, not named.
+const HOSTS_NAMED: usize = 3;
 
 /// What was counted, before anything is chosen from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -259,7 +263,32 @@ impl Label {
     }
 }
 
+impl Lost {
+    /// All of them.
+    pub const fn total(self) -> u64 {
+        self.waits.saturating_add(self.holds)
+    }
+}
+
 impl Histograms {
+    /// The hosts in words, some by name and many by their number; `None` if none is known.
+    pub(super) fn hosts_in_words(&self) -> Option<String> {
+        let hosts: Vec<&str> = self.hosts.iter().map(String::as_str).collect();
+        match hosts.as_slice() {
+            [] => None,
+            few if few.len() <= HOSTS_NAMED => Some(few.join(", ")),
+            many => Some(format!("{} hosts", Count::of(many.len()))),
+        }
+    }
+
+    /// For how long was counted, and from when on: `1h00m from 2026-03-01T03:12:09Z`; `None`
+    /// if there is no interval.
+    pub(super) fn span_in_words(&self) -> Option<String> {
+        let (from, to) = self.from.zip(self.to)?;
+        let length = Nanos(to.duration_since(from).as_nanos().try_into().unwrap_or(0));
+        Some(format!("{} from {}", Span(length), from.strftime("%FT%TZ")))
+    }
+
     /// What is selected of what was counted.
     pub fn of(counted: Counted, selection: &Selection) -> Self {
         let mut series: BTreeMap<Label, (Distribution, BTreeMap<String, Distribution>)> =

@@ -147,6 +147,13 @@ mod tests {
     }
 
     #[test]
+    fn earlier_holds_by_example() {
+        let report = example::report(&example::held_before(), example::SEC);
+        let holds = serde_json::to_value(&report.locks[0].recent_holds).unwrap();
+        insta::assert_snapshot!(serde_json::to_string_pretty(&holds).unwrap());
+    }
+
+    #[test]
     fn what_a_terminal_would_obey_is_escaped_and_still_the_same_text() {
         let name = "a\u{9b}31m\u{202e}\u{7f}\x1b[0m ü";
         let mut out = Vec::new();

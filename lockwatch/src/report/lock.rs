@@ -49,6 +49,12 @@ pub struct Lock {
     /// Why no holder can be named, in words. Absent where there is nothing to say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// Long holds of it that are over, the last one first: who had it before, or while others
+    /// waited already. None of them need have it now. Absent where no recorder ran
+    /// (`--track-holds`), or it has none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
+    pub recent_holds: Vec<RecentHold>,
     /// Who gets it next. Absent where nobody is queued, or it is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<Next>,
@@ -144,6 +150,30 @@ pub struct Holder {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held_is_lower_bound: Option<bool>,
     /// Index of its kernel stack in `stacks`. Absent where it was not read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stack: Option<u32>,
+}
+
+/// A hold that is over.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct RecentHold {
+    /// Thread id; it may be another's by now.
+    pub tid: Tid,
+    /// Process id; it may be another's by now.
+    pub tgid: Tgid,
+    /// Name of the thread, when it let go.
+    pub comm: String,
+    /// How it held the lock.
+    pub mode: LockMode,
+    /// For how long, in ns.
+    pub held_ns: Nanos,
+    /// How long ago it let go, in ns.
+    pub ended_ago_ns: Nanos,
+    /// The function in which it let go, the lock's own left out. Absent where that is not
+    /// known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub released_in: Option<String>,
+    /// Index of its kernel stack at that moment in `stacks`. Absent where it is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stack: Option<u32>,
 }

@@ -34,7 +34,7 @@ pub use daemon::{Client, Daemon, DaemonThread};
 pub(crate) use from_survey::lock_id;
 pub use host::Host;
 pub use hung::{Awaits, Hung, HungTask};
-pub use lock::{BlockDevice, Evidence, Holder, Lock, Object, Stuck, Waiter};
+pub use lock::{BlockDevice, Evidence, Holder, Lock, Object, RecentHold, Stuck, Waiter};
 pub use lockup::Lockup;
 pub use next::Next;
 pub use own_stacks::{HasStacks, OwnStacks};

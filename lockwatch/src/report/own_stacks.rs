@@ -58,7 +58,9 @@ impl HasStacks for Lock {
     fn for_each_stack(&mut self, change: &mut dyn FnMut(&mut u32)) {
         let holders = self.holders.iter_mut().map(|it| &mut it.stack);
         let waiters = self.waiters.iter_mut().map(|it| &mut it.stack);
-        holders.chain(waiters).flatten().for_each(change);
+        let before = self.recent_holds.iter_mut().map(|it| &mut it.stack);
+        let all = holders.chain(waiters).chain(before);
+        all.flatten().for_each(change);
     }
 }
 

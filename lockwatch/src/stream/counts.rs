@@ -93,7 +93,7 @@ pub fn globals(
     layout: &Layout,
     symbols: Option<&Symbols>,
 ) -> Result<CountGlobals, WantedError> {
-    let mut globals = CountGlobals::OFF;
+    let mut globals = classes_alone(layout);
     globals.config = CountConfig {
         callers_from_ns: options.callers_from.0,
         on: 1,
@@ -101,12 +101,8 @@ pub fn globals(
         tracers: 1,
         _pad: 0,
     };
-    globals.image = code(&IMAGE);
     globals.entries = options.entries;
     let rules = lock_classes::rules(layout);
-    for (slot, (rule, _)) in globals.rules.iter_mut().zip(&rules) {
-        *slot = *rule;
-    }
     let lock_code = symbols.map_or_else(Vec::new, lock_classes::lock_code);
     for (slot, range) in globals.lock_code.iter_mut().zip(&lock_code) {
         *slot = code(range);
@@ -123,6 +119,16 @@ pub fn globals(
     let classes: Vec<LockClass> = rules.into_iter().map(|(_, class)| class).collect();
     globals.wanted = wanted(&options.wanted, &classes, symbols)?;
     Ok(globals)
+}
+
+/// Nothing is counted, but the programs know the class of a lock.
+pub fn classes_alone(layout: &Layout) -> CountGlobals {
+    let mut globals = CountGlobals::OFF;
+    globals.image = code(&IMAGE);
+    for (slot, (rule, _)) in globals.rules.iter_mut().zip(lock_classes::rules(layout)) {
+        *slot = rule;
+    }
+    globals
 }
 
 fn wanted(

@@ -7,6 +7,7 @@
 pub mod counts;
 mod event;
 mod holds;
+pub mod long_holds;
 mod polled;
 mod sleeps;
 mod watched;

@@ -89,6 +89,7 @@ pub(super) fn layout() -> Layout {
         mm: MmLayout {
             mmap_lock: 0x40,
             owner: None,
+            start_stack: Some(0x30),
         },
         anon_vma: None,
         fault: FaultLayout {
@@ -111,6 +112,7 @@ pub(super) fn layout() -> Layout {
             mode: 8,
             mapping: 16,
             ino: 24,
+            generation: None,
             dentries: 32,
             data: 0x80,
             invalidate_lock: Some(0x88),

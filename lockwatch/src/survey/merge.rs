@@ -121,6 +121,7 @@ impl Merger<'_, '_> {
                 .map(|&task| last.look.tasks[task].name.key.tid)
                 .collect(),
             holders,
+            recent_holds: Vec::new(),
         })
     }
 

@@ -23,6 +23,7 @@ mod merge;
 mod names;
 mod paths;
 mod queue;
+mod recent_holds;
 mod recursion;
 mod sleepers;
 mod stack;

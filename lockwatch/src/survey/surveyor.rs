@@ -27,13 +27,14 @@ use crate::{
     },
     kmsg::KernelLogReader,
     lockup::Suspect,
-    probes::{LoadError, survey::SurveyProbes},
+    probes::{LoadError, long_holds::Recorders, survey::SurveyProbes},
     survey::{
         Survey, SurveyOptions,
         functions::Functions,
         fuse::{self, Asker, FuseState},
         holds::HoldSource,
         look::Look,
+        recent_holds,
         sleepers::History,
     },
     task::{BlockDevice, Nanos, Tid},
@@ -226,6 +227,21 @@ impl Surveyor {
             if looks.len() > 1 {
                 self.kernel
                     .describe_sleepers(&mut survey, &last.look, &mut self.probes)?;
+                if !survey.locks.is_empty() {
+                    let recorders = Recorders::find();
+                    tracing::debug!(
+                        "recorders of long holds on this host: {}",
+                        recorders.count()
+                    );
+                    recent_holds::describe(
+                        &mut survey,
+                        &last.look,
+                        &recorders,
+                        &self.kernel.layout,
+                        &self.kernel.symbols,
+                        &mut self.probes,
+                    )?;
+                }
             }
         }
         let mut in_flight = InFlight::default();

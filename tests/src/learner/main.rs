@@ -22,7 +22,7 @@ use clap::Parser;
 use lockwatch::{
     kernel::{btf::Btf, layout::Layout},
     plan::{Wanted, plan},
-    probes::{counts::CountGlobals, holds::HoldProbes, offer},
+    probes::{counts::CountGlobals, holds::HoldProbes, long_holds::LongHoldGlobals, offer},
     stream::TracedHolds,
     survey::Surveyor,
 };
@@ -105,8 +105,15 @@ fn learn(time: Duration) -> Result<()> {
     let btf = aya::Btf::from_sys_fs().context("the kernel has no BTF")?;
     let plan = plan(&offer::ask(Some(&types)), Wanted { holds: true });
     let mmap_lock = layout.mm.mmap_lock;
-    let mut probes = HoldProbes::load(&plan, &layout.task, mmap_lock, &CountGlobals::OFF, &btf)?
-        .context("nothing tracks holds on this kernel")?;
+    let mut probes = HoldProbes::load(
+        &plan,
+        &layout.task,
+        mmap_lock,
+        &CountGlobals::OFF,
+        &LongHoldGlobals::OFF,
+        &btf,
+    )?
+    .context("nothing tracks holds on this kernel")?;
     let of_tracker = acquisitions::missed();
     // Whoever is in the tracker's state is in ours.
     let mut acquisitions = Acquisitions::attach(&plan, mmap_lock, &btf)?;

@@ -11,7 +11,7 @@ use lockwatch_tests::truth::{
     DecoyKind, Holder, Lock, LockClass, LockKind, LockState, Mode, Stuck,
 };
 
-use super::{Cast, Scenery, Standing};
+use super::{BEFORE, BEFORE_COMM, Cast, Scenery, Standing};
 use crate::{
     fuse::{Node, Op, Rule, Then, Tree, Which},
     stage::{STEP, Stage, Want},
@@ -67,7 +67,10 @@ pub(super) const MKDIR: Want = Want {
 };
 
 pub(super) fn scenery() -> Scenery {
-    scenery_with(&[late(Op::Mkdir, DIR, Which::Name("late"), HOLDER)])
+    scenery_with(&[
+        late(Op::Mkdir, DIR, Which::Name("late"), HOLDER),
+        late(Op::Mkdir, DIR, Which::Name("earlier"), BEFORE),
+    ])
 }
 
 /// The holder's mkdir, for which the server has to do something itself.
@@ -109,6 +112,15 @@ pub(super) const fn late(op: Op, node: u64, which: Which, label: &'static str) -
 pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
     if cast.decoys {
         raise_decoys(stage, list)?;
+    }
+    if let Some(time) = cast.before {
+        let (rest, path) = (stage.rest.clone(), stage.path("dir/earlier"));
+        let (task, _) = stage.start(BEFORE_COMM, move || {
+            drop(fs::create_dir(path));
+            rest.wait();
+        })?;
+        let who = (BEFORE_COMM, Mode::Write, BEFORE);
+        stage.hold_before(task, who, time, Look::waits_for_futex)?;
     }
     let holder = raise_holder(stage)?;
     let turns = [Visit::Stat, Visit::List, Visit::Mkdir];

@@ -12,7 +12,7 @@ use anyhow::Result;
 use lockwatch_tests::truth::{DecoyKind, LockState, Mode};
 use nix::libc;
 
-use super::{Cast, Scenery, Standing, mkwrite, mmap};
+use super::{BEFORE, BEFORE_COMM, Cast, Scenery, Standing, mkwrite, mmap};
 use crate::{
     fuse::{Node, Op, ROOT, Rule, Then, Tree, Which},
     stage::{STEP, Stage},
@@ -28,23 +28,28 @@ const WRITER: u32 = 1;
 const WRITTEN: u64 = 3;
 const WRITTEN_NAME: &str = "written";
 
+const EARLIER: u64 = 4;
+const EARLIER_NAME: &str = "earlier";
+
 const DECOY_PAGE: &str = "fault on another page";
 const DECOY_WRITE: &str = "writeback of a page written again";
 
 const MKWRITE_COMM: &str = "lab-d-mkwrite";
 
 pub(super) fn scenery(cast: Cast) -> Scenery {
-    let read = |page, then| Rule {
+    let read = |node, page, then| Rule {
         op: Op::Read,
-        node: FILE,
+        node,
         which: Which::Page(page),
         times: 1,
         then,
     };
     let rules = [
-        read(0, Then::Fail(libc::EIO)),
-        read(0, Then::Late(mmap::HOLDER)),
-        read(1, Then::Late(DECOY_PAGE)),
+        read(FILE, 0, Then::Fail(libc::EIO)),
+        read(FILE, 0, Then::Late(mmap::HOLDER)),
+        read(FILE, 1, Then::Late(DECOY_PAGE)),
+        read(EARLIER, 0, Then::Fail(libc::EIO)),
+        read(EARLIER, 0, Then::Late(BEFORE)),
         mkwrite::rule(WRITTEN, DECOY_WRITE),
         mkwrite::RULE,
         mmap::DECOY_RULE,
@@ -52,6 +57,7 @@ pub(super) fn scenery(cast: Cast) -> Scenery {
     let own = [
         Node::file(FILE, ROOT, FILE_NAME),
         Node::file(WRITTEN, ROOT, WRITTEN_NAME),
+        Node::file(EARLIER, ROOT, EARLIER_NAME),
         mkwrite::NODE,
     ];
     let nodes = [&own[..], &mmap::DECOY_NODES[..]].concat();
@@ -60,6 +66,13 @@ pub(super) fn scenery(cast: Cast) -> Scenery {
         page,
     };
     let mut actors = mmap::actors(cast, touch(0), WRITER);
+    if cast.before.is_some() {
+        let part = Part::Touch {
+            file: EARLIER_NAME,
+            page: 0,
+        };
+        actors.push(mmap::actor(BEFORE_COMM, part));
+    }
     if cast.decoys {
         let file = WRITTEN_NAME;
         let more = [
@@ -86,6 +99,11 @@ pub(super) fn raise(stage: &mut Stage, cast: Cast) -> Result<Standing> {
         mmap::raise_decoys(stage)?;
         mmap::fault_decoy(stage, "lab-d-page", DECOY_PAGE)?;
         raise_mkwrite_decoy(stage)?;
+    }
+    if let Some(time) = cast.before {
+        let (task, _) = mmap::target(stage)?.go(BEFORE_COMM)?;
+        let who = (BEFORE_COMM, Mode::Read, BEFORE);
+        stage.hold_before(task, who, time, |look| !look.has("filemap_fault"))?;
     }
     let task = mmap::start_holder(stage)?;
     let look = task.settle(mmap::HOLDER_COMM, STEP, |look| {

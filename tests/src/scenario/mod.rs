@@ -39,7 +39,14 @@ use crate::{beside, fuse::Tree, stage::Stage, target::Actor};
 pub(crate) struct Cast {
     pub(crate) waiters: u32,
     pub(crate) decoys: bool,
+    /// How long another task holds the lock first.
+    pub(crate) before: Option<Duration>,
 }
+
+/// Comm of the task that holds the lock before.
+const BEFORE_COMM: &str = "lab-before";
+/// Its late answer.
+const BEFORE: &str = "request of an earlier holder";
 
 /// What stands on the stage before anybody acts.
 pub(crate) struct Scenery {

@@ -87,6 +87,15 @@ impl Lab {
         Self::raise_with(scenario, waiters, &["--until-eof", "--no-decoys"])
     }
 
+    /// As [`Lab::raise`], after another task has held the same lock for this long.
+    ///
+    /// # Errors
+    /// When the stall cannot be made.
+    pub fn raise_after(scenario: Scenario, waiters: u32, before: Duration) -> Result<Self> {
+        let before = format!("{}ms", before.as_millis());
+        Self::raise_with(scenario, waiters, &["--until-eof", "--before", &before])
+    }
+
     /// Makes a stall that stands until [`Lab::finish`], or for this long.
     ///
     /// # Errors

@@ -78,6 +78,30 @@ pub struct Lock {
     pub waiters: Vec<Waiter>,
     /// Tasks that spin for it.
     pub spinners: Vec<Tid>,
+    /// Holds that are over.
+    #[serde(default)]
+    pub recent_holds: Vec<RecentHold>,
+}
+
+/// A hold that is over.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct RecentHold {
+    /// Its thread.
+    pub tid: Tid,
+    /// Its process.
+    pub tgid: Tgid,
+    /// Its comm.
+    pub comm: String,
+    /// How it held the lock.
+    pub mode: Mode,
+    /// For this long, in ns.
+    pub held_ns: u64,
+    /// It let go this long ago, in ns.
+    pub ended_ago_ns: u64,
+    /// Where it let go.
+    pub released_in: Option<String>,
+    /// Its stack then.
+    pub stack: Option<usize>,
 }
 
 /// What a lock belongs to.

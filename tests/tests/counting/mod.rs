@@ -8,7 +8,7 @@ use lockwatch::{
     kernel::{btf::Btf, layout::Layout, locks::RT_RWSEM_DRAINS, symbols::Symbols},
     latency::{Distribution, SeriesKey, Snapshot},
     plan::{Plan, Purpose, Wanted, plan},
-    probes::{holds::HoldProbes, offer, stream::StreamProbes},
+    probes::{holds::HoldProbes, long_holds::LongHoldGlobals, offer, stream::StreamProbes},
     stream::counts::{self, CountOptions, Counts},
 };
 use lockwatch_ebpf::stream::StreamConfig;
@@ -53,7 +53,15 @@ impl Counting {
         let task = &layout.task;
         let mut waits =
             StreamProbes::load(&plan, task, &config, &globals, &rt_writers, &btf).unwrap();
-        let mut holds = HoldProbes::load(&plan, task, layout.mm.mmap_lock, &globals, &btf).unwrap();
+        let mut holds = HoldProbes::load(
+            &plan,
+            task,
+            layout.mm.mmap_lock,
+            &globals,
+            &LongHoldGlobals::OFF,
+            &btf,
+        )
+        .unwrap();
         let of_waits = waits.take_counts();
         let of_holds = holds.as_mut().and_then(HoldProbes::take_counts);
         waits.attach().unwrap();

@@ -7,7 +7,7 @@ use lockwatch::{
     kernel::{btf::Btf, layout::Layout},
     lock::LockAddr,
     plan::{Mechanism, Offer, Plan, Purpose, Wanted, plan},
-    probes::{counts::CountGlobals, holds::HoldProbes, offer},
+    probes::{counts::CountGlobals, holds::HoldProbes, long_holds::LongHoldGlobals, offer},
     stream::TracedHolds,
     survey::{HoldSource, TracedHold},
 };
@@ -42,9 +42,16 @@ impl Tracker {
         less(&mut offer);
         let plan = plan(&offer, Wanted { holds: true });
         let mmap_lock = layout.mm.mmap_lock;
-        let mut probes = HoldProbes::load(&plan, &layout.task, mmap_lock, &CountGlobals::OFF, &btf)
-            .unwrap()
-            .unwrap_or_else(|| panic!("nothing tracks holds here: {plan:#?}"));
+        let mut probes = HoldProbes::load(
+            &plan,
+            &layout.task,
+            mmap_lock,
+            &CountGlobals::OFF,
+            &LongHoldGlobals::OFF,
+            &btf,
+        )
+        .unwrap()
+        .unwrap_or_else(|| panic!("nothing tracks holds here: {plan:#?}"));
         probes.attach().unwrap();
         Self {
             holds: TracedHolds::new(probes),

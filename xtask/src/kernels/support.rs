@@ -19,7 +19,7 @@ const SINGLY: [(&str, &str); 3] = [
     ("live_holds", "hold tracking"),
 ];
 /// Others are one feature together.
-const TOGETHER: [(&str, &str); 15] = [
+const TOGETHER: [(&str, &str); 18] = [
     ("live_deadlock", "deadlocks, and the incident at full size"),
     ("live_hung", "hanging tasks, by what they wait for"),
     (
@@ -27,6 +27,9 @@ const TOGETHER: [(&str, &str); 15] = [
         "raw tracepoints do where typed ones are refused",
     ),
     ("live_daemon", "who serves FUSE"),
+    ("live_counts", "every wait and hold is counted, once"),
+    ("live_wanted", "only what is asked for is counted"),
+    ("live_recent_holds", "who had a lock before it stalled"),
     ("live_record", "recordings"),
     ("live_beats", "samples of every CPU, for lockups"),
     ("live_hang_safe", "nothing that can hang is touched"),

@@ -45,16 +45,21 @@ pub(super) fn of_current_or_new<'a>() -> Option<&'a mut Holds> {
         return Some(holds);
     }
     let ids = bpf_get_current_pid_tgid();
-    // SAFETY: no preconditions. Not typed: that can be had from 5.11 on only.
-    let current = Word(unsafe { bpf_get_current_task() });
     let entry = TaskHolds {
-        start_time_ns: start_time_ns(current),
+        start_time_ns: start_time_ns_of_current(),
         tid: ids as u32,
         tgid: (ids >> 32) as u32,
         holds: Holds::default(),
     };
     HOLDS.insert(entry.tid, entry, 0).ok()?;
     of_current()
+}
+
+/// Start time of the running task, in ns since boot.
+#[inline(always)]
+pub(super) fn start_time_ns_of_current() -> u64 {
+    // SAFETY: no preconditions. Not typed: that can be had from 5.11 on only.
+    start_time_ns(Word(unsafe { bpf_get_current_task() }))
 }
 
 /// Tracepoint `sched_process_free(struct task_struct *p)`, 5.10+.

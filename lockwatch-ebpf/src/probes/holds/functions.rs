@@ -9,7 +9,7 @@ use aya_ebpf::{
     programs::{FEntryContext, FExitContext},
 };
 
-use super::state::{Mode, acquired, downgraded, released};
+use super::state::{Downgrades, Mode, Place, acquired, downgraded, released};
 
 /// fexit of a function that acquires: always, or if what it returns, the word behind its
 /// parameters, says so.
@@ -18,7 +18,7 @@ macro_rules! acquire {
         #[doc = concat!("fexit of `void ", $name, "(struct rw_semaphore *sem, …)`, 5.10+.")]
         #[fexit(function = $name)]
         fn $function(ctx: FExitContext) -> i32 {
-            acquired(ctx.arg(0), Mode::$mode);
+            acquired(ctx.arg(0), Mode::$mode, Downgrades::Apart);
             0
         }
     };
@@ -31,7 +31,7 @@ macro_rules! acquire {
         fn $function(ctx: FExitContext) -> i32 {
             let $result: i32 = ctx.arg($parameters);
             if $acquired {
-                acquired(ctx.arg(0), Mode::$mode);
+                acquired(ctx.arg(0), Mode::$mode, Downgrades::Apart);
             }
             0
         }
@@ -104,18 +104,18 @@ acquire!(
 release!(up_read, "up_read", |ctx, lock| released(
     ctx,
     lock,
-    0,
+    Place::FIRST_ARGUMENT,
     Mode::Read
 ));
 release!(
     up_read_non_owner,
     "up_read_non_owner",
-    |ctx, lock| released(ctx, lock, 0, Mode::Read)
+    |ctx, lock| released(ctx, lock, Place::FIRST_ARGUMENT, Mode::Read)
 );
 release!(up_write, "up_write", |ctx, lock| released(
     ctx,
     lock,
-    0,
+    Place::FIRST_ARGUMENT,
     Mode::Write
 ));
 release!(downgrade_write, "downgrade_write", |_ctx, lock| downgraded(

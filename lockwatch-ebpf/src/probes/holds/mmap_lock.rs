@@ -12,7 +12,7 @@ use lockwatch_ebpf::counts;
 use super::{
     argument::word,
     global::global,
-    state::{Mode, acquired, released},
+    state::{Downgrades, Mode, Place, acquired, released},
 };
 
 /// Where `mmap_lock` lies in an `mm_struct`.
@@ -47,7 +47,7 @@ fn acquire_returned(ctx: &impl EbpfContext) -> i32 {
         (word::<16>(ctx), word::<24>(ctx))
     };
     if success & 0xff != 0 {
-        acquired(lock(ctx), mode(write));
+        acquired(lock(ctx), mode(write), Downgrades::AsReads);
     }
     0
 }
@@ -74,7 +74,11 @@ fn lock_released(ctx: &impl EbpfContext) -> i32 {
     } else {
         word::<16>(ctx)
     };
-    released(ctx, lock(ctx), counts::MMAP_LOCK, mode(write));
+    let place = Place {
+        class: counts::MMAP_LOCK,
+        offset: global!(MMAP_LOCK),
+    };
+    released(ctx, lock(ctx), place, mode(write));
     0
 }
 

@@ -17,11 +17,11 @@ use aya_ebpf::{
 };
 use lockwatch_ebpf::{
     counts::{HELD, lost},
-    holds::{Holds, RELEASES_MAX, SLOTS, counter},
+    holds::{AGAIN, Holds, RELEASES_MAX, SLOTS, counter},
     stream::flags,
 };
 
-use super::{counts, storage};
+use super::{counts, long_holds, storage};
 
 /// When a lock was last released by a task that was not known to hold it:
 /// `CLOCK_MONOTONIC` ns by address. Whoever is known to hold it since before that may
@@ -39,9 +39,36 @@ pub(super) enum Mode {
     Write,
 }
 
+/// Where a program finds the address of the lock as a plain number: what it is handed can be a
+/// typed pointer, with which verifiers allow no arithmetic (5.10–7.3).
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    /// Number of the lock's class if it is known, or 0.
+    pub(crate) class: u64,
+    /// How far the lock is from what the first argument points at.
+    pub(crate) offset: u64,
+}
+
+impl Place {
+    /// The first argument points at the lock itself.
+    pub(super) const FIRST_ARGUMENT: Self = Self {
+        class: 0,
+        offset: 0,
+    };
+}
+
+/// How a lock that is turned from write to read is told of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Downgrades {
+    /// By `downgraded`: whoever acquires for read has no write hold left.
+    Apart,
+    /// As if it were acquired for read.
+    AsReads,
+}
+
 /// This task has acquired the lock.
 #[inline(always)]
-pub(super) fn acquired(lock: u64, mode: Mode) {
+pub(super) fn acquired(lock: u64, mode: Mode, downgrades: Downgrades) {
     let Some(holds) = storage::of_current_or_new() else {
         lose();
         return;
@@ -50,28 +77,40 @@ pub(super) fn acquired(lock: u64, mode: Mode) {
         if holds.locks[slot] != lock {
             continue;
         }
-        if mode == Mode::Read && (holds.reads[slot] == 0 || !is_stale(lock, holds.since_ns[slot])) {
+        let is_one_more = if holds.reads[slot] == 0 {
+            downgrades == Downgrades::AsReads
+        } else {
+            !is_stale(lock, holds.since_ns[slot])
+        };
+        if mode == Mode::Read && is_one_more {
             // From write to read, or once more for read.
             holds.reads[slot] += 1;
+            holds.since_ns[slot] |= AGAIN;
         } else {
-            // Another task has released that one: nobody gets a lock for write, nor for
-            // read after such a release, whose own hold of it still stands.
-            // SAFETY: no preconditions.
-            holds.since_ns[slot] = unsafe { bpf_ktime_get_ns() };
+            // Another task has released that one, or its release was missed: nobody gets a
+            // lock for write, nor for read after such a release, whose own hold of it still
+            // stands.
+            holds.since_ns[slot] = now_ns();
             holds.reads[slot] = u32::from(mode == Mode::Read);
         }
         return;
     }
     for slot in 0..SLOTS {
         if holds.locks[slot] == 0 {
-            // SAFETY: no preconditions.
-            holds.since_ns[slot] = unsafe { bpf_ktime_get_ns() };
+            holds.since_ns[slot] = now_ns();
             holds.reads[slot] = u32::from(mode == Mode::Read);
             set(holds, slot, lock);
             return;
         }
     }
     lose();
+}
+
+/// When a hold begins: without [`AGAIN`].
+#[inline(always)]
+fn now_ns() -> u64 {
+    // SAFETY: no preconditions.
+    unsafe { bpf_ktime_get_ns() & !AGAIN }
 }
 
 /// True if a task that was not known to hold the lock has released it since.
@@ -83,10 +122,10 @@ fn is_stale(lock: u64, since_ns: u64) -> bool {
         .is_some_and(|at_ns| unsafe { *at_ns } >= since_ns)
 }
 
-/// This task is about to release the lock, of this class if it is known, else 0, which it
-/// holds like this. A hold of the other mode stays: it is one that another task has released.
+/// This task is about to release the lock, which it holds like this. A hold of the other
+/// mode stays: it is one that another task has released.
 #[inline(always)]
-pub(super) fn released(ctx: &impl EbpfContext, lock: u64, class: u64, mode: Mode) {
+pub(super) fn released(ctx: &impl EbpfContext, lock: u64, place: Place, mode: Mode) {
     if let Some(holds) = storage::of_current() {
         for slot in 0..SLOTS {
             let is_read = holds.reads[slot] > 0;
@@ -96,7 +135,7 @@ pub(super) fn released(ctx: &impl EbpfContext, lock: u64, class: u64, mode: Mode
                 } else {
                     let since_ns = holds.since_ns[slot];
                     set(holds, slot, 0);
-                    count_hold(ctx, class, mode, since_ns);
+                    count_hold(ctx, lock, place, mode, since_ns);
                 }
                 return;
             }
@@ -109,20 +148,29 @@ pub(super) fn released(ctx: &impl EbpfContext, lock: u64, class: u64, mode: Mode
     let _ = RELEASES.insert(lock, now_ns, 0);
 }
 
-/// Counts how long a hold was. One that was downgraded counts as a whole, for read; one that
-/// was taken for read several times at once from the first to the last release.
+/// Counts how long a hold was, and keeps it if that was long. One that was downgraded counts
+/// as a whole, for read; one that was taken for read several times at once from the first to
+/// the last release.
 #[inline(always)]
-fn count_hold(ctx: &impl EbpfContext, class: u64, mode: Mode, since_ns: u64) {
+fn count_hold(ctx: &impl EbpfContext, lock: u64, place: Place, mode: Mode, since_ns: u64) {
+    if !counts::are_on() && !long_holds::are_on() {
+        return;
+    }
+    let how = match mode {
+        Mode::Read => flags::READ,
+        Mode::Write => flags::WRITE,
+    };
+    // SAFETY: no preconditions.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let ns = now_ns.saturating_sub(since_ns);
+    // What somebody else has released since may be this very hold; and what was acquired
+    // twice may have been let go in between.
+    if long_holds::is_long(ns) && since_ns & AGAIN == 0 && !is_stale(lock, since_ns) {
+        long_holds::keep(ctx, place, how, since_ns);
+    }
     if counts::are_on() {
-        let how = match mode {
-            Mode::Read => flags::READ,
-            Mode::Write => flags::WRITE,
-        };
-        // SAFETY: no preconditions.
-        let now_ns = unsafe { bpf_ktime_get_ns() };
-        let ns = now_ns.saturating_sub(since_ns);
         // Where the first argument is not the lock, the class is known.
-        counts::count(ctx, counts::FIRST_ARGUMENT, class, how | HELD, ns);
+        counts::count(ctx, counts::FIRST_ARGUMENT, place.class, how | HELD, ns);
     }
 }
 

@@ -61,6 +61,15 @@ fn get_current<'a>(flags: u32) -> Option<&'a mut Holds> {
     unsafe { get(current.cast(), flags) }
 }
 
+/// Start time of the running task, in ns since boot.
+#[inline(always)]
+pub(super) fn start_time_ns_of_current() -> u64 {
+    // SAFETY: no preconditions; the result is a trusted pointer to this task.
+    let current = unsafe { bpf_get_current_task_btf() };
+    // SAFETY: the layout describes `task_struct` of this kernel.
+    unsafe { load(current.cast(), global!(TASK_LAYOUT.start_time)) }
+}
+
 /// # Safety
 /// `task` must be a task pointer that the verifier trusts.
 #[inline(always)]

@@ -14,7 +14,7 @@ use crate::{
     cli::ExportArgs,
     commands::watch::{Beside, Session, say},
     export::{
-        State,
+        Callers, State,
         http::{self, Limits, Scrape},
         open_metrics::Exposition,
         otlp::{Otlp, Setup},
@@ -29,7 +29,7 @@ const SCRAPES: usize = 8;
 pub(super) struct Sinks {
     log: Option<(LogSink, Interval)>,
     scrapes: Option<(mpsc::Receiver<Scrape>, Server)>,
-    otlp: Option<(Otlp, Interval)>,
+    otlp: Option<(Push, Interval)>,
     said: Vec<String>,
     due: Option<Due>,
 }
@@ -43,6 +43,33 @@ enum Due {
 
 /// The task that answers; it ends with this.
 struct Server(JoinHandle<()>);
+
+/// What is pushed, and to whom.
+struct Push {
+    otlp: Otlp,
+    callers: Callers,
+}
+
+impl Push {
+    fn offer(&mut self, state: State) {
+        self.callers.update(&state.latency);
+        self.otlp.offer(self.told(state));
+    }
+
+    async fn finish(mut self, state: State) {
+        self.callers.finish(&state.latency);
+        let last = self.told(state);
+        self.otlp.finish(last).await;
+    }
+
+    /// The number of series is bounded, and none of them ever goes back.
+    fn told(&self, state: State) -> State {
+        State {
+            latency: self.callers.told().clone(),
+            ..state
+        }
+    }
+}
 
 impl Drop for Server {
     fn drop(&mut self) {
@@ -85,8 +112,11 @@ impl Sinks {
             let variable = |name: &str| std::env::var(name).ok();
             let setup = Setup::new(endpoint, &args.otlp_header, variable)?;
             sinks.said.push(format!("OTLP {setup}"));
-            let otlp = setup.start(say);
-            sinks.otlp = Some((otlp, timer(args.interval)));
+            let push = Push {
+                otlp: setup.start(say),
+                callers: Callers::new(args.top_callers),
+            };
+            sinks.otlp = Some((push, timer(args.interval)));
         }
         Ok(sinks)
     }
@@ -155,8 +185,8 @@ impl Beside for Sinks {
             // Whoever has asked may be gone.
             Due::Scrape(scrape) => drop(scrape.send(state)),
             Due::Push => {
-                if let Some((otlp, _)) = &self.otlp {
-                    otlp.offer(pushed(state));
+                if let Some((push, _)) = &mut self.otlp {
+                    push.offer(state);
                 }
             }
         }
@@ -165,21 +195,12 @@ impl Beside for Sinks {
 
     async fn finish(self, session: &mut Session) -> io::Result<()> {
         let state = session.state()?;
-        if let Some((otlp, _)) = self.otlp {
-            otlp.finish(pushed(state.clone())).await;
+        if let Some((push, _)) = self.otlp {
+            push.finish(state.clone()).await;
         }
         if let Some((log, _)) = self.log {
             log.finish(state.latency, state.at);
         }
         Ok(())
-    }
-}
-
-/// What is pushed: callers are not told apart, so that the number of series is bounded and
-/// none of them ever goes back.
-fn pushed(state: State) -> State {
-    State {
-        latency: state.latency.by_class(),
-        ..state
     }
 }

@@ -10,21 +10,24 @@ use crate::{
     cli::SourceArgs,
     commands::one_line,
     detect::Thresholds,
-    kernel::{btf::Btf, capabilities, layout::Layout, symbols::Symbols},
-    plan::{Gap, Mechanism, Plan, Purpose, Wanted, plan},
+    kernel::{btf::Btf, capabilities, layout::Layout, offer::Lockdown, symbols::Symbols},
+    plan::{Gap, Plan, Purpose, Wanted, plan},
     probes::{
         LoadError,
         counts::CountGlobals,
         holds::{HoldProbes, HoldsError},
         hook::Refused,
+        long_holds::LongHoldGlobals,
         offer,
         stream::StreamLoadError,
     },
     stream::{
         Stream, StreamOptions, TracedHolds,
         counts::{self, CountOptions, Counts, WantedError},
+        long_holds,
     },
     survey::Surveyor,
+    task::Nanos,
 };
 
 /// What is attached and ready.
@@ -74,7 +77,7 @@ impl Sources {
         let symbols = surveyor.as_ref().ok().map(Surveyor::symbols);
         let attached = Attached::by_plan(
             wanted,
-            &args.without,
+            args,
             symbols.as_ref(),
             &options,
             counting,
@@ -165,7 +168,7 @@ impl Attached {
     /// in `sampled`.
     fn by_plan(
         wanted: Wanted,
-        without: &[Mechanism],
+        args: &SourceArgs,
         symbols: Option<&Arc<Symbols>>,
         options: &StreamOptions,
         counting: Option<&CountOptions>,
@@ -175,18 +178,25 @@ impl Attached {
         let layout = Layout::from_btf(&types)?;
         let btf = aya::Btf::from_sys_fs().context("cannot use the kernel's type information")?;
         let mut offer = offer::ask(Some(&types));
-        for &mechanism in without {
+        for &mechanism in &args.without {
             let why = "it is not wanted (--without)".to_owned();
             offer.refused.insert(mechanism, why);
         }
         let names = symbols.map(Arc::as_ref);
         let globals = match counting {
             Some(counting) => counts::globals(counting, &layout, names)?,
-            None => CountGlobals::OFF,
+            None => counts::classes_alone(&layout),
         };
+        // What is kept of them is read from memory.
+        let long_holds = if offer.lockdown == Some(Lockdown::Confidentiality) {
+            LongHoldGlobals::OFF
+        } else {
+            long_holds::globals(Nanos::from_duration(args.long_hold), &layout)
+        };
+        let globals = (&globals, &long_holds);
         loop {
             let plan = plan(&offer, wanted);
-            let carried_out = Self::carry_out(plan, &layout, names, &btf, options, &globals);
+            let carried_out = Self::carry_out(plan, &layout, names, &btf, options, globals);
             let error = match carried_out {
                 Ok(mut attached) => {
                     if let Some(counting) = counting {
@@ -213,13 +223,14 @@ impl Attached {
         symbols: Option<&Symbols>,
         btf: &aya::Btf,
         options: &StreamOptions,
-        counts: &CountGlobals,
+        (counts, long_holds): (&CountGlobals, &LongHoldGlobals),
     ) -> anyhow::Result<Self> {
         let mut stream = None;
         if plan.sees_waits() {
             stream = Some(Stream::load(&plan, layout, symbols, btf, options, counts)?);
         }
-        let mut holds = HoldProbes::load(&plan, &layout.task, layout.mm.mmap_lock, counts, btf)?;
+        let mmap_lock = layout.mm.mmap_lock;
+        let mut holds = HoldProbes::load(&plan, &layout.task, mmap_lock, counts, long_holds, btf)?;
         // All is loaded before the first is attached.
         if let Some(stream) = &mut stream {
             stream.attach()?;

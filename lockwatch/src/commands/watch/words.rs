@@ -31,21 +31,9 @@ pub(super) fn of_hangs(thresholds: Thresholds) -> String {
 /// The lock's name, or what can be said of a lock that no survey has found.
 pub(super) fn name(stall: &Stall) -> String {
     stall.facts.as_ref().map_or_else(
-        || format!("unknown {} at {}", kind(stall.kind), stall.lock),
+        || format!("unknown {} at {}", stall.kind.words(), stall.lock),
         |facts| facts.lock().name.clone(),
     )
-}
-
-fn kind(kind: LockKind) -> &'static str {
-    match kind {
-        LockKind::Rwsem => "rwsem",
-        LockKind::Mutex => "mutex",
-        LockKind::PercpuRwsem => "per-CPU rwsem",
-        LockKind::RtMutex => "rtmutex",
-        LockKind::Semaphore => "semaphore",
-        LockKind::VmaLock => "VMA lock",
-        LockKind::Unknown => "lock",
-    }
 }
 
 pub(in crate::commands) fn unsurveyed(stall: &Stall, waits: &[&Wait], now_ns: u64) -> String {

@@ -1,15 +1,16 @@
 //! The tag of a series: `wait/mmap_lock/rwsem/read/do_user_addr_fault`.
 
-use serde::{Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::{
+    export::percent::decoded,
     latency::{Caller, Measure, SeriesKey},
     lock::{LockClass, LockMode},
 };
 
 /// Between the parts of a tag.
-const SEPARATOR: char = '/';
+const SEPARATOR: &str = "/";
 
 /// Classes that are no symbols.
 const CLASSES: [LockClass; 12] = [
@@ -46,10 +47,8 @@ pub fn tag(key: &SeriesKey) -> String {
         }
         caller => caller.to_string(),
     };
-    let mode = contract_word(&key.mode);
-    let kind = contract_word(&key.kind);
-    let measure = contract_word(&key.measure);
-    [measure, class, kind, mode, caller].join("/")
+    let (measure, kind, mode) = (key.measure.word(), key.kind.word(), key.mode.word());
+    [measure, &class, kind, mode, &caller].join(SEPARATOR)
 }
 
 /// The series of a tag; none if [`tag`] has not made it.
@@ -65,13 +64,13 @@ pub fn key(text: &str) -> Option<SeriesKey> {
         measure: of_contract_word::<Measure>(measure)?,
         class: match classes {
             Some(class) => class,
-            None => LockClass::Symbol(unescaped(class)?),
+            None => LockClass::Symbol(decoded(class).ok()?),
         },
         kind: of_contract_word(kind)?,
         mode: of_contract_word::<LockMode>(mode)?,
         caller: match callers {
             Some(caller) => caller,
-            None => Caller::Function(unescaped(caller)?),
+            None => Caller::Function(decoded(caller).ok()?),
         },
     };
     // Other spellings of the same are not ours.
@@ -108,30 +107,7 @@ const fn is_plain(byte: u8) -> bool {
         )
 }
 
-fn unescaped(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let mut digit = || char::from(rest.next()?).to_digit(16);
-        let (high, low) = (digit()?, digit()?);
-        bytes.push(u8::try_from(high * 16 + low).ok()?);
-    }
-    String::from_utf8(bytes).ok()
-}
-
-/// The word of the JSON contracts for one of a few words.
-fn contract_word<T: Serialize>(value: &T) -> String {
-    match serde_json::to_value(value) {
-        Ok(Value::String(word)) => word,
-        // Not of these types: a test goes through all of them.
-        _ => String::new(),
-    }
-}
-
+/// What one of the words of the JSON contracts stands for.
 fn of_contract_word<T: DeserializeOwned>(word: &str) -> Option<T> {
     serde_json::from_value(Value::String(word.to_owned())).ok()
 }

@@ -6,10 +6,7 @@
 
 use lockwatch_ebpf::counts::{BUCKETS, bucket_of, longest_ns};
 
-use crate::latency::Distribution;
-
-/// Nanoseconds of a second.
-pub(super) const SECOND: f64 = 1e9;
+use crate::{latency::Distribution, task::Nanos};
 
 /// Times that people think in, in ns: three for each power of ten, from 1 µs to 1 h.
 const ROUND: [u64; 30] = {
@@ -52,7 +49,7 @@ pub(super) const BOUNDS: [u64; ROUND.len()] = {
 /// How many times lie between a bound, in seconds, and the one before it; the last has no
 /// bound.
 pub(super) fn counts(distribution: &Distribution) -> Vec<(f64, u64)> {
-    let bounds = BOUNDS.iter().map(|&bound| bound as f64 / SECOND);
+    let bounds = BOUNDS.iter().map(|&bound| Nanos(bound).as_secs_f64());
     let mut counts: Vec<(f64, u64)> = bounds
         .chain([f64::INFINITY])
         .map(|bound| (bound, 0))
@@ -67,7 +64,7 @@ pub(super) fn counts(distribution: &Distribution) -> Vec<(f64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{latency::HIGHEST_NS, task::Nanos};
+    use crate::latency::HIGHEST_NS;
     use lockwatch_ebpf::counts::shortest_ns;
     use proptest::prelude::*;
 
@@ -93,7 +90,7 @@ mod tests {
         }
         let seconds: Vec<String> = BOUNDS
             .iter()
-            .map(|&bound| (bound as f64 / SECOND).to_string())
+            .map(|&bound| Nanos(bound).as_secs_f64().to_string())
             .collect();
         insta::assert_snapshot!(seconds.join("\n"));
     }

@@ -1,6 +1,6 @@
 //! The families of metrics, as the encoder takes them.
 
-use std::{collections::BTreeMap, fmt};
+use std::fmt;
 
 use prometheus_client::{
     collector::Collector,
@@ -8,24 +8,18 @@ use prometheus_client::{
 };
 
 use super::{
-    bounds::{self, SECOND},
-    callers::{Labels, OTHER},
+    bounds,
     catalogue::{self as all, Metric},
 };
 use crate::{
-    export::{Root, State},
-    latency::{CountsLost, Distribution, Measure},
-    lock::{LockKind, LockMode},
-    task::Nanos,
+    export::{State, roots::roots, sums},
+    latency::{CountsLost, Distribution, Measure, SeriesKey},
 };
-
-/// Roots that are told apart at a time; the others are `other`.
-pub const ROOTS: usize = 10;
 
 /// One histogram as it is written.
 #[derive(Debug)]
 pub(super) struct Histogram {
-    labels: Labels,
+    key: SeriesKey,
     /// In seconds.
     sum: f64,
     count: u64,
@@ -34,10 +28,10 @@ pub(super) struct Histogram {
 }
 
 impl Histogram {
-    pub(super) fn of((labels, counted): (&Labels, &Distribution)) -> Self {
+    pub(super) fn of((key, counted): (&SeriesKey, &Distribution)) -> Self {
         Self {
-            labels: labels.clone(),
-            sum: seconds(counted.sum()),
+            key: key.clone(),
+            sum: counted.sum().as_secs_f64(),
             count: counted.count(),
             counts: bounds::counts(counted),
         }
@@ -62,7 +56,7 @@ impl Collector for Families {
             let histograms = self.histograms.iter();
             writer.histograms(
                 metric,
-                histograms.filter(|histogram| histogram.labels.measure == measure),
+                histograms.filter(|histogram| histogram.key.measure == measure),
             )?;
         }
         let uncounted = [
@@ -75,11 +69,14 @@ impl Collector for Families {
         let stalls = &state.stalls;
         writer.counter(&all::STALLS, stalls.total)?;
         writer.gauge(&all::STALLS_STANDING, stalls.standing)?;
-        writer.gauge_of_seconds(&all::LONGEST_STANDING, seconds(stalls.longest_standing))?;
-        writer.gauge_of_seconds(&all::LONGEST, seconds(stalls.longest))?;
-        writer.gauge_of_seconds(&all::THRESHOLD, seconds(stalls.threshold))?;
+        writer.gauge_of_seconds(
+            &all::LONGEST_STANDING,
+            stalls.longest_standing.as_secs_f64(),
+        )?;
+        writer.gauge_of_seconds(&all::LONGEST, stalls.longest.as_secs_f64())?;
+        writer.gauge_of_seconds(&all::THRESHOLD, stalls.threshold.as_secs_f64())?;
         writer.gauge(&all::BLOCKED_TASKS, state.blocked_tasks)?;
-        writer.gauges(&all::ROOT_BLOCKED_TASKS, roots(&state.roots))?;
+        writer.gauges(&all::ROOT_BLOCKED_TASKS, roots(&state.roots).into_iter())?;
 
         let hangs = || state.hangs.iter();
         let total = hangs().map(|hang| (hang.detector, hang.total));
@@ -99,64 +96,6 @@ impl Collector for Families {
             &all::BUILD,
             [env!("CARGO_PKG_VERSION"), self.kernel.as_str()],
         )
-    }
-}
-
-/// What has the same labels would be refused as a duplicate: it is added up.
-fn sums<'a>(
-    values: impl IntoIterator<Item = (&'a str, u64)>,
-) -> impl IntoIterator<Item = (&'a str, u64)> {
-    let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
-    for (name, value) in values {
-        *sums.entry(name).or_default() += value;
-    }
-    sums
-}
-
-/// Blocked tasks by class, reason and name; those that block most, and all others as one.
-fn roots(roots: &[Root]) -> impl Iterator<Item = ([String; 3], u64)> {
-    let mut sums: BTreeMap<[String; 3], u64> = BTreeMap::new();
-    for root in roots {
-        let labels = [
-            root.class.to_string(),
-            root.stuck.clone(),
-            root.comm.clone(),
-        ];
-        *sums.entry(labels).or_default() += root.blocked_tasks;
-    }
-    let mut most: Vec<([String; 3], u64)> = sums.into_iter().collect();
-    most.sort_by_key(|&(_, blocked)| std::cmp::Reverse(blocked));
-    let rest = most.split_off(most.len().min(ROOTS));
-    let mut told: BTreeMap<[String; 3], u64> = most.into_iter().collect();
-    for (_, blocked) in rest {
-        let other = [OTHER; 3].map(str::to_owned);
-        *told.entry(other).or_default() += blocked;
-    }
-    told.into_iter()
-}
-
-fn seconds(time: Nanos) -> f64 {
-    time.0 as f64 / SECOND
-}
-
-/// The words of the JSON contract.
-const fn kind_word(kind: LockKind) -> &'static str {
-    match kind {
-        LockKind::Rwsem => "rwsem",
-        LockKind::Mutex => "mutex",
-        LockKind::PercpuRwsem => "percpu_rwsem",
-        LockKind::RtMutex => "rt_mutex",
-        LockKind::Semaphore => "semaphore",
-        LockKind::VmaLock => "vma_lock",
-        LockKind::Unknown => "unknown",
-    }
-}
-
-/// The words of the JSON contract.
-const fn mode_word(mode: LockMode) -> &'static str {
-    match mode {
-        LockMode::Read => "read",
-        LockMode::Write => "write",
     }
 }
 
@@ -184,13 +123,9 @@ impl Writer<'_> {
     ) -> fmt::Result {
         self.family(metric, |mut encoder| {
             for histogram in histograms {
-                let labels = &histogram.labels;
-                let values = [
-                    labels.class.as_str(),
-                    kind_word(labels.kind),
-                    mode_word(labels.mode),
-                    labels.caller.as_str(),
-                ];
+                let key = &histogram.key;
+                let (class, caller) = (key.class.to_string(), key.caller.to_string());
+                let values = [&class, key.kind.word(), key.mode.word(), &caller];
                 let labels = named(metric, &values);
                 encoder
                     .encode_family(&labels)?
@@ -271,49 +206,4 @@ fn named(metric: &Metric, values: &[&str]) -> impl EncodeLabelSet + use<> {
         .map(|(&name, &value)| (name, value.to_owned()))
         .collect();
     labels
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_are_those_of_the_contract() {
-        for kind in [
-            LockKind::Rwsem,
-            LockKind::Mutex,
-            LockKind::PercpuRwsem,
-            LockKind::RtMutex,
-            LockKind::Semaphore,
-            LockKind::VmaLock,
-            LockKind::Unknown,
-        ] {
-            assert_eq!(serde_json::json!(kind), kind_word(kind));
-        }
-        for mode in [LockMode::Read, LockMode::Write] {
-            assert_eq!(serde_json::json!(mode), mode_word(mode));
-        }
-    }
-
-    #[test]
-    fn roots_are_bounded_and_none_is_twice() {
-        let root = |number: u64| Root {
-            class: crate::lock::LockClass::MmapLock,
-            comm: format!("task{number}"),
-            stuck: "fuse".to_owned(),
-            blocked_tasks: number,
-        };
-        let twice: Vec<Root> = (1..=20).chain(1..=20).map(root).collect();
-        let told: Vec<([String; 3], u64)> = roots(&twice).collect();
-        assert_eq!(told.len(), ROOTS + 1);
-        let all: u64 = told.iter().map(|(_, blocked)| blocked).sum();
-        assert_eq!(all, 2 * (1..=20).sum::<u64>());
-        let blocked = |comm: &str| {
-            let mut with = told.iter().filter(|(labels, _)| labels[2] == comm);
-            with.next().map(|&(_, blocked)| blocked)
-        };
-        assert_eq!(blocked("task20"), Some(40));
-        assert_eq!(blocked("task10"), None);
-        assert_eq!(blocked(OTHER), Some(2 * (1..=10).sum::<u64>()));
-    }
 }

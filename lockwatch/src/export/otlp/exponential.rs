@@ -9,22 +9,15 @@
 //!   than 0.4 % from its middle;
 //! - one of the exponential ones is 1.09 % wide.
 //!
-//! So each bound of the bucket in which a receiver finds a time is within 1.5 % of it
-//! ([`BOUND`]), and what lies between the bounds is nearer: their geometric middle, 0.94 %
-//! at most ([`MIDDLE`]).
+//! So each bound of the bucket in which a receiver finds a time is within 1.5 % of it, and what
+//! lies between the bounds is nearer: their geometric middle, 0.94 % at most.
 
 use opentelemetry_proto::tonic::metrics::v1::exponential_histogram_data_point::Buckets;
 
-use crate::{latency::Distribution, task::Nanos};
+use crate::latency::Distribution;
 
 /// Each doubling of a time is cut into `2^SCALE` = 64 buckets.
-pub const SCALE: i32 = 6;
-
-/// How far, relatively, a bound of the bucket that holds a time may be from it.
-pub const BOUND: f64 = 0.015;
-
-/// How far, relatively, the geometric middle of the bucket that holds a time may be from it.
-pub const MIDDLE: f64 = 0.0094;
+pub(super) const SCALE: i32 = 6;
 
 /// What was counted, without what it was counted for.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,28 +60,20 @@ impl From<&Distribution> for Exponential {
         }
         Self {
             count: distribution.count(),
-            sum_s: seconds(distribution.sum()),
+            sum_s: distribution.sum().as_secs_f64(),
             zero_count,
             positive,
-            min_s: seconds(shortest.unwrap_or_default()),
-            max_s: seconds(distribution.max()),
+            min_s: shortest.unwrap_or_default().as_secs_f64(),
+            max_s: distribution.max().as_secs_f64(),
         }
     }
 }
 
 /// The bucket of a time in ns, which is not 0.
 fn index_of(ns: f64) -> i32 {
-    let doublings = (ns / NANOS_PER_SECOND).log2();
+    let doublings = (ns / 1e9).log2();
     // A bucket ends with its upper bound: what is just on it belongs below.
     (doublings * f64::from(1 << SCALE)).ceil() as i32 - 1
-}
-
-/// ns in 1 s.
-const NANOS_PER_SECOND: f64 = 1e9;
-
-/// A time in seconds.
-pub(super) fn seconds(time: Nanos) -> f64 {
-    time.0 as f64 / NANOS_PER_SECOND
 }
 
 #[cfg(test)]
@@ -96,7 +81,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::latency::HIGHEST_NS;
+    use crate::{latency::HIGHEST_NS, task::Nanos};
+
+    /// How far, relatively, a bound of the bucket that holds a time may be from it.
+    const BOUND: f64 = 0.015;
+
+    /// How far, relatively, the geometric middle of the bucket that holds a time may be from it.
+    const MIDDLE: f64 = 0.0094;
 
     fn of(times: &[u64]) -> Distribution {
         let mut distribution = Distribution::default();
@@ -128,7 +119,7 @@ mod tests {
     }
 
     fn error(found: f64, time_ns: u64) -> f64 {
-        (found - seconds(Nanos(time_ns))).abs() / seconds(Nanos(time_ns))
+        (found - Nanos(time_ns).as_secs_f64()).abs() / Nanos(time_ns).as_secs_f64()
     }
 
     fn check_bounds(found: (f64, f64), time_ns: u64) {
@@ -171,10 +162,10 @@ mod tests {
             for (rank, &time) in (1..).zip(&times) {
                 check_bounds(find(&histogram, rank), time);
             }
-            prop_assert!(histogram.min_s <= seconds(Nanos(times[0])));
+            prop_assert!(histogram.min_s <= Nanos(times[0]).as_secs_f64());
             prop_assert!(times[0] == 0 || error(histogram.min_s, times[0]) < 0.008);
             let longest = times[times.len() - 1];
-            prop_assert!(histogram.max_s >= seconds(Nanos(longest)));
+            prop_assert!(histogram.max_s >= Nanos(longest).as_secs_f64());
             prop_assert!(longest == 0 || error(histogram.max_s, longest) < 0.008);
         }
 

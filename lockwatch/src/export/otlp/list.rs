@@ -1,5 +1,7 @@
 //! Lists in variables: `name=value,name=value`, values written as in URLs.
 
+use crate::export::percent::decoded;
+
 /// Takes a list apart. Blanks round names and values do not count, nor do empty entries.
 ///
 /// The specification refers to W3C Baggage, in whose values what is not printable ASCII, and
@@ -23,25 +25,6 @@ pub(super) fn pairs(list: &str) -> Result<Vec<(String, String)>, String> {
             Ok((name, decoded(value.trim())?))
         })
         .collect()
-}
-
-/// Text with `%2C` and the like in it.
-fn decoded(text: &str) -> Result<String, String> {
-    let mut bytes = Vec::new();
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
-        let high = digit(rest.next());
-        let (Some(high), Some(low)) = (high, digit(rest.next())) else {
-            return Err("a `%` is not followed by two hex digits (itself it is %25)".to_owned());
-        };
-        bytes.push((high * 16 + low) as u8);
-    }
-    String::from_utf8(bytes).map_err(|_| "a value is no UTF-8".to_owned())
 }
 
 #[cfg(test)]

@@ -19,11 +19,14 @@ use super::{
     answer::Answer,
     exchange::{Resolver, exchange},
     pace::Pace,
-    request::{Parts, RootName, request, roots},
+    request::{Parts, request},
     series,
     target::Target,
 };
-use crate::export::State;
+use crate::export::{
+    State,
+    roots::{RootName, roots},
+};
 
 /// Roots that are kept in mind for a receiver which does not answer, at most.
 const ROOTS_KNOWN: usize = 200;
@@ -173,8 +176,8 @@ async fn pack(
     gzip: bool,
 ) -> io::Result<Bytes> {
     let mut series = Vec::new();
-    for (number, (labels, distributions)) in (1..).zip(series::by_labels(&offer.state.latency)) {
-        series.push((labels, series::together(&distributions)));
+    for (number, (key, distributions)) in (1..).zip(series::as_written(&offer.state.latency)) {
+        series.push((key, series::together(&distributions)));
         if number % SERIES_AT_ONCE == 0 {
             yield_now().await;
         }

@@ -6,7 +6,7 @@
 //! constructor and no public field, so that nothing that was counted in the kernel can be
 //! handed to it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use opentelemetry_proto::tonic::{
     collector::metrics::v1::ExportMetricsServiceRequest,
@@ -21,48 +21,25 @@ use opentelemetry_proto::tonic::{
 
 use super::{
     attributes::text,
-    exponential::{Exponential, SCALE, seconds},
+    exponential::{Exponential, SCALE},
     instrument::{self as all, Instrument, Kind},
-    series::Labels,
+    series,
 };
 use crate::{
-    export::{Root, State},
-    latency::Measure,
+    export::{
+        Root, State,
+        roots::{RootName, roots},
+        sums,
+    },
+    latency::{Measure, SeriesKey},
 };
-
-/// Roots that are told apart at a time; the others are `other`.
-pub(super) const ROOTS: usize = 10;
-
-/// The attributes of a root, as text: class, stuck, comm.
-pub(super) type RootName = [String; 3];
-
-/// Blocked tasks by root; those that block most, and all others as one.
-pub(super) fn roots(roots: &[Root]) -> BTreeMap<RootName, u64> {
-    let mut sums: BTreeMap<RootName, u64> = BTreeMap::new();
-    for root in roots {
-        let name = [
-            root.class.to_string(),
-            root.stuck.clone(),
-            root.comm.clone(),
-        ];
-        *sums.entry(name).or_default() += root.blocked_tasks;
-    }
-    let mut most: Vec<(RootName, u64)> = sums.into_iter().collect();
-    most.sort_by_key(|&(_, blocked)| std::cmp::Reverse(blocked));
-    let rest = most.split_off(most.len().min(ROOTS));
-    let mut told: BTreeMap<RootName, u64> = most.into_iter().collect();
-    for (_, blocked) in rest {
-        *told.entry(["other"; 3].map(str::to_owned)).or_default() += blocked;
-    }
-    told
-}
 
 /// What a request is made of.
 #[derive(Debug)]
 pub(super) struct Parts<'a> {
     pub(super) resource: &'a Resource,
     /// Taken in place of what the state has.
-    pub(super) series: Vec<(Labels, Exponential)>,
+    pub(super) series: Vec<(SeriesKey, Exponential)>,
     pub(super) state: &'a State,
     /// Roots that the receiver may take for standing.
     pub(super) known_roots: &'a BTreeSet<RootName>,
@@ -97,7 +74,7 @@ fn metrics(parts: Parts<'_>, points: &Points) -> Vec<Metric> {
     let state = parts.state;
     let lost = state.latency.lost;
     let (stalls, cost) = (&state.stalls, &state.cost);
-    let is_wait = |(labels, _): &(Labels, Exponential)| labels.measure == Measure::Wait;
+    let is_wait = |(key, _): &(SeriesKey, Exponential)| key.measure == Measure::Wait;
     let (waits, holds) = parts.series.into_iter().partition(is_wait);
     let uncounted = [(Measure::Wait, lost.waits), (Measure::Hold, lost.holds)];
     let uncounted = uncounted.map(|(measure, count)| (measure.word(), count));
@@ -113,10 +90,10 @@ fn metrics(parts: Parts<'_>, points: &Points) -> Vec<Metric> {
         points.one(&all::STALLS_STANDING, int(stalls.standing)),
         points.one(
             &all::LONGEST_STANDING,
-            double(seconds(stalls.longest_standing)),
+            double(stalls.longest_standing.as_secs_f64()),
         ),
-        points.one(&all::LONGEST, double(seconds(stalls.longest))),
-        points.one(&all::THRESHOLD, double(seconds(stalls.threshold))),
+        points.one(&all::LONGEST, double(stalls.longest.as_secs_f64())),
+        points.one(&all::THRESHOLD, double(stalls.threshold.as_secs_f64())),
         points.one(&all::BLOCKED_TASKS, int(state.blocked_tasks)),
         points.roots(&state.roots, parts.known_roots),
         points.by_name(&all::HANGS, total),
@@ -162,17 +139,12 @@ impl Points {
         self.numbers(instrument, vec![self.number(instrument, Vec::new(), value)])
     }
 
-    /// What has the same name would be refused as a duplicate: it is added up.
     fn by_name<'a>(
         &self,
         instrument: &Instrument,
         values: impl IntoIterator<Item = (&'a str, u64)>,
     ) -> Metric {
-        let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
-        for (name, value) in values {
-            *sums.entry(name).or_default() += value;
-        }
-        let points = sums
+        let points = sums(values)
             .into_iter()
             .map(|(name, value)| self.number(instrument, named(instrument, &[name]), int(value)));
         self.numbers(instrument, points.collect())
@@ -231,11 +203,11 @@ impl Points {
         metric(instrument, data)
     }
 
-    fn histograms(&self, instrument: &Instrument, series: Vec<(Labels, Exponential)>) -> Metric {
+    fn histograms(&self, instrument: &Instrument, series: Vec<(SeriesKey, Exponential)>) -> Metric {
         let points = series
             .into_iter()
-            .map(|(labels, counted)| ExponentialHistogramDataPoint {
-                attributes: labels.attributes(),
+            .map(|(key, counted)| ExponentialHistogramDataPoint {
+                attributes: series::attributes(&key),
                 start_time_unix_nano: self.since,
                 time_unix_nano: self.at,
                 count: counted.count,

@@ -2,7 +2,7 @@
 
 use super::{MS, SEC, holder, inode_lock, mmap_lock, stack, survey, task, waiter};
 use crate::{
-    lock::{Holder, LockMode, LockObject, LockState, Stacks},
+    lock::{Holder, LockMode, LockObject, LockState, RecentHold, Stacks},
     survey::Survey,
     task::{Nanos, Stuck, StuckClass, TaskState},
 };
@@ -172,5 +172,33 @@ pub(crate) fn unknown_root() -> Survey {
         .locks
         .retain(|lock| lock.state == LockState::WriteHeld);
     survey.locks[0].holders.clear();
+    survey
+}
+
+/// As [`write_held_directory`], beside a recorder of long holds: four tasks had it before,
+/// one of them while others waited already.
+pub(crate) fn held_before() -> Survey {
+    let mut survey = write_held_directory();
+    let rmdir = stack(&mut survey.stacks, &["do_rmdir", "__x64_sys_rmdir"]);
+    let lock = &mut survey.locks[0];
+    let oldest = lock.oldest_wait().0;
+    let hold = |tid, comm, mode, held_ms: u64, ended_ago_ns| RecentHold {
+        task: task(tid, tid, comm),
+        mode,
+        held: Nanos(held_ms * MS),
+        ended_ago: Nanos(ended_ago_ns),
+        released_in: Some("do_rmdir".to_owned()),
+        stack: rmdir,
+    };
+    lock.recent_holds = vec![
+        hold(701, "rsync", LockMode::Write, 80, oldest - 4 * MS),
+        RecentHold {
+            released_in: None,
+            stack: survey.stacks.intern(Vec::new()),
+            ..hold(702, "rm\n-rf", LockMode::Write, 61_200, oldest + 300 * MS)
+        },
+        hold(703, "find", LockMode::Read, 1_250, oldest + 70 * SEC),
+        hold(704, "find", LockMode::Read, 12, oldest + 71 * SEC),
+    ];
     survey
 }

@@ -3,7 +3,7 @@
 use super::{lock_id, stack_index};
 use crate::{
     lock::{self, LockObject, Stacks},
-    report::{BlockDevice, Evidence, Holder, Lock, Object, Stuck, Waiter},
+    report::{BlockDevice, Evidence, Holder, Lock, Object, RecentHold, Stuck, Waiter},
     task,
 };
 
@@ -28,6 +28,7 @@ impl Lock {
             by_priority,
             first_was_overtaken: _,
             note,
+            recent_holds,
         } = lock;
         Self {
             id: lock_id(*address),
@@ -44,6 +45,10 @@ impl Lock {
             waiters: waiters.iter().map(|w| Waiter::new(w, stacks)).collect(),
             spinners: spinners.clone(),
             note: note.clone(),
+            recent_holds: recent_holds
+                .iter()
+                .map(|h| RecentHold::new(h, stacks))
+                .collect(),
             next: None,
             ways_out: Vec::new(),
             by_priority: *by_priority,
@@ -126,6 +131,29 @@ impl Holder {
             stuck: stuck.into(),
             held_ns: *held,
             held_is_lower_bound: held.map(|_| *held_is_lower_bound),
+            stack: stack_index(*stack, stacks),
+        }
+    }
+}
+
+impl RecentHold {
+    fn new(hold: &lock::RecentHold, stacks: &Stacks) -> Self {
+        let lock::RecentHold {
+            task,
+            mode,
+            held,
+            ended_ago,
+            released_in,
+            stack,
+        } = hold;
+        Self {
+            tid: task.key.tid,
+            tgid: task.tgid,
+            comm: task.comm.clone(),
+            mode: *mode,
+            held_ns: *held,
+            ended_ago_ns: *ended_ago,
+            released_in: released_in.clone(),
             stack: stack_index(*stack, stacks),
         }
     }

@@ -8,7 +8,7 @@ use std::{
 
 use super::{Histograms, Series};
 use crate::{
-    figures::{Brief, Count, Span},
+    figures::{Brief, Count},
     latency::Measure,
     report::text::is_unprintable,
     task::Nanos,
@@ -118,17 +118,9 @@ fn titles(histograms: &Histograms) -> (String, String) {
         () => "How long tasks waited for locks and held them",
     };
     let mut parts = Vec::new();
-    let hosts: Vec<&str> = histograms.hosts.iter().map(String::as_str).collect();
-    match hosts.as_slice() {
-        [] => {}
-        few if few.len() <= 3 => parts.push(few.join(", ")),
-        many => parts.push(format!("{} hosts", Count::of(many.len()))),
-    }
-    if let (Some(from), Some(to)) = (histograms.from, histograms.to) {
-        let length = Nanos(to.duration_since(from).as_nanos().try_into().unwrap_or(0));
-        parts.push(format!("{} from {}", Span(length), from.strftime("%FT%TZ")));
-    }
-    let lost = histograms.lost.waits + histograms.lost.holds;
+    parts.extend(histograms.hosts_in_words());
+    parts.extend(histograms.span_in_words());
+    let lost = histograms.lost.total();
     if lost > 0 {
         parts.push(format!("{} more were not counted", Count(lost)));
     }

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use super::page::{GLUE, Style, Text, Tone, write_field};
 use crate::{
     kernel::offer::Lockdown,
-    lock::{LockKind, LockMode},
+    lock::LockKind,
     plan::{Awaited, Gap, Hook, Offer, Outcome, Purpose, State, WaitEnds},
     report::check::{Check, Works},
 };
@@ -112,9 +112,9 @@ fn purpose(hook: &Hook) -> String {
                 Outcome::ZeroIsSuccess | Outcome::PointerIsSuccess => ", unless interrupted",
                 Outcome::OneIsSuccess => ", if it was free",
             };
-            format!("acquired for {}{unless}", mode_word(mode))
+            format!("acquired for {}{unless}", mode.word())
         }
-        Purpose::Release { mode } => format!("released, was held for {}", mode_word(mode)),
+        Purpose::Release { mode } => format!("released, was held for {}", mode.word()),
         Purpose::Downgrade => "from write to read".to_owned(),
         Purpose::MmapAcquired { .. } => "mmap_lock acquired, or not".to_owned(),
         Purpose::MmapReleased { .. } => "mmap_lock released".to_owned(),
@@ -128,24 +128,10 @@ fn of(awaited: Option<Awaited>) -> String {
     let Some(Awaited { kind, mode }) = awaited else {
         return String::new();
     };
-    let kind = match kind {
-        LockKind::Rwsem => "rwsem",
-        LockKind::Mutex => "mutex",
-        LockKind::PercpuRwsem => "per-CPU rwsem",
-        LockKind::RtMutex => "rt_mutex",
-        LockKind::Semaphore => "semaphore",
-        _ => "lock",
-    };
-    match mode.filter(|_| kind == "rwsem") {
-        Some(mode) => format!(" for {kind} ({})", mode_word(mode)),
-        None => format!(" for {kind}"),
-    }
-}
-
-fn mode_word(mode: LockMode) -> &'static str {
-    match mode {
-        LockMode::Read => "read",
-        LockMode::Write => "write",
+    let name = kind.words();
+    match mode.filter(|_| kind == LockKind::Rwsem) {
+        Some(mode) => format!(" for {name} ({})", mode.word()),
+        None => format!(" for {name}"),
     }
 }
 

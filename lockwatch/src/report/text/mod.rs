@@ -1,5 +1,6 @@
 //! The report as text: one paragraph for each lock, for someone who is tired.
 
+mod before;
 mod check;
 mod daemons;
 mod deadlock;
@@ -176,6 +177,7 @@ pub fn write_lock(
     heading(lock).write(out, style, 0)?;
     let mut field = |label, paragraphs: &[Text]| write_field(&mut *out, style, label, paragraphs);
     field("held by", &holders::lines(report, lock, style))?;
+    field("before", &before::lines(lock))?;
     field("queue", &[queue::line(lock)])?;
     field("hung", &hung::lines_of_lock(report, lock))?;
     field("why", &why::lines(report, lock))?;

@@ -44,6 +44,11 @@ fn write_held_directory() {
 }
 
 #[test]
+fn held_before() {
+    assert_snapshot!(at_both_widths(&example::held_before()));
+}
+
+#[test]
 fn unknown_holder() {
     assert_snapshot!(at_both_widths(&example::unknown_holder()));
 }

@@ -7,7 +7,7 @@ use super::*;
 use crate::{
     export::{
         Cost, Hang, Stalls,
-        otlp::series::{by_labels, together},
+        otlp::series::{as_written, together},
     },
     latency::{Caller, CountsLost, SeriesKey, Snapshot},
     lock::{LockClass, LockKind, LockMode},
@@ -80,10 +80,10 @@ fn state() -> State {
 }
 
 fn metrics_of(state: &State, known: &BTreeSet<RootName>, is_last: bool) -> Vec<Metric> {
-    let series = by_labels(&state.latency);
+    let series = as_written(&state.latency);
     let series = series
         .into_iter()
-        .map(|(labels, distributions)| (labels, together(&distributions)));
+        .map(|(key, distributions)| (key, together(&distributions)));
     let request = request(Parts {
         resource: &Resource::default(),
         series: series.collect(),
@@ -221,17 +221,6 @@ fn what_is_of_now_ends_with_the_run_and_what_was_counted_stays() {
 }
 
 #[test]
-fn roots_are_bounded_and_add_up() {
-    let many: Vec<Root> = (1..=20)
-        .map(|number| root(&format!("task{number}"), number))
-        .collect();
-    let told = roots(&many);
-    assert_eq!(told.len(), ROOTS + 1);
-    assert_eq!(told.values().sum::<u64>(), 210);
-    assert_eq!(told[&["other"; 3].map(str::to_owned)], 55);
-}
-
-#[test]
 fn a_clock_that_was_set_back_makes_no_backward_span() {
     let state = State {
         at: "1969-05-01T10:00:07Z".parse().expect("a time"),
@@ -250,29 +239,4 @@ fn of_nothing_too() {
         Some(Value::AsInt(0))
     );
     assert!(metrics.iter().all(|metric| metric.encoded_len() > 0));
-}
-
-#[test]
-fn words_are_those_of_the_contract() {
-    for kind in [
-        LockKind::Rwsem,
-        LockKind::Mutex,
-        LockKind::PercpuRwsem,
-        LockKind::RtMutex,
-        LockKind::Semaphore,
-        LockKind::VmaLock,
-        LockKind::Unknown,
-    ] {
-        for mode in [LockMode::Read, LockMode::Write] {
-            let key = SeriesKey {
-                kind,
-                mode,
-                ..key(LockClass::MmapLock)
-            };
-            let attributes = Labels::from(&key).attributes();
-            let words = words(&attributes);
-            assert_eq!(serde_json::json!(kind), words[1].1);
-            assert_eq!(serde_json::json!(mode), words[2].1);
-        }
-    }
 }

@@ -1,6 +1,8 @@
 //! Which callers are told apart, so that the number of series is bounded and no counter
 //! ever goes back.
 //!
+//! Whoever is exported to has its own [`Callers`], for it has seen its own states.
+//!
 //! What is exported is only ever added to: from one state to the next each series gets what
 //! was counted in between, under the labels that hold at the time. What a caller had counted
 //! before it came to be told apart stays where it was: in `other`.
@@ -12,44 +14,35 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::OTHER;
 use crate::{
-    latency::{Caller, CountsLost, Distribution, Measure, SeriesKey, Snapshot},
-    lock::{LockClass, LockKind, LockMode},
+    latency::{Caller, SeriesKey, Snapshot},
+    lock::{LockClass, LockKind},
 };
 
-/// The label's value for what is not told apart.
-pub(super) const OTHER: &str = "other";
+/// Callers that are told apart if nobody asks for another number.
+pub const CALLERS_DEFAULT: usize = 10;
 
 /// In a run so many times the callers that are wanted can come to be told apart, as those
 /// that wait longest change.
 pub const ROOM: usize = 4;
 /// Locks with a symbol of their own that are told apart, at most.
-pub const SYMBOLS: usize = 20;
+const SYMBOLS: usize = 20;
 /// Histograms of callers that are told apart, at most: a function asks for locks of several
 /// classes, in several modes.
-pub const SERIES_OF_CALLERS: usize = 200;
-
-/// The labels of a histogram. Two keys can have the same: a caller that the stack does not
-/// tell is called as a function `unknown` would be.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Labels {
-    pub(super) measure: Measure,
-    pub(super) class: String,
-    pub(super) kind: LockKind,
-    pub(super) mode: LockMode,
-    pub(super) caller: String,
-}
+const SERIES_OF_CALLERS: usize = 200;
 
 /// Who is told apart, and what has been counted for each.
 #[derive(Debug)]
-pub(super) struct Callers {
+pub struct Callers {
     /// How many may newly be told apart by one state.
     most: usize,
     functions: BTreeSet<String>,
     symbols: BTreeSet<String>,
     /// What has gone into the series, callers and all.
     counted: Snapshot,
-    series: BTreeMap<Labels, Distribution>,
+    /// The same by what is told apart.
+    told: Snapshot,
     series_of_callers: usize,
     /// Functions that are counted as `other`.
     others: usize,
@@ -58,14 +51,15 @@ pub(super) struct Callers {
 }
 
 impl Callers {
-    /// Tells apart the `most` callers that waited or held longest; 0: none.
-    pub(super) fn new(most: usize) -> Self {
+    /// Tells apart the `most` callers that waited or held longest, which may be [`ROOM`] times
+    /// as many in the course of the run; with 0 all are `other`.
+    pub fn new(most: usize) -> Self {
         Self {
             most,
             functions: BTreeSet::new(),
             symbols: BTreeSet::new(),
             counted: Snapshot::default(),
-            series: BTreeMap::new(),
+            told: Snapshot::default(),
             series_of_callers: 0,
             others: 0,
             is_new: true,
@@ -73,7 +67,7 @@ impl Callers {
     }
 
     /// Adds what was counted since the last time. An earlier snapshot adds nothing.
-    pub(super) fn update(&mut self, now: &Snapshot) {
+    pub fn update(&mut self, now: &Snapshot) {
         self.admit(now);
         let mut added = Snapshot {
             lost: now.lost.since(self.counted.lost),
@@ -81,72 +75,68 @@ impl Callers {
         };
         let mut begun = BTreeSet::new();
         for (key, distribution) in now.since(&self.counted).series {
-            let labels = self.place(&key);
-            let is_known = self.series.contains_key(&labels);
-            let series = self.series.entry(labels.clone()).or_default();
+            let told = self.place(&key);
+            let is_known = self.told.series.contains_key(&told);
+            let series = self.told.series.entry(told.clone()).or_default();
             // Nobody has seen a state without it before the first: no growth is missed in that.
             if !is_known && !self.is_new {
-                begun.insert(labels.clone());
+                begun.insert(told.clone());
             }
-            if !begun.contains(&labels) {
+            if !begun.contains(&told) {
                 series.merge(&distribution);
                 added.series.insert(key, distribution);
             }
         }
         self.counted.merge(&added);
+        self.told.lost = self.counted.lost;
         self.is_new = false;
     }
 
-    /// The histograms: each only grows from one [`Self::update`] to the next.
-    pub(super) fn series(&self) -> impl Iterator<Item = (&Labels, &Distribution)> {
-        self.series.iter()
+    /// The same for the last state of a run: what begins with it has no next one to come with.
+    pub fn finish(&mut self, now: &Snapshot) {
+        self.update(now);
+        self.update(now);
+    }
+
+    /// What is exported: each series only grows from one [`Self::update`] to the next, and one
+    /// that is new is empty.
+    ///
+    /// Its keys are told apart by what is written of them ([`SeriesKey::as_written`]).
+    pub const fn told(&self) -> &Snapshot {
+        &self.told
     }
 
     /// Functions that are counted as `other`.
-    pub(super) const fn others(&self) -> usize {
+    pub const fn others(&self) -> usize {
         self.others
     }
 
-    /// Waits and holds that are in no series at all.
-    pub(super) const fn lost(&self) -> CountsLost {
-        self.counted.lost
-    }
-
-    /// The labels of a key, as far as there is room for more series of callers.
-    fn place(&mut self, key: &SeriesKey) -> Labels {
-        let mut labels = self.labels(key);
+    /// Where a key is counted, as far as there is room for more series of callers.
+    fn place(&mut self, key: &SeriesKey) -> SeriesKey {
+        let mut told = self.told_of(key);
         let is_of_caller = function(key).is_some_and(|name| self.functions.contains(name));
-        if is_of_caller && !self.series.contains_key(&labels) {
+        if is_of_caller && !self.told.series.contains_key(&told) {
             if self.series_of_callers < SERIES_OF_CALLERS {
                 self.series_of_callers += 1;
             } else {
-                OTHER.clone_into(&mut labels.caller);
+                told.caller = Caller::Function(OTHER.to_owned());
             }
         }
-        labels
+        told
     }
 
-    fn labels(&self, key: &SeriesKey) -> Labels {
-        let is_told = match &key.class {
-            LockClass::Symbol(name) => self.symbols.contains(name),
-            _ => true,
-        };
-        let caller = match &key.caller {
-            _ if self.most == 0 => OTHER.to_owned(),
-            Caller::Function(name) if !self.functions.contains(name) => OTHER.to_owned(),
-            caller => caller.to_string(),
-        };
-        Labels {
-            measure: key.measure,
-            class: if is_told {
-                key.class.to_string()
-            } else {
-                OTHER.to_owned()
-            },
-            kind: if is_told { key.kind } else { LockKind::Unknown },
-            mode: key.mode,
-            caller,
+    fn told_of(&self, key: &SeriesKey) -> SeriesKey {
+        let mut told = key.as_written();
+        let is_told = symbol(key).is_none_or(|name| self.symbols.contains(name));
+        if !is_told {
+            told.class = LockClass::Symbol(OTHER.to_owned());
+            told.kind = LockKind::Unknown;
         }
+        let is_told = function(key).is_none_or(|name| self.functions.contains(name));
+        if self.most == 0 || !is_told {
+            told.caller = Caller::Function(OTHER.to_owned());
+        }
+        told
     }
 
     /// Finds out who is told apart from now on.
@@ -198,7 +188,11 @@ fn longest(snapshot: &Snapshot, name: impl Fn(&SeriesKey) -> Option<&str>) -> Ve
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::task::Nanos;
+    use crate::{
+        latency::{Distribution, Measure},
+        lock::LockMode,
+        task::Nanos,
+    };
     use proptest::prelude::*;
 
     fn key(symbol: Option<usize>, caller: Caller) -> SeriesKey {
@@ -222,9 +216,9 @@ mod tests {
     }
 
     fn counts(callers: &Callers) -> Vec<(String, u64)> {
-        callers
-            .series()
-            .map(|(labels, distribution)| (labels.caller.clone(), distribution.count()))
+        let series = callers.told().series.iter();
+        series
+            .map(|(key, distribution)| (key.caller.to_string(), distribution.count()))
             .collect()
     }
 
@@ -264,6 +258,16 @@ mod tests {
         assert_eq!(counts(&callers), [("short".to_owned(), 0)]);
         callers.update(&snapshot);
         assert_eq!(counts(&callers), [("short".to_owned(), 1)]);
+    }
+
+    #[test]
+    fn at_the_end_nothing_is_kept_back() {
+        let mut callers = Callers::new(1);
+        callers.update(&Snapshot::default());
+        let mut snapshot = Snapshot::default();
+        record(&mut snapshot, key(None, named("a")), 5);
+        callers.finish(&snapshot);
+        assert_eq!(counts(&callers), [("a".to_owned(), 1)]);
     }
 
     #[test]
@@ -322,11 +326,16 @@ mod tests {
         callers.update(&snapshot);
         // `short`, `unknown` and `other` for each class, mode and measure.
         let most = SERIES_OF_CALLERS + 3 * (SYMBOLS + 1) * 2 * 2;
-        let series = callers.series().count();
+        let series = callers.told().series.len();
         assert!(series <= most, "{series} series");
         assert!(series > most / 2, "{series} series");
         assert_eq!(callers.functions.len(), ROOM * 10);
-        let all: u64 = callers.series().map(|(_, counted)| counted.count()).sum();
+        let all: u64 = callers
+            .told()
+            .series
+            .values()
+            .map(Distribution::count)
+            .sum();
         assert_eq!(all, 300 * 2 * 2 * 4);
     }
 
@@ -350,7 +359,7 @@ mod tests {
         ) {
             let mut callers = Callers::new(most);
             let mut snapshot = Snapshot::default();
-            let mut before: BTreeMap<Labels, Distribution> = BTreeMap::new();
+            let mut before: BTreeMap<SeriesKey, Distribution> = BTreeMap::new();
             for (growth, is_late) in states {
                 let earlier = snapshot.clone();
                 for (symbol, caller, time) in growth {
@@ -360,23 +369,23 @@ mod tests {
                 }
                 callers.update(&snapshot);
                 let is_first = before.is_empty();
-                for (labels, now) in &callers.series {
-                    let is_seen = is_first || before.contains_key(labels) || now.is_empty();
-                    prop_assert!(is_seen, "the begin of {labels:?} is not seen");
+                for (key, now) in &callers.told.series {
+                    let is_seen = is_first || before.contains_key(key) || now.is_empty();
+                    prop_assert!(is_seen, "the begin of {key:?} is not seen");
                 }
                 if is_late {
                     // A state that comes in late changes nothing.
                     callers.update(&earlier);
                 }
-                for (labels, then) in &before {
-                    let now = callers.series.get(labels);
-                    prop_assert!(now.is_some(), "{labels:?} is gone");
+                for (key, then) in &before {
+                    let now = callers.told.series.get(key);
+                    prop_assert!(now.is_some(), "{key:?} is gone");
                     let now = now.expect("checked");
                     prop_assert_eq!(now.count(), now.since(then).count() + then.count());
                     prop_assert_eq!(now.sum().0, now.since(then).sum().0 + then.sum().0);
                 }
                 prop_assert!(callers.functions.len() <= ROOM * most);
-                before.clone_from(&callers.series);
+                before.clone_from(&callers.told.series);
             }
             // What was kept back comes with the next state.
             callers.update(&snapshot);
@@ -386,7 +395,7 @@ mod tests {
                 all
             };
             let expected = all(&mut snapshot.series.values());
-            prop_assert_eq!(all(&mut callers.series.values()), expected);
+            prop_assert_eq!(all(&mut callers.told.series.values()), expected);
             prop_assert_eq!(&callers.counted, &snapshot);
         }
     }
