@@ -163,7 +163,7 @@ fn waits_that_the_lab_forces_are_counted_once_each() {
             kind => kind,
         };
         let before = counting.read();
-        let Some(lab) = Lab::raise_bare_or_skip(scenario, 7).unwrap() else {
+        let Some(lab) = Lab::raise_or_skip(scenario, 7).unwrap() else {
             continue;
         };
         let truth = lab.truth.clone();

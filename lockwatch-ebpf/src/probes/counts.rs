@@ -8,7 +8,8 @@ use aya_ebpf::{
     helpers::{
         bpf_get_current_pid_tgid,
         generated::{
-            bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_stack, bpf_probe_read_kernel,
+            bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_smp_processor_id,
+            bpf_get_stack, bpf_probe_read_kernel,
         },
     },
     macros::map,
@@ -34,7 +35,8 @@ static COUNT_CONFIG: CountConfig = CountConfig {
     _pad: 0,
 };
 
-/// Code of the locks themselves, and what asks for them on behalf of others.
+/// Code of the locks themselves, and what asks for them on behalf of others; none is behind
+/// an empty one.
 #[unsafe(no_mangle)]
 static LOCK_CODE_AT: [Code; LOCK_CODE] = [Code { start: 0, len: 0 }; LOCK_CODE];
 
@@ -99,16 +101,17 @@ fn count_one(ctx: *mut c_void, lock: u64, class: u64, how: u32, ns: u64) {
     if (ids >> 32) as u32 == global!(COUNT_CONFIG.own_tgid) || !is_task_wanted(ids) {
         return;
     }
-    let class = if class == 0 {
+    let class = hidden(if class == 0 {
         class_of(lock, how)
     } else {
         class
-    };
+    });
     let caller = if ns < global!(COUNT_CONFIG.callers_from_ns) {
         caller::SHORT
     } else {
         caller_of(ctx)
     };
+    let caller = hidden(caller);
     if !is_class_wanted(class) || !is_caller_wanted(caller) {
         return;
     }
@@ -242,17 +245,34 @@ fn caller_of(ctx: *mut c_void) -> u64 {
 }
 
 /// A return address may lie one byte behind the function's last call. A function of its own,
-/// or the compiler keeps all of the table in registers.
+/// or the compiler keeps all of the table in registers; and without branches, each of which a
+/// verifier would follow to the end.
 #[inline(never)]
 fn is_in_lock_code(return_address: u64) -> bool {
     let at = return_address.wrapping_sub(1);
+    let mut is_in = 0;
     for index in 0..LOCK_CODE {
         let code = global::read(&LOCK_CODE_AT[index]);
-        if at.wrapping_sub(code.start) < code.len {
-            return true;
+        if code.len == 0 {
+            break;
         }
+        is_in |= is_less(at.wrapping_sub(code.start), code.len);
     }
-    false
+    is_in != 0
+}
+
+/// 1 if `left < right`: what a subtraction borrows.
+#[inline(always)]
+fn is_less(left: u64, right: u64) -> u64 {
+    ((!left & right) | ((!left | right) & left.wrapping_sub(right))) >> 63
+}
+
+/// The same, but no verifier knows which: it would go on apart for each constant that a value
+/// may be.
+#[inline(always)]
+fn hidden(value: u64) -> u64 {
+    // SAFETY: no preconditions. No CPU has such a number.
+    value + u64::from(unsafe { bpf_get_smp_processor_id() } >> 31)
 }
 
 #[inline(always)]

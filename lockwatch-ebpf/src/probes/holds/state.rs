@@ -126,20 +126,25 @@ fn is_stale(lock: u64, since_ns: u64) -> bool {
 /// mode stays: it is one that another task has released.
 #[inline(always)]
 pub(super) fn released(ctx: &impl EbpfContext, lock: u64, place: Place, mode: Mode) {
+    // Counted once, behind the loop: else a verifier goes through the counting for each slot.
+    let mut ended = None;
     if let Some(holds) = storage::of_current() {
         for slot in 0..SLOTS {
             let is_read = holds.reads[slot] > 0;
             if holds.locks[slot] == lock && is_read == (mode == Mode::Read) {
                 if holds.reads[slot] > 1 {
                     holds.reads[slot] -= 1;
-                } else {
-                    let since_ns = holds.since_ns[slot];
-                    set(holds, slot, 0);
-                    count_hold(ctx, lock, place, mode, since_ns);
+                    return;
                 }
-                return;
+                ended = Some(holds.since_ns[slot]);
+                set(holds, slot, 0);
+                break;
             }
         }
+    }
+    if let Some(since_ns) = ended {
+        count_hold(ctx, lock, place, mode, since_ns);
+        return;
     }
     // Acquired before we came, or by another task, or the acquisition was lost.
     count(counter::FOREIGN_RELEASE);
