@@ -57,16 +57,22 @@ fn a_softirq_on_the_cpu_of_the_surveyor() {
 fn try_hung(scenario: Scenario) {
     const TASKS: u32 = 5;
     let threshold = Duration::from_secs(2);
-    let hold = threshold + trial::bound(PROMPT) + Duration::from_secs(1);
+    // Told first when the first of them is past the threshold, and again at twice that age.
+    let limit = 2 * threshold + trial::bound(PROMPT);
     let mut watch = Watch::start("2s");
-    let Some(lab) = Made::hang(scenario, TASKS, hold).unwrap() else {
+    let Some(lab) = Made::hang(scenario, TASKS, limit + Duration::from_secs(1)).unwrap() else {
         return;
     };
-    let limit = threshold + trial::bound(PROMPT);
-    watch.listen("hung-task", limit, |watch| !watch.findings.is_empty());
+    watch.listen("hung-task", limit, |watch| {
+        let has_all = |finding: &Finding| finding.tasks.len() == TASKS as usize;
+        watch.findings.iter().any(has_all)
+    });
     let first = watch.findings[0].clone();
-    assert_hung(&first, &lab.truth);
-    lab.outlast().unwrap();
+    assert_hung(watch.findings.last().unwrap(), &lab.truth);
+    for finding in &watch.findings {
+        assert_eq!(finding.finding, first.finding, "{finding:#?}");
+    }
+    lab.finish().unwrap();
     watch.listen("its end", trial::bound(PATIENCE), |watch| {
         !watch.ended.is_empty()
     });
