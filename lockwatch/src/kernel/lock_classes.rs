@@ -96,6 +96,11 @@ pub fn rules(layout: &Layout) -> Vec<(ClassRule, LockClass)> {
     rules
 }
 
+/// The classes that rules tell, by their numbers, from 1.
+pub fn classes(layout: &Layout) -> Vec<LockClass> {
+    rules(layout).into_iter().map(|(_, class)| class).collect()
+}
+
 /// The words of the object around a lock by which it is told from one that lay there before,
 /// by the number of the class. A class whose objects nothing tells apart has none.
 pub fn object_words(layout: &Layout) -> [[ObjectWord; OBJECT_WORDS]; ROWS] {
@@ -159,11 +164,16 @@ pub fn by_caller(kind: LockKind, caller: &str) -> LockClass {
     }
 }
 
-/// Whether the class of this name is told by who asks for the lock, see [`by_caller`], or is
-/// what remains when nobody tells it: the stack of each wait has to be looked at, then.
+/// The classes that are told by who asks for the lock, see [`by_caller`], and what remains when
+/// nobody tells it: the stack of each wait has to be looked at for them.
+pub const TOLD_BY_CALLERS: [LockClass; 3] =
+    [LockClass::Pipe, LockClass::VmaLock, LockClass::Unknown];
+
+/// Whether the class of this name is one of [`TOLD_BY_CALLERS`].
 pub fn is_told_by_caller(name: &str) -> bool {
-    let told = [LockClass::Pipe, LockClass::VmaLock, LockClass::Unknown];
-    told.iter().any(|class| class.to_string() == name)
+    TOLD_BY_CALLERS
+        .iter()
+        .any(|class| class.to_string() == name)
 }
 
 /// Whether a function, by its stem, is there because somebody traces: nobody asks for a lock

@@ -1,6 +1,6 @@
 //! What is counted in the kernel, decoded into distributions.
 
-use std::{cell::RefCell, collections::BTreeMap, io, sync::Arc};
+use std::{cell::RefCell, io, sync::Arc};
 
 use lockwatch_ebpf::{
     counts::{
@@ -18,10 +18,10 @@ use crate::{
         lock_classes,
         symbols::{CodeBounds, Symbols},
     },
-    latency::{Caller, CountsLost, Measure, SeriesKey, Snapshot},
+    latency::{Caller, Measure, SeriesKey, Snapshot},
     lock::LockClass,
     probes::counts::{CountGlobals, CountsMap, code},
-    stream::event::{lock_kind, lock_mode},
+    stream::event::{comm_bytes, lock_kind, lock_mode},
     task::{Nanos, Tgid},
 };
 
@@ -102,7 +102,6 @@ pub fn globals(
         _pad: 0,
     };
     globals.entries = options.entries;
-    let rules = lock_classes::rules(layout);
     let lock_code = symbols.map_or_else(Vec::new, lock_classes::lock_code);
     for (slot, range) in globals.lock_code.iter_mut().zip(&lock_code) {
         *slot = code(range);
@@ -116,8 +115,7 @@ pub fn globals(
         // A caller is what is behind a lock's own functions.
         globals.config.callers_from_ns = u64::MAX;
     }
-    let classes: Vec<LockClass> = rules.into_iter().map(|(_, class)| class).collect();
-    globals.wanted = wanted(&options.wanted, &classes, symbols)?;
+    globals.wanted = wanted(&options.wanted, &lock_classes::classes(layout), symbols)?;
     Ok(globals)
 }
 
@@ -183,10 +181,7 @@ fn fill<T: Copy>(
 
 /// The words of a task's name in memory, cut as the kernel cuts it.
 fn words_of(comm: &str) -> [u64; COMM_LEN / 8] {
-    let mut bytes = [0; COMM_LEN];
-    for (to, from) in bytes[..COMM_LEN - 1].iter_mut().zip(comm.bytes()) {
-        *to = from;
-    }
+    let bytes = comm_bytes(comm);
     let (words, _) = bytes.as_chunks::<8>();
     std::array::from_fn(|index| u64::from_ne_bytes(words[index]))
 }
@@ -213,7 +208,7 @@ fn numbers_of(
     }
     if numbers.is_empty() {
         let mut told: Vec<String> = classes.iter().map(LockClass::to_string).collect();
-        told.extend(["pipe", "vma_lock", "unknown"].map(str::to_owned));
+        told.extend(lock_classes::TOLD_BY_CALLERS.map(|class| class.to_string()));
         told.dedup();
         return Err(WantedError::NoClass(name.to_owned(), told.join(", ")));
     }
@@ -271,8 +266,6 @@ pub struct Counts {
     outside: RefCell<Outside>,
     /// Asked for by name.
     wanted: Vec<String>,
-    /// Lost beside the maps: waits and holds that no program saw, or could not keep.
-    unseen: CountsLost,
 }
 
 impl Counts {
@@ -283,16 +276,14 @@ impl Counts {
         layout: &Layout,
         symbols: Option<Arc<Symbols>>,
     ) -> Self {
-        let rules = lock_classes::rules(layout);
         let bounds = symbols.as_deref().map(CodeBounds::from_proc);
         Self {
             maps,
-            classes: rules.into_iter().map(|(_, class)| class).collect(),
+            classes: lock_classes::classes(layout),
             bounds: bounds.unwrap_or_default(),
             outside: RefCell::default(),
             symbols,
             wanted: options.wanted.classes.clone(),
-            unseen: CountsLost::default(),
         }
     }
 
@@ -315,10 +306,7 @@ impl Counts {
     /// # Errors
     /// When the kernel does not let the maps be read.
     pub fn snapshot(&self) -> io::Result<Snapshot> {
-        let mut snapshot = Snapshot {
-            series: BTreeMap::new(),
-            lost: self.unseen,
-        };
+        let mut snapshot = Snapshot::default();
         // Most entries are buckets of few series, whose names cost most.
         let mut keys: FxHashMap<CountKey, Option<SeriesKey>> = FxHashMap::default();
         for map in &self.maps {

@@ -96,14 +96,6 @@ impl Wait {
     }
 
     pub(super) fn encode(&self) -> (WaitKey, OpenWait) {
-        let mut comm = [0; COMM_LEN];
-        // The last byte stays 0, as in the kernel.
-        for (to, &from) in comm[..COMM_LEN - 1]
-            .iter_mut()
-            .zip(self.task.comm.as_bytes())
-        {
-            *to = from;
-        }
         let mode = match self.mode {
             LockMode::Read => flags::READ,
             LockMode::Write => flags::WRITE,
@@ -126,7 +118,7 @@ impl Wait {
             start_time_ns: self.task.key.start_ns,
             tgid: self.task.tgid.0,
             flags,
-            comm,
+            comm: comm_bytes(&self.task.comm),
         };
         (key, open)
     }
@@ -146,6 +138,15 @@ impl Event {
             _ => None,
         }
     }
+}
+
+/// A task's name in memory, cut as the kernel cuts it: the last byte stays 0.
+pub(super) fn comm_bytes(comm: &str) -> [u8; COMM_LEN] {
+    let mut bytes = [0; COMM_LEN];
+    for (to, from) in bytes[..COMM_LEN - 1].iter_mut().zip(comm.bytes()) {
+        *to = from;
+    }
+    bytes
 }
 
 /// How the lock is wanted, by the flags of `contention_begin`.

@@ -27,18 +27,19 @@ const SCRAPES: usize = 8;
 
 /// All places that are exported to.
 pub(super) struct Sinks {
-    log: Option<(LogSink, Interval)>,
+    log: Option<LogSink>,
+    push: Option<Push>,
+    /// When both of these are served, by one state.
+    timer: Interval,
     scrapes: Option<(mpsc::Receiver<Scrape>, Server)>,
-    otlp: Option<(Push, Interval)>,
     said: Vec<String>,
     due: Option<Due>,
 }
 
 /// What is to be done now.
 enum Due {
-    Log,
+    Interval,
     Scrape(Scrape),
-    Push,
 }
 
 /// The task that answers; it ends with this.
@@ -84,9 +85,10 @@ impl Sinks {
     /// When one of them cannot be used.
     pub(super) async fn open(args: &ExportArgs) -> anyhow::Result<Self> {
         let mut sinks = Self {
-            log: None,
+            log: LogSink::open(args)?,
+            push: None,
+            timer: timer(args.interval),
             scrapes: None,
-            otlp: None,
             said: Vec::new(),
             due: None,
         };
@@ -103,8 +105,7 @@ impl Sinks {
             sinks.scrapes = Some((scrapes, Server(server)));
             sinks.said.push(format!("http://{address}/metrics"));
         }
-        if let (Some(log), Some(path)) = (LogSink::open(args)?, &args.hdr_log) {
-            sinks.log = Some((log, timer(args.interval)));
+        if let Some(path) = &args.hdr_log {
             sinks.said.push(format!("log {}", path.display()));
         }
         if let Some(endpoint) = &args.otlp {
@@ -112,11 +113,10 @@ impl Sinks {
             let variable = |name: &str| std::env::var(name).ok();
             let setup = Setup::new(endpoint, &args.otlp_header, variable)?;
             sinks.said.push(format!("OTLP {setup}"));
-            let push = Push {
+            sinks.push = Some(Push {
                 otlp: setup.start(say),
                 callers: Callers::new(args.top_callers),
-            };
-            sinks.otlp = Some((push, timer(args.interval)));
+            });
         }
         Ok(sinks)
     }
@@ -136,15 +136,8 @@ fn timer(interval: std::time::Duration) -> Interval {
 
 impl Beside for Sinks {
     async fn ready(&mut self) {
-        let Self {
-            log, scrapes, otlp, ..
-        } = self;
-        let log = async {
-            match log {
-                Some((_, timer)) => timer.tick().await,
-                None => pending().await,
-            }
-        };
+        let is_timed = self.log.is_some() || self.push.is_some();
+        let Self { timer, scrapes, .. } = self;
         let scrape = async {
             let asked = match scrapes {
                 Some((scrapes, _)) => scrapes.recv().await,
@@ -155,18 +148,11 @@ impl Beside for Sinks {
                 None => pending().await,
             }
         };
-        let push = async {
-            match otlp {
-                Some((_, timer)) => timer.tick().await,
-                None => pending().await,
-            }
-        };
         // No wait lies between what is ready and what is kept of it, so that nothing is lost
         // if this is dropped.
         let due = tokio::select! {
             scrape = scrape => Due::Scrape(scrape),
-            _ = log => Due::Log,
-            _ = push => Due::Push,
+            _ = timer.tick(), if is_timed => Due::Interval,
         };
         self.due = Some(due);
     }
@@ -177,28 +163,26 @@ impl Beside for Sinks {
         };
         let state = session.state()?;
         match due {
-            Due::Log => {
-                if let Some((log, _)) = &mut self.log {
-                    log.write(state.latency, state.at);
+            Due::Interval => {
+                if let Some(log) = &mut self.log {
+                    log.write(state.latency.clone(), state.at);
+                }
+                if let Some(push) = &mut self.push {
+                    push.offer(state);
                 }
             }
             // Whoever has asked may be gone.
             Due::Scrape(scrape) => drop(scrape.send(state)),
-            Due::Push => {
-                if let Some((push, _)) = &mut self.otlp {
-                    push.offer(state);
-                }
-            }
         }
         Ok(())
     }
 
     async fn finish(self, session: &mut Session) -> io::Result<()> {
         let state = session.state()?;
-        if let Some((push, _)) = self.otlp {
+        if let Some(push) = self.push {
             push.finish(state.clone()).await;
         }
-        if let Some((log, _)) = self.log {
+        if let Some(log) = self.log {
             log.finish(state.latency, state.at);
         }
         Ok(())

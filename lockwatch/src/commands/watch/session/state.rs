@@ -7,6 +7,8 @@ use std::{
     sync::Arc,
 };
 
+use rustc_hash::{FxHashMap, FxHashSet};
+
 use super::Session;
 use crate::{
     clock::now_ns,
@@ -15,9 +17,10 @@ use crate::{
     export::{Hang, Root, Stalls, State},
     graph::{Facts, Stall},
     latency::Snapshot,
-    lock::LockAddr,
+    lock::{Lock, LockAddr},
     report::Report,
     survey::Survey,
+    task::TaskKey,
 };
 
 impl Session {
@@ -69,9 +72,7 @@ impl Session {
         let waiting = self
             .standing()
             .flat_map(|stall| self.graph.waits_for(stall.lock));
-        let tasks: BTreeSet<_> = waiting
-            .map(|wait| (wait.task.key.tid, wait.task.key.start_ns))
-            .collect();
+        let tasks: FxHashSet<TaskKey> = waiting.map(|wait| wait.task.key).collect();
         tasks.len() as u64
     }
 
@@ -110,13 +111,16 @@ impl Session {
 
 /// The ends of the chains that go through one of these locks.
 fn roots_of(survey: &Survey, report: &Report, stalled: &BTreeSet<LockAddr>) -> Vec<Root> {
+    // There may be thousands of both: none may be searched for.
+    let locks = survey.locks.iter().map(|lock| (lock.address, lock));
+    let locks: FxHashMap<LockAddr, &Lock> = locks.collect();
     let mut roots = Vec::new();
     for chain in &report.chains {
         if !chain.graph.locks().any(|lock| stalled.contains(&lock)) {
             continue;
         }
         let last = chain.graph.locks().last();
-        if let Some(lock) = survey.locks.iter().find(|lock| Some(lock.address) == last) {
+        if let Some(lock) = last.and_then(|last| locks.get(&last)) {
             roots.push(Root {
                 class: lock.class.clone(),
                 comm: chain.root.comm.clone(),
