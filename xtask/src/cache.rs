@@ -37,6 +37,23 @@ pub(crate) fn lock(cache: &Path) -> Result<File> {
     Ok(file)
 }
 
+/// Makes a directory beside its final place `home` and renames it, so that a broken run leaves
+/// nothing usable. `make` gets the new and empty directory `work`, and says what in it is to
+/// become `home`.
+pub(crate) fn make_whole(
+    home: &Path,
+    work: &Path,
+    make: impl FnOnce(&Path) -> Result<PathBuf>,
+) -> Result<()> {
+    remove(work)?;
+    fs::create_dir_all(work).with_context(|| format!("cannot create {}", work.display()))?;
+    let made = make(work).and_then(|new| {
+        remove(home)?;
+        fs::rename(&new, home).with_context(|| format!("cannot make {}", home.display()))
+    });
+    made.and(remove(work))
+}
+
 /// Removes a directory and all that is in it, if it exists.
 pub(crate) fn remove(directory: &Path) -> Result<()> {
     match fs::remove_dir_all(directory) {

@@ -77,7 +77,7 @@ fn programs() -> Result<PathBuf> {
             home.display()
         ));
         timed("fetching it", || {
-            make(&home, &cache.join("making-prometheus"))
+            cache::make_whole(&home, &cache.join("making-prometheus"), unpack)
         })?;
         check(&home).context("the new Prometheus does not work")?;
     }
@@ -91,15 +91,8 @@ fn check(home: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Unpacks beside the final place and renames, so that a broken run leaves nothing usable.
-fn make(home: &Path, work: &Path) -> Result<()> {
-    cache::remove(work)?;
-    fs::create_dir_all(work)?;
-    let made = make_in(home, work);
-    made.and(cache::remove(work))
-}
-
-fn make_in(home: &Path, work: &Path) -> Result<()> {
+/// Unpacks the programs; where they are.
+fn unpack(work: &Path) -> Result<PathBuf> {
     deb::download(&[PACKAGE.to_owned()], work)?;
     let deb = fs::read_dir(work)?
         .flatten()
@@ -108,7 +101,5 @@ fn make_in(home: &Path, work: &Path) -> Result<()> {
         .context("apt said nothing and downloaded nothing")?;
     let members = PROGRAMS.map(|name| format!("./usr/bin/{name}"));
     deb::unpack(&deb, &members.each_ref().map(String::as_str), work)?;
-    cache::remove(home)?;
-    fs::rename(work.join("usr/bin"), home)
-        .with_context(|| format!("cannot make {}", home.display()))
+    Ok(work.join("usr/bin"))
 }

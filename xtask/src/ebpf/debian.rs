@@ -102,7 +102,7 @@ fn check(home: &Path) -> Result<Toolchain> {
     })
 }
 
-/// Builds beside the final place and renames, so that a broken run leaves nothing usable.
+/// Makes the toolchain, or leaves nothing usable.
 fn make(cache: &Path, home: &Path) -> Result<()> {
     // The lock is ours: what lies here is left from a run that was killed. A
     // compiler that outlived it may still write there; the next run cleans up.
@@ -114,12 +114,11 @@ fn make(cache: &Path, home: &Path) -> Result<()> {
         }
     }
     let work = cache.join(format!("making-{}", std::process::id()));
-    let made = make_in(&work, home);
-    let cleaned = cache::remove(&work);
-    made.and(cleaned)
+    cache::make_whole(home, &work, build)
 }
 
-fn make_in(work: &Path, home: &Path) -> Result<()> {
+/// Fetches and builds all of it; where it is.
+fn build(work: &Path) -> Result<PathBuf> {
     let debs = work.join("debs");
     let unpacked = work.join("unpacked");
     let new = work.join("toolchain");
@@ -157,9 +156,7 @@ fn make_in(work: &Path, home: &Path) -> Result<()> {
         identity,
     };
     fs::write(new.join("stamp.json"), serde_json::to_vec_pretty(&stamp)?)?;
-    cache::remove(home)?;
-    fs::rename(&new, home)
-        .with_context(|| format!("cannot move the toolchain to {}", home.display()))
+    Ok(new)
 }
 
 /// What each package is fetched for; `{rust}` and `{llvm}` stand for the versions above.

@@ -73,27 +73,23 @@ fn store() -> Result<PathBuf> {
     let home = cache.join(format!("{STORE}-{RELEASE}"));
     let program = home.join("usr/bin").join(STORE);
     if !program.is_file() {
-        fetch(&cache, &home)?;
+        cache::make_whole(&home, &cache.join("making"), |work| fetch(&cache, work))?;
     }
     Ok(program)
 }
 
-/// Unpacks beside the final place and renames, so that a broken run leaves nothing usable.
-fn fetch(cache: &Path, home: &Path) -> Result<()> {
+/// Unpacks the store's program; where that is.
+fn fetch(cache: &Path, work: &Path) -> Result<PathBuf> {
     let archive = Archive::of_release(&cache.join("apt"), RELEASE)?;
     if !archive.is_fresh() {
         archive.refresh()?;
     }
-    let making = cache.join("making");
-    cache::remove(&making)?;
-    let (debs, unpacked) = (making.join("debs"), making.join("unpacked"));
+    let (debs, unpacked) = (work.join("debs"), work.join("unpacked"));
     for folder in [&debs, &unpacked] {
         fs::create_dir_all(folder)
             .with_context(|| format!("cannot create {}", folder.display()))?;
     }
     let (package, _) = archive.download(STORE, &debs)?;
     deb::unpack(&package, &[&format!("./usr/bin/{STORE}")], &unpacked)?;
-    cache::remove(home)?;
-    fs::rename(&unpacked, home).with_context(|| format!("cannot make {}", home.display()))?;
-    cache::remove(&making)
+    Ok(unpacked)
 }
