@@ -94,6 +94,8 @@ pub struct Count {
     pub sum_ns: u64,
 }
 
+const _: () = assert!(size_of::<Count>() == 2 * 8);
+
 /// Entries of the map `COUNTS` if nobody asks for another number: 64 buckets in use for
 /// each of 1,000 series. The map is preallocated and the same for all CPUs: about 104 bytes
 /// an entry, 6.5 MiB, on any number of CPUs.
@@ -124,6 +126,8 @@ pub struct ClassRule {
     /// 0: the rule is not there.
     pub mask: u32,
 }
+
+const _: () = assert!(size_of::<ClassRule>() == 5 * 8 + 2 * 4);
 
 impl ClassRule {
     /// There is no such pointer.
@@ -167,6 +171,8 @@ pub struct CountConfig {
     pub _pad: u32,
 }
 
+const _: () = assert!(size_of::<CountConfig>() == 8 + 4 * 4);
+
 /// Pages that the map `TRACERS` has room for: two for each function that is hooked, and some
 /// for what others hook.
 pub const TRACERS_MAX: u32 = 512;
@@ -188,19 +194,21 @@ pub struct Wanted {
     pub comms: [[u64; COMM_LEN / 8]; WANTED],
     /// Thread ids or thread group ids in the initial PID namespace.
     pub pids: [u32; WANTED],
-    /// How many of each are asked for.
+    /// How many of `cgroups` are asked for.
     pub cgroup_count: u32,
-    /// See above.
+    /// How many of `classes`.
     pub class_count: u32,
-    /// See above.
+    /// How many of `callers`.
     pub caller_count: u32,
-    /// See above.
+    /// How many of `comms`.
     pub comm_count: u32,
-    /// See above.
+    /// How many of `pids`.
     pub pid_count: u32,
     /// Explicit padding, 0.
     pub _pad: u32,
 }
+
+const _: () = assert!(size_of::<Wanted>() == WANTED * (2 * 8 + 16 + COMM_LEN + 4) + 6 * 4);
 
 impl Wanted {
     /// All are counted.
