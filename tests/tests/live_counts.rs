@@ -16,7 +16,7 @@ use aya::maps::{HashMap, Map, MapData, loaded_maps};
 
 use counting::{Counting, total};
 use lockwatch::{
-    kernel::{btf::Btf, layout::Layout},
+    kernel::{bpf_files, btf::Btf, layout::Layout},
     latency::{Caller, Measure, SeriesKey, Snapshot},
     lock::{LockKind, LockMode},
     plan::Purpose,
@@ -306,11 +306,7 @@ fn a_thousand_series_find_room_and_are_read_in_a_moment() {
     let map = MapData::from_id(id).unwrap();
     let fd = map.fd().as_fd().as_raw_fd();
     let of_map = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
-    let memory = of_map
-        .lines()
-        .find_map(|line| line.strip_prefix("memlock:"))
-        .unwrap();
-    let memory: u64 = memory.trim().parse().unwrap();
+    let memory = bpf_files::number(&of_map, bpf_files::MEMORY).unwrap();
     let mut map: HashMap<MapData, Key, Value> = HashMap::try_from(Map::HashMap(map)).unwrap();
     for series in 0..SERIES {
         for bucket in 0..IN_USE {

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, fs, time::Duration};
 
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::{export::Cost, kernel::arch::PAGE_SIZE};
+use crate::{
+    export::Cost,
+    kernel::{arch::PAGE_SIZE, bpf_files},
+};
 
 /// The cost so far.
 pub(super) fn now() -> Cost {
@@ -17,19 +20,15 @@ pub(super) fn now() -> Cost {
     }
 }
 
-/// Memory of our maps in the kernel, as it says itself (kernel/bpf/syscall.c,
-/// `bpf_map_show_fdinfo`; before 6.4 by their sizes).
+/// Memory of our maps in the kernel, as it says itself.
 fn map_bytes() -> Option<u64> {
     let mut bytes = BTreeMap::new();
     for entry in fs::read_dir("/proc/self/fdinfo").ok()?.flatten() {
         let Ok(text) = fs::read_to_string(entry.path()) else {
             continue;
         };
-        let field = |name: &str| -> Option<u64> {
-            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-            line.trim().parse().ok()
-        };
-        if let (Some(id), Some(memory)) = (field("map_id:"), field("memlock:")) {
+        let field = |name| bpf_files::number(&text, name);
+        if let (Some(id), Some(memory)) = (field(bpf_files::MAP_ID), field(bpf_files::MEMORY)) {
             bytes.insert(id, memory);
         }
     }

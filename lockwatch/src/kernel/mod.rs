@@ -4,6 +4,7 @@
 
 pub mod arch;
 pub mod block;
+pub mod bpf_files;
 pub mod btf;
 pub mod capabilities;
 pub mod cgroup;

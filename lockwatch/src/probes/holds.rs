@@ -19,6 +19,7 @@ use lockwatch_ebpf::{
 use zerocopy::FromBytes as _;
 
 use crate::{
+    kernel::bpf_files,
     plan::{Hook, Mechanism, Plan, Purpose, State},
     probes::{
         LoadError,
@@ -32,9 +33,6 @@ use crate::{
 
 static IN_TASK_STORAGE: &[u8] = aya::include_bytes_aligned!("object/holds.bpf.o");
 static BY_TID: &[u8] = aya::include_bytes_aligned!("object/holds_by_tid.bpf.o");
-
-/// In a program's fdinfo (kernel/bpf/syscall.c, `bpf_prog_show_fdinfo`, 5.12+).
-const MISSES: &str = "recursion_misses:";
 
 /// The iterator over the tasks' storage.
 const TASK_HOLDS: &str = "task_holds";
@@ -183,8 +181,7 @@ impl HoldProbes {
         let of = |program: &Program| -> Option<u64> {
             let fd = program.fd().ok()?.as_fd().as_raw_fd();
             let text = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
-            let line = text.lines().find_map(|line| line.strip_prefix(MISSES));
-            line?.trim().parse().ok()
+            bpf_files::number(&text, bpf_files::MISSES)
         };
         self.hooks
             .iter()
