@@ -251,8 +251,8 @@ fn caller_of(ctx: *mut c_void) -> u64 {
 fn is_in_lock_code(return_address: u64) -> bool {
     let at = return_address.wrapping_sub(1);
     let mut is_in = 0;
-    for index in 0..LOCK_CODE {
-        let code = global::read(&LOCK_CODE_AT[index]);
+    for code in &LOCK_CODE_AT {
+        let code = global::read(code);
         if code.len == 0 {
             break;
         }

@@ -107,10 +107,10 @@ fn keep_one(ctx: *mut c_void, offset: u64, class: u64, how: u32, since_ns: u64) 
     unsafe { bpf_get_current_comm(hold.comm.as_mut_ptr().cast(), COMM_LEN as u32) };
     if class < CLASS_IS_ADDRESS {
         let row = &OBJECT_WORDS_OF[class as usize & (ROWS - 1)];
-        for index in 0..OBJECT_WORDS {
-            let word = global::read(&row[index]);
+        for (object, word) in hold.object.iter_mut().zip(row) {
+            let word = global::read(word);
             if word.mask != 0 {
-                hold.object[index] = counts::word(lock.wrapping_add(word.at)) & word.mask;
+                *object = counts::word(lock.wrapping_add(word.at)) & word.mask;
             }
         }
     }
