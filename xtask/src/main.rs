@@ -1,12 +1,15 @@
 //! Build, test and demo verbs of the project: `cargo xtask help`.
 
 mod archive;
+mod bench;
 mod bpf;
 mod cache;
 mod deb;
 mod demo;
+mod document;
 mod ebpf;
 mod formats;
+mod grid;
 mod kernels;
 mod learn;
 mod live;
@@ -51,6 +54,7 @@ enum Verb {
     Verified(verified::Args),
     Kernels(kernels::Args),
     Learn(learn::Args),
+    Bench(bench::Args),
     #[command(hide = true)]
     VmVerified(verified::WitnessArgs),
     #[command(hide = true)]
@@ -72,6 +76,7 @@ fn main() -> ExitCode {
         Verb::Vm(args) => vm::run(&args),
         Verb::Kernels(args) => kernels::run(&args),
         Verb::Learn(args) => learn::run(&args),
+        Verb::Bench(args) => bench::run(&args),
         Verb::Verified(args) => verified::run(&args),
         Verb::VmVerified(args) => verified::witness(&args).map(|()| ExitCode::SUCCESS),
         Verb::VmDemo(args) => demo::run_in_machine(&args),

@@ -1,6 +1,5 @@
 //! `cargo xtask kernels`: docs/kernels.md, as the machines found it.
 
-mod grid;
 mod support;
 
 use std::fs;
@@ -9,7 +8,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 
-use self::grid::Grid;
+use crate::document::Document;
+use crate::grid::Grid;
 use crate::process::say;
 use crate::verified::Programs;
 use crate::vm;
@@ -28,17 +28,17 @@ pub(crate) struct Args {
     check: bool,
 }
 
-const DOCUMENT: &str = "docs/kernels.md";
+const DOCUMENT: Document = Document {
+    path: "docs/kernels.md",
+    verb: "kernels",
+};
 
 /// Exit code 0: the document says what was found.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
     let results = read(&vm::home(&workspace).join(vm::RESULTS))?;
-    let path = workspace.root.join(DOCUMENT);
-    let text =
-        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     if args.check {
-        return check(&text, &results);
+        return check(&DOCUMENT.read(&workspace)?, &results);
     }
     for name in vm::required() {
         if !results.kernels.iter().any(|kernel| kernel.kernel == name) {
@@ -48,17 +48,16 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let programs = Programs::of_objects(&workspace.root)?;
     let figures = support::figures(&results, &programs);
     let figures: Vec<String> = figures.iter().map(ToString::to_string).collect();
-    let mut text = text;
-    for (name, contents) in [
-        ("features", support::features(&results).to_string()),
-        ("mechanisms", support::mechanisms(&results).to_string()),
-        ("limits", support::limits(&results)),
-        ("figures", figures.join("\n")),
-    ] {
-        text = replaced(&text, name, &contents)?;
-    }
-    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    say(format_args!("{} is up to date", workspace.display(&path)));
+    DOCUMENT.write(
+        &workspace,
+        &[
+            ("features", support::features(&results).to_string()),
+            ("mechanisms", support::mechanisms(&results).to_string()),
+            ("limits", support::limits(&results)),
+            ("figures", figures.join("\n")),
+        ],
+    )?;
+    say(format_args!("{} is up to date", DOCUMENT.path));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -68,14 +67,14 @@ fn check(text: &str, results: &Results) -> Result<ExitCode> {
         ("features", support::features(results)),
         ("mechanisms", support::mechanisms(results)),
     ] {
-        let part = &text[place(text, name)?];
+        let part = DOCUMENT.part(text, name)?;
         match Grid::read_all(part).first() {
             Some(written) => found.extend(now.differences(written)),
             None => found.push(format!("there is no table of {name}")),
         }
     }
     for line in &found {
-        println!("{DOCUMENT}: {line}");
+        println!("{}: {line}", DOCUMENT.path);
     }
     if found.is_empty() {
         let kernels: Vec<&str> = results
@@ -83,7 +82,11 @@ fn check(text: &str, results: &Results) -> Result<ExitCode> {
             .iter()
             .map(|kernel| kernel.kernel.as_str())
             .collect();
-        println!("{DOCUMENT} says what was found on {}", kernels.join(", "));
+        println!(
+            "{} says what was found on {}",
+            DOCUMENT.path,
+            kernels.join(", ")
+        );
         return Ok(ExitCode::SUCCESS);
     }
     println!("`cargo xtask vm && cargo xtask kernels` writes it anew");
@@ -94,42 +97,4 @@ fn read(path: &Path) -> Result<Results> {
     let text = fs::read(path)
         .with_context(|| format!("no {}: run `cargo xtask vm` first", path.display()))?;
     serde_json::from_slice(&text).with_context(|| format!("{} is not ours", path.display()))
-}
-
-/// Where the generated part of that name is, without its marks.
-fn place(text: &str, name: &str) -> Result<std::ops::Range<usize>> {
-    let (begin, end) = (
-        format!("<!-- begin {name}: made by cargo xtask kernels -->\n"),
-        format!("<!-- end {name} -->"),
-    );
-    let found = text.find(&begin).and_then(|at| {
-        let from = at + begin.len();
-        let to = from + text[from..].find(&end)?;
-        Some(from..to)
-    });
-    found.with_context(|| {
-        format!(
-            "{DOCUMENT} has no part between `{}` and `{end}`",
-            begin.trim()
-        )
-    })
-}
-
-fn replaced(text: &str, name: &str, contents: &str) -> Result<String> {
-    let mut text = text.to_owned();
-    text.replace_range(place(&text, name)?, &format!("\n{contents}\n"));
-    Ok(text)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_part_between_the_marks_is_replaced() {
-        let text = "one\n<!-- begin x: made by cargo xtask kernels -->\nold\n<!-- end x -->\ntwo\n";
-        let new = replaced(text, "x", "| new |\n").unwrap();
-        assert_eq!(new, text.replace("old", "\n| new |\n"));
-        assert!(replaced(&new, "y", "").is_err());
-    }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::grid::Grid;
+use crate::grid::Grid;
 use crate::verified::{Cell, Loaded, Programs, Table};
 use crate::vm::results::{KernelResult, Results, TestResult, Word};
 

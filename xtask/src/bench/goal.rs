@@ -1,0 +1,76 @@
+//! What lockwatch is meant to cost at most.
+
+use std::fmt::{self, Display, Formatter};
+
+use super::figure::{Committed, Figure};
+
+/// A bound of a figure.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Goal {
+    /// The figure's name and kernel.
+    pub(crate) figure: &'static str,
+    pub(crate) kernel: &'static str,
+    /// In the figure's unit: at most that much, or at least where more is better.
+    pub(crate) value: f64,
+    /// What is measured, for people.
+    pub(crate) what: &'static str,
+}
+
+/// All of them, in the order of the document's table.
+pub(crate) const GOALS: &[Goal] = &[Goal {
+    figure: "release binary",
+    kernel: "",
+    value: 6.0 * 1024.0 * 1024.0,
+    what: "size of the released binary",
+}];
+
+impl Goal {
+    /// The goal with what was measured, as cells of a row.
+    pub(crate) fn cells(&self, committed: &Committed) -> [String; 4] {
+        let figure = committed
+            .figures()
+            .find(|figure| figure.name == self.figure && figure.kernel == self.kernel);
+        let what = match self.kernel {
+            "" => self.what.to_owned(),
+            kernel => format!("{} ({kernel})", self.what),
+        };
+        match figure {
+            None => [
+                what,
+                self.value.to_string(),
+                "not measured".to_owned(),
+                "–".to_owned(),
+            ],
+            Some(figure) => [
+                what,
+                Bound { goal: self, figure }.to_string(),
+                figure.unit.tell(figure.value),
+                if self.is_met_by(figure) { "✓" } else { "✗" }.to_owned(),
+            ],
+        }
+    }
+
+    fn is_met_by(&self, figure: &Figure) -> bool {
+        if figure.unit.more_is_better() {
+            figure.value >= self.value
+        } else {
+            figure.value <= self.value
+        }
+    }
+}
+
+struct Bound<'b> {
+    goal: &'b Goal,
+    figure: &'b Figure,
+}
+
+impl Display for Bound<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let sign = if self.figure.unit.more_is_better() {
+            '≥'
+        } else {
+            '≤'
+        };
+        write!(f, "{sign} {}", self.figure.unit.tell(self.goal.value))
+    }
+}
