@@ -2,6 +2,7 @@
 
 mod figure;
 mod goal;
+mod locks;
 mod page;
 mod start;
 
@@ -44,6 +45,8 @@ pub(crate) struct Args {
 pub(crate) enum Part {
     /// From exec to the first answer: time, memory, and what the verifier goes through
     Start,
+    /// Instructions that tracing adds to a lock, counted on emulated processors
+    Locks,
 }
 
 /// What a part needs to know.
@@ -65,13 +68,14 @@ impl Part {
     /// Whether anything of it repeats.
     fn is_steady(self) -> bool {
         match self {
-            Self::Start => true,
+            Self::Start | Self::Locks => true,
         }
     }
 
     fn measure(self, bench: &Bench<'_>) -> Result<Vec<Figure>> {
         match self {
             Self::Start => start::measure(bench),
+            Self::Locks => locks::measure(bench),
         }
     }
 }

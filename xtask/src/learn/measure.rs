@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::{Args, LEARNER, MORE, here, variant};
 use crate::process;
-use crate::vm::{self, Question};
+use crate::vm::{self, Question, Settings};
 use crate::workspace::Workspace;
 
 /// Builds of lockwatch, by which tables they have, and what leaves the others out.
@@ -83,7 +83,13 @@ pub(super) fn run(workspace: &Workspace, args: &Args, learner: &Path) -> Result<
                 command: format!("{LEARNER} measure {}", named(&path).join(" ")),
                 limit_s: limit.as_secs(),
             };
-            vm::ask(workspace, &args.kernels, &question, &programs)?
+            vm::ask(
+                workspace,
+                &args.kernels,
+                &Settings::USUAL,
+                &question,
+                &programs,
+            )?
         }
     };
     println!(

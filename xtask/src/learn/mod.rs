@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use crate::process::{self, End, say};
-use crate::vm::{self, Question};
+use crate::vm::{self, Question, Settings};
 use crate::workspace::{self, Workspace};
 
 /// Learn on real kernels which functions hold locks and which only carry pointers to them.
@@ -66,7 +66,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
                 limit_s: args.seconds + MORE.as_secs(),
             };
             let programs = [(LEARNER.to_owned(), learner)];
-            vm::ask(&workspace, &args.kernels, &question, &programs)?
+            vm::ask(
+                &workspace,
+                &args.kernels,
+                &Settings::USUAL,
+                &question,
+                &programs,
+            )?
         }
     };
     let mut well = true;

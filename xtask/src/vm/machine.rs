@@ -43,6 +43,9 @@ pub(crate) struct Machine<'m> {
     pub(crate) append: &'m str,
     pub(crate) memory_mib: u32,
     pub(crate) cpus: u32,
+    /// One processor, whose clock counts its instructions; the machine never waits for real
+    /// time to pass.
+    pub(crate) icount: bool,
     /// The folder for console.log, guest.log and qemu.log.
     pub(crate) logs: &'m Path,
 }
@@ -112,7 +115,7 @@ impl Machine<'_> {
         let mut command = Command::new("qemu-system-x86_64");
         command
             .args(["-accel", "tcg,thread=single", "-cpu", "max", "-M", "q35"])
-            .args(["-smp", &self.cpus.to_string()])
+            .args(["-smp", &if self.icount { 1 } else { self.cpus }.to_string()])
             .args(["-m", &self.memory_mib.to_string()])
             .args(["-nodefaults", "-display", "none", "-no-reboot"])
             .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"])
@@ -131,6 +134,10 @@ impl Machine<'_> {
                 "console=ttyS0 panic=-1 oops=panic watchdog_thresh=30 noirqdebug {}",
                 self.append
             ));
+        if self.icount {
+            // 2⁰ ns an instruction.
+            command.args(["-icount", "shift=0,sleep=off"]);
+        }
         command
     }
 }

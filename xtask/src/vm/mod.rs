@@ -30,7 +30,7 @@ use self::initramfs::Base;
 pub(crate) use self::initramfs::Question;
 use self::outcome::{Outcome, Table};
 use self::run::Runner;
-use self::settings::Settings;
+pub(crate) use self::settings::Settings;
 pub(crate) use self::switch::{Args as SwitchArgs, run as switch_off};
 use crate::archive::Archive;
 use crate::cache;
@@ -177,11 +177,12 @@ pub(crate) fn loaded(names: &[String]) -> Result<Vec<(String, Result<Loaded, Str
 pub(crate) fn ask<T: serde::de::DeserializeOwned>(
     workspace: &Workspace,
     names: &[String],
+    settings: &Settings,
     question: &Question,
     programs: &[(String, PathBuf)],
 ) -> Result<Vec<(String, Result<T, String>)>> {
     let errand = Errand::Ask { question, programs };
-    let outcomes = send(workspace, &chosen(names)?, &Settings::USUAL, &errand)?;
+    let outcomes = send(workspace, &chosen(names)?, settings, &errand)?;
     Ok(outcomes
         .iter()
         .map(|outcome| {

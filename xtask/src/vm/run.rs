@@ -247,6 +247,7 @@ impl Runner<'_> {
             append: &self.settings.append,
             memory_mib: self.settings.memory,
             cpus: self.settings.cpus,
+            icount: self.settings.icount,
             logs: &logs,
         };
         let start = Instant::now();

@@ -12,6 +12,10 @@ pub(crate) struct Settings {
     /// Processors of a machine
     #[arg(long, value_name = "N", default_value_t = Self::USUAL.cpus, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) cpus: u32,
+    /// Give the machine one processor, whose clock goes on by one nanosecond with each
+    /// instruction: what is timed in it is counted
+    #[arg(long, conflicts_with = "cpus")]
+    pub(crate) icount: bool,
     /// Memory of a machine, MiB
     #[arg(long, value_name = "MIB", default_value_t = Self::USUAL.memory)]
     pub(crate) memory: u32,
@@ -35,6 +39,7 @@ impl Settings {
         runs: 3,
         jobs: 2,
         cpus: 2,
+        icount: false,
         memory: 1024,
         timeout: 1800,
         test_timeout: 180,
