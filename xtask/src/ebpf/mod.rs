@@ -20,7 +20,7 @@ use crate::process::say;
 use crate::workspace::Workspace;
 
 /// The bins of lockwatch-ebpf; each one becomes an object.
-const OBJECTS: [&str; 8] = [
+const OBJECTS: [&str; 9] = [
     "survey",
     "stream",
     "holds",
@@ -29,10 +29,11 @@ const OBJECTS: [&str; 8] = [
     "edge",
     "acquisitions",
     "tally",
+    "floor",
 ];
 
-/// Those that only the live tests and the learner load.
-const TEST_OBJECTS: [&str; 3] = ["edge", "acquisitions", "tally"];
+/// Those that only the live tests, the learner and the bench load.
+const TEST_OBJECTS: [&str; 4] = ["edge", "acquisitions", "tally", "floor"];
 
 /// More than these say nothing new.
 const DIFFERENCES_SHOWN: usize = 20;
