@@ -59,12 +59,11 @@ impl Target {
     /// Writes the byte at this address, which is looked at under the lock only.
     fn write(&self, address: usize) -> Result<()> {
         let byte = address as *const libc::c_void;
-        // SAFETY: the kernel reads a byte there, or fails; no memory of ours is written to.
-        let written = unsafe {
-            match self {
-                Self::File(_) => libc::pwrite(self.fd(), byte, 1, 0),
-                Self::Pipe { .. } => libc::write(self.fd(), byte, 1),
-            }
+        let written = match self {
+            // SAFETY: the kernel reads a byte there, or fails; no memory of ours is written to.
+            Self::File(_) => unsafe { libc::pwrite(self.fd(), byte, 1, 0) },
+            // SAFETY: as above.
+            Self::Pipe { .. } => unsafe { libc::write(self.fd(), byte, 1) },
         };
         ensure!(
             Errno::result(written).context("cannot write a byte")? == 1,
@@ -152,7 +151,8 @@ pub(crate) struct Cycle {
     byte: Box<u8>,
 }
 
-/// Name of the tasks that wait.
+/// Names of the tasks that hold, and of those that wait.
+pub(crate) const HOLDER: &str = "holder";
 pub(crate) const WAITER: &str = "waiter";
 
 impl Cycle {
@@ -162,7 +162,7 @@ impl Cycle {
             name,
             pages: Pages::new(PAGES)?,
             next: 0,
-            holder: Writer::start("holder", &target)?,
+            holder: Writer::start(HOLDER, &target)?,
             waiter: Writer::start(WAITER, &target)?,
             target,
             byte: Box::new(1),

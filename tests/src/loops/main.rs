@@ -5,15 +5,16 @@
 //! there 1 ns is one. Elsewhere the times are times.
 
 mod cycle;
+mod floor;
 mod mode;
 mod userfault;
 mod work;
 
-use std::{process::ExitCode, thread, time::Duration};
+use std::{collections::BTreeMap, process::ExitCode, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
-use lockwatch_tests::clock;
+use lockwatch_tests::{clock, tally::Tally};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
@@ -21,7 +22,8 @@ use nix::{
 use serde::Serialize;
 
 use self::{
-    cycle::{Cycle, Target},
+    cycle::{Cycle, HOLDER, Target, WAITER},
+    floor::{Calls, Places},
     mode::MODES,
     work::{List, Protect, Sync, Work},
 };
@@ -46,17 +48,31 @@ const BATCHES: usize = 15;
 /// Calls of what is not timed in batches.
 const SINGLE: usize = 601;
 
+/// Calls of which it is counted what they do.
+const COUNTED: u32 = 20;
+
 /// Everything that was measured.
 #[derive(Serialize)]
 struct Told {
+    loops: Vec<Counted>,
     modes: Vec<ModeTold>,
+}
+
+/// What one call does.
+#[derive(Serialize)]
+struct Counted {
+    name: &'static str,
+    /// Calls of functions that acquire or release a lock, by function.
+    calls: BTreeMap<String, f64>,
+    /// Waits for a lock.
+    waits: f64,
 }
 
 #[derive(Serialize)]
 struct ModeTold {
     name: &'static str,
-    /// From before it is started until it is attached, all that the CPU did, ns.
-    attach_ns: u64,
+    /// What the CPU did from before a tool is started until it is attached, ns.
+    attach_ns: Option<u64>,
     loops: Vec<LoopTold>,
 }
 
@@ -93,19 +109,22 @@ fn measure(args: &Args) -> Result<()> {
         Box::new(Cycle::new("contended mutex cycle", Target::pipe()?)?),
     ];
     thread::sleep(Duration::from_secs(args.settle));
+    let places = Places::find()?;
+    let loops = count_all(&mut works, &places)?;
+    time_all(&mut works)?;
     let mut modes = Vec::new();
     let mut before = time_all(&mut works)?;
     for mode in MODES.iter().filter(|mode| mode.name.contains(&args.mode)) {
-        let (running, attach_ns) = mode.start().with_context(|| mode.name)?;
+        let (running, attach_ns) = mode.start(&places).with_context(|| mode.name)?;
         let with = time_all(&mut works).with_context(|| mode.name)?;
         running.stop().with_context(|| mode.name)?;
         let after = time_all(&mut works)?;
         let times = before.iter().zip(&with).zip(&after);
-        let loops = works.iter().zip(times);
+        let with_times = works.iter().zip(times);
         modes.push(ModeTold {
             name: mode.name,
             attach_ns,
-            loops: loops
+            loops: with_times
                 .map(|(work, ((before, with), after))| LoopTold {
                     name: work.name(),
                     before: *before,
@@ -116,7 +135,7 @@ fn measure(args: &Args) -> Result<()> {
         });
         before = after;
     }
-    println!("{}", serde_json::to_string(&Told { modes })?);
+    println!("{}", serde_json::to_string(&Told { loops, modes })?);
     Ok(())
 }
 
@@ -126,6 +145,55 @@ fn stay_here() -> Result<()> {
     let mut cpus = CpuSet::new();
     cpus.set(cpu)?;
     sched_setaffinity(Pid::from_raw(0), &cpus).context("cannot stay on a CPU")
+}
+
+/// Counts what single calls do.
+fn count_all(works: &mut [Box<dyn Work>], places: &Places) -> Result<Vec<Counted>> {
+    let mut counters = Counters {
+        calls: places.count()?,
+        tallies: [Tally::attach(WAITER)?, Tally::attach(HOLDER)?],
+    };
+    works
+        .iter_mut()
+        .map(|work| {
+            // What is done once only, such as a first allocation, is not counted.
+            count(work.as_mut(), &mut counters)?;
+            count(work.as_mut(), &mut counters).with_context(|| work.name())
+        })
+        .collect()
+}
+
+struct Counters {
+    calls: Calls,
+    tallies: [Tally; 2],
+}
+
+impl Counters {
+    /// Calls by function, and waits.
+    fn now(&mut self) -> Result<(BTreeMap<String, u64>, usize)> {
+        let [waiter, holder] = &mut self.tallies;
+        let waits = waiter.waits()?.len() + holder.waits()?.len();
+        Ok((self.calls.now()?, waits))
+    }
+}
+
+fn count(work: &mut dyn Work, counters: &mut Counters) -> Result<Counted> {
+    work.make_ready()?;
+    let (begin, waits_begin) = counters.now()?;
+    for _ in 0..COUNTED {
+        work.call()?;
+    }
+    let (end, waits_end) = counters.now()?;
+    let per_call = |number: u64| number as f64 / f64::from(COUNTED);
+    let calls = end.iter().map(|(function, end)| {
+        let calls = end - begin.get(function).unwrap_or(&0);
+        (function.clone(), per_call(calls))
+    });
+    Ok(Counted {
+        name: work.name(),
+        calls: calls.filter(|(_, calls)| *calls > 0.0).collect(),
+        waits: per_call((waits_end - waits_begin) as u64),
+    })
 }
 
 fn time_all(works: &mut [Box<dyn Work>]) -> Result<Vec<f64>> {

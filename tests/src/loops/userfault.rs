@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::Read as _,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     ptr::{self, NonNull},
 };
 
@@ -56,6 +56,20 @@ const DO_ZERO_PAGE: Opcode = opcode::read_write::<ZeroPage>(0xAA, 0x04);
 /// `struct uffd_msg`, of which we need nothing.
 const MESSAGE: usize = 32;
 
+/// Asks something of a userfaultfd.
+///
+/// # Safety
+/// `T` is the kernel's structure for this request, and what it says of addresses is right.
+unsafe fn ask<const REQUEST: Opcode, T>(
+    of: BorrowedFd<'_>,
+    what: &mut T,
+) -> rustix::io::Result<()> {
+    // SAFETY: the caller promises it.
+    let request = unsafe { Updater::<REQUEST, T>::new(what) };
+    // SAFETY: as above.
+    unsafe { ioctl(of, request) }
+}
+
 /// The pages.
 pub(crate) struct Pages {
     start: NonNull<u8>,
@@ -77,7 +91,7 @@ impl Pages {
             ..Api::default()
         };
         // SAFETY: the kernel's structure for this request.
-        unsafe { ioctl(faults.as_fd(), Updater::<DO_API, _>::new(&mut api)) }
+        unsafe { ask::<DO_API, _>(faults.as_fd(), &mut api) }
             .context("userfaultfd's interface is another one")?;
         let len = count * PAGE;
         let access = ProtFlags::READ | ProtFlags::WRITE;
@@ -90,13 +104,8 @@ impl Pages {
             ..Register::default()
         };
         // SAFETY: the kernel's structure for this request.
-        unsafe {
-            ioctl(
-                faults.as_fd(),
-                Updater::<DO_REGISTER, _>::new(&mut register),
-            )
-        }
-        .context("userfaultfd does not take an anonymous mapping")?;
+        unsafe { ask::<DO_REGISTER, _>(faults.as_fd(), &mut register) }
+            .context("userfaultfd does not take an anonymous mapping")?;
         Ok(Self {
             start: NonNull::new(start.cast()).context("a mapping at 0")?,
             count,
@@ -126,13 +135,8 @@ impl Pages {
             ..ZeroPage::default()
         };
         // SAFETY: the kernel's structure for this request; the page is of this mapping.
-        unsafe {
-            ioctl(
-                self.faults.as_fd(),
-                Updater::<DO_ZERO_PAGE, _>::new(&mut zero),
-            )
-        }
-        .context("cannot give a page")?;
+        unsafe { ask::<DO_ZERO_PAGE, _>(self.faults.as_fd(), &mut zero) }
+            .context("cannot give a page")?;
         ensure!(zero.zeroed == PAGE as i64, "a page was not given whole");
         Ok(())
     }

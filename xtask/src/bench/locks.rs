@@ -24,13 +24,24 @@ const LIMIT_S: u64 = 600;
 /// What the program tells.
 #[derive(Debug, Deserialize)]
 struct Told {
+    loops: Vec<Counted>,
     modes: Vec<Mode>,
+}
+
+/// What one call of a loop does.
+#[derive(Debug, Deserialize)]
+struct Counted {
+    name: String,
+    /// By function that acquires or releases.
+    calls: BTreeMap<String, f64>,
+    /// For a lock.
+    waits: f64,
 }
 
 #[derive(Debug, Deserialize)]
 struct Mode {
     name: String,
-    attach_ns: u64,
+    attach_ns: Option<u64>,
     loops: Vec<Loop>,
 }
 
@@ -76,7 +87,10 @@ pub(crate) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
         vm::ask::<Told>(bench.workspace, &kernels, &settings, &question, &programs)?
     {
         match told {
-            Ok(told) => figures.extend(told.figures(&kernel)),
+            Ok(told) => {
+                eprintln!("{told:?}");
+                figures.extend(told.figures(&kernel))
+            }
             Err(why) => bail!("{kernel}: {why}"),
         }
     }
@@ -103,10 +117,9 @@ impl Told {
             }
         }
         for mode in &self.modes {
-            figures.push(count(
-                format!("attach/{}", mode.name),
-                mode.attach_ns as f64,
-            ));
+            if let Some(attach_ns) = mode.attach_ns {
+                figures.push(count(format!("attach/{}", mode.name), attach_ns as f64));
+            }
         }
         figures
     }
