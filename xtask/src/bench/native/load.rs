@@ -129,12 +129,14 @@ impl Load {
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         let line = process::name(&command);
+        process::heed_signals()?;
         let before = cpu_of_children()?;
         let began = Instant::now();
         let status = command
             .status()
             .with_context(|| format!("cannot start `{line}`"))?;
         let wall = began.elapsed();
+        process::heed_signals()?;
         if !status.success() {
             bail!("`{line}` ended with {status}");
         }
