@@ -119,6 +119,28 @@ impl Archive {
         Ok((deb.path(), size))
     }
 
+    /// Downloads packages into a folder, with all that they depend on, as if nothing were
+    /// installed; where they are.
+    pub(crate) fn download_all(&self, packages: &[&str], into: &Path) -> Result<Vec<PathBuf>> {
+        timed(&format!("downloading {}", packages.join(", ")), || {
+            let mut command = self.apt("apt-get");
+            command
+                .args(["-qq", "--yes", "--no-install-recommends", "--download-only"])
+                .arg("-o")
+                .arg(format!("Dir::Cache::archives={}", into.display()))
+                .arg("install")
+                .args(packages);
+            process::capture(&mut command)
+        })?;
+        let mut debs: Vec<PathBuf> = fs::read_dir(into)?
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
+            .collect();
+        debs.sort();
+        Ok(debs)
+    }
+
     fn apt(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command

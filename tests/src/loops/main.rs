@@ -41,6 +41,9 @@ struct Args {
     /// Only modes whose name contains this
     #[arg(long, value_name = "TEXT", default_value = "")]
     mode: String,
+    /// Other tools, too: /peers has their programs and libraries
+    #[arg(long)]
+    peers: bool,
 }
 
 /// Batches of calls, of which the median counts.
@@ -71,6 +74,8 @@ struct Counted {
 #[derive(Serialize)]
 struct ModeTold {
     name: &'static str,
+    /// It is another tool.
+    peer: bool,
     /// What the CPU did from before a tool is started until it is attached, ns.
     attach_ns: Option<u64>,
     loops: Vec<LoopTold>,
@@ -114,8 +119,18 @@ fn measure(args: &Args) -> Result<()> {
     time_all(&mut works)?;
     let mut modes = Vec::new();
     let mut before = time_all(&mut works)?;
-    for mode in MODES.iter().filter(|mode| mode.name.contains(&args.mode)) {
-        let (running, attach_ns) = mode.start(&places).with_context(|| mode.name)?;
+    let wanted = MODES
+        .iter()
+        .filter(|mode| mode.name.contains(&args.mode) && (args.peers || !mode.is_peer()));
+    for mode in wanted {
+        let (running, attach_ns) = match mode.start(&places).with_context(|| mode.name) {
+            // Not every tool can be attached to every kernel.
+            Err(error) if mode.is_peer() => {
+                eprintln!("lock-loops: {error:#}");
+                continue;
+            }
+            begun => begun?,
+        };
         let with = time_all(&mut works).with_context(|| mode.name)?;
         running.stop().with_context(|| mode.name)?;
         let after = time_all(&mut works)?;
@@ -123,6 +138,7 @@ fn measure(args: &Args) -> Result<()> {
         let with_times = works.iter().zip(times);
         modes.push(ModeTold {
             name: mode.name,
+            peer: mode.is_peer(),
             attach_ns,
             loops: with_times
                 .map(|(work, ((before, with), after))| LoopTold {

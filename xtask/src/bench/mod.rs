@@ -3,7 +3,9 @@
 mod figure;
 mod goal;
 mod locks;
+mod native;
 mod page;
+mod peers;
 mod start;
 
 use std::process::ExitCode;
@@ -47,6 +49,8 @@ pub(crate) enum Part {
     Start,
     /// Instructions that tracing adds to a lock, counted on emulated processors
     Locks,
+    /// What is added to real work on the running kernel
+    Native,
 }
 
 /// What a part needs to know.
@@ -69,6 +73,7 @@ impl Part {
     fn is_steady(self) -> bool {
         match self {
             Self::Start | Self::Locks => true,
+            Self::Native => false,
         }
     }
 
@@ -76,6 +81,7 @@ impl Part {
         match self {
             Self::Start => start::measure(bench),
             Self::Locks => locks::measure(bench),
+            Self::Native => native::measure(bench),
         }
     }
 }

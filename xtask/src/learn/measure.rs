@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::{Args, LEARNER, MORE, here, variant};
 use crate::process;
-use crate::vm::{self, Question, Settings};
+use crate::vm::{self, Besides, Question, Settings};
 use crate::workspace::Workspace;
 
 /// Builds of lockwatch, by which tables they have, and what leaves the others out.
@@ -88,7 +88,10 @@ pub(super) fn run(workspace: &Workspace, args: &Args, learner: &Path) -> Result<
                 &args.kernels,
                 &Settings::USUAL,
                 &question,
-                &programs,
+                Besides {
+                    programs: &programs,
+                    ..Besides::default()
+                },
             )?
         }
     };

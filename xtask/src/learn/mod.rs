@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use crate::process::{self, End, say};
-use crate::vm::{self, Question, Settings};
+use crate::vm::{self, Besides, Question, Settings};
 use crate::workspace::{self, Workspace};
 
 /// Learn on real kernels which functions hold locks and which only carry pointers to them.
@@ -71,7 +71,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
                 &args.kernels,
                 &Settings::USUAL,
                 &question,
-                &programs,
+                Besides {
+                    programs: &programs,
+                    ..Besides::default()
+                },
             )?
         }
     };

@@ -94,11 +94,12 @@ pub(crate) struct Base {
 }
 
 impl Base {
-    /// Gathers programs and libraries, `own` by their names in the machine; `work` is for
-    /// files in between.
+    /// Gathers programs and libraries, `own` by their names in the machine, and `plain` files by
+    /// their paths there; `work` is for files in between.
     pub(crate) fn gather(
         own: &[(String, PathBuf)],
         targets: &[Target],
+        plain: &[(String, PathBuf)],
         work: &Path,
     ) -> Result<Self> {
         let busybox = Program {
@@ -129,6 +130,9 @@ impl Base {
         }
         for library in programs::libraries(&binaries)? {
             files.push((library.display().to_string(), read(&library)?));
+        }
+        for (path, file) in plain {
+            files.push((path.clone(), read(file)?));
         }
         Ok(Self { files })
     }

@@ -86,14 +86,22 @@ pub(crate) enum Errand<'e> {
     Tests { filter: &'e [String] },
     /// What the machine tells of its kernel.
     Facts,
-    /// What one command tells of each kernel, with these programs besides, by their names in
-    /// the machine.
+    /// What one command tells of each kernel.
     Ask {
         question: &'e Question,
-        programs: &'e [(String, PathBuf)],
+        besides: Besides<'e>,
     },
     /// A shell script, whose lines are printed; bare, without the kernel's name before them.
     Script { text: &'e str, bare: bool },
+}
+
+/// What machines have that others have not.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Besides<'b> {
+    /// Programs of ours by their names in the machine, which get the libraries that they need.
+    pub(crate) programs: &'b [(String, PathBuf)],
+    /// Files as they are by their paths in the machine.
+    pub(crate) files: &'b [(String, PathBuf)],
 }
 
 /// Exit code 0: every machine booted, and no test failed.
@@ -179,9 +187,9 @@ pub(crate) fn ask<T: serde::de::DeserializeOwned>(
     names: &[String],
     settings: &Settings,
     question: &Question,
-    programs: &[(String, PathBuf)],
+    besides: Besides<'_>,
 ) -> Result<Vec<(String, Result<T, String>)>> {
-    let errand = Errand::Ask { question, programs };
+    let errand = Errand::Ask { question, besides };
     let outcomes = send(workspace, &chosen(names)?, settings, &errand)?;
     Ok(outcomes
         .iter()
@@ -228,10 +236,12 @@ fn send(
     let mut own: Vec<(String, PathBuf)> = ["lockwatch", "stall-lab", "lockup-lab"]
         .map(|name| (name.to_owned(), workspace.release_binary(name)))
         .to_vec();
-    if let Errand::Ask { programs, .. } = errand {
-        own.extend(programs.iter().cloned());
-    }
-    let base = Base::gather(&own, &targets, &home)?;
+    let besides = match errand {
+        Errand::Ask { besides, .. } => *besides,
+        _ => Besides::default(),
+    };
+    own.extend(besides.programs.iter().cloned());
+    let base = Base::gather(&own, &targets, besides.files, &home)?;
     let runner = Runner {
         settings,
         errand,
