@@ -37,6 +37,9 @@ pub(crate) struct Args {
     /// docs/performance.md
     #[arg(long)]
     write: bool,
+    /// Leave out the parts that boot virtual machines
+    #[arg(long)]
+    no_vm: bool,
     /// Measure other tools beside lockwatch, too: they are fetched as Debian's packages
     #[arg(long)]
     peers: bool,
@@ -77,6 +80,11 @@ impl Part {
         }
     }
 
+    /// Whether it boots virtual machines.
+    fn needs_machines(self) -> bool {
+        self == Self::Locks
+    }
+
     fn measure(self, bench: &Bench<'_>) -> Result<Vec<Figure>> {
         match self {
             Self::Start => start::measure(bench),
@@ -99,6 +107,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         parts.extend(Part::value_variants());
         parts.retain(|part| !args.check || part.is_steady());
     }
+    parts.retain(|part| !args.no_vm || !part.needs_machines());
     if let Some(part) = parts.iter().find(|part| args.check && !part.is_steady()) {
         bail!("--check: nothing that {} measures repeats", part.name());
     }

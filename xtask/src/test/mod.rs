@@ -34,6 +34,7 @@ const VM_BUDGET: Duration = Duration::from_secs(50 * 60);
 /// live (real stalls;
 /// root and BPF), vm (the same on real kernels in virtual machines: `cargo xtask vm`; a
 /// kernel that cannot be had is a failure), kernels (docs/kernels.md says what they gave),
+/// bench and bench-vm (nothing that can be counted costs more than docs/performance.json says),
 /// mutation (a live test must notice a defect made on purpose), demo, docs.
 ///
 /// What the steps need of Debian's packages is installed if it is missing.

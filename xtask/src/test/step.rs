@@ -99,12 +99,16 @@ pub(crate) fn steps(workspace: &Workspace, plan: &Plan<'_>) -> Result<Vec<Step>>
         ),
     ];
     let vm = in_machines(&xtask, plan);
-    let kernels = match &vm {
+    let unless_skipped = |arguments: &[&str]| match &vm {
         Action::Skip(why) => Action::Skip(why.clone()),
-        _ => Action::Check(verb(&["kernels", "--check"])),
+        _ => Action::Check(verb(arguments)),
     };
+    let kernels = unless_skipped(&["kernels", "--check"]);
+    let bench_vm = unless_skipped(&["bench", "--check", "locks"]);
     steps.push(step(VM, 50, vm));
     steps.push(step("kernels", 1, kernels));
+    steps.push(check("bench", 5, verb(&["bench", "--check", "--no-vm"])));
+    steps.push(step(BENCH_VM, 8, bench_vm));
     let live_verb = |name| match bpf::refusal() {
         Some(reason) => Action::Skip(reason),
         None => Action::Check(verb(&[name])),
@@ -129,9 +133,12 @@ const METRICS: &str = "metrics";
 pub(crate) const LIVE: &str = "live";
 pub(crate) const VM: &str = "vm";
 
+/// The step that counts instructions in a virtual machine.
+const BENCH_VM: &str = "bench-vm";
+
 /// Whether a step needs virtual machines, or their results.
 pub(crate) fn needs_machines(name: &str) -> bool {
-    [VM, "kernels"].contains(&name)
+    [VM, "kernels", BENCH_VM].contains(&name)
 }
 
 fn metrics(xtask: &Path, plan: &Plan<'_>) -> Command {
