@@ -1,7 +1,10 @@
 //! Tasks: who they are and what they are doing.
 
+mod comm;
+
 use std::fmt;
 
+pub use comm::Comm;
 use serde::{Deserialize, Serialize};
 
 /// Thread id in the initial PID namespace.
@@ -99,14 +102,14 @@ pub struct TaskKey {
 }
 
 /// Who a task is, as a report names it: `comm[tid]`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TaskName {
     /// Identity over time.
     pub key: TaskKey,
     /// Thread group.
     pub tgid: Tgid,
     /// Name of the thread, control characters replaced.
-    pub comm: String,
+    pub comm: Comm,
 }
 
 impl fmt::Display for TaskName {

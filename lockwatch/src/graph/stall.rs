@@ -125,15 +125,15 @@ impl Stall {
             .entry(wait.task.key)
             .and_modify(|first| {
                 if wait.since_ns < first.since_ns {
-                    *first = wait.clone();
+                    *first = *wait;
                 }
             })
-            .or_insert_with(|| wait.clone());
+            .or_insert(*wait);
     }
 
     /// The stall as it stays: without tasks that came when it was over already.
     #[must_use]
-    pub(super) fn ended(mut self) -> Self {
+    pub(super) fn ended(mut self: Box<Self>) -> Box<Self> {
         let end_ns = self.last_end_ns;
         self.blocked.retain(|_, wait| wait.since_ns <= end_ns);
         self
