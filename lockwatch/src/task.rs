@@ -102,7 +102,7 @@ pub struct TaskKey {
 }
 
 /// Who a task is, as a report names it: `comm[tid]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TaskName {
     /// Identity over time.
     pub key: TaskKey,

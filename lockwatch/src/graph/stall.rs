@@ -125,10 +125,10 @@ impl Stall {
             .entry(wait.task.key)
             .and_modify(|first| {
                 if wait.since_ns < first.since_ns {
-                    *first = *wait;
+                    *first = wait.clone();
                 }
             })
-            .or_insert(*wait);
+            .or_insert_with(|| wait.clone());
     }
 
     /// The stall as it stays: without tasks that came when it was over already.

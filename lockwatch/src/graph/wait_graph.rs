@@ -117,7 +117,8 @@ impl WaitGraph {
         let mut fresh: Vec<&Wait> = waits.filter(|wait| !self.waits.see(&wait.id())).collect();
         if scan.complete {
             let unseen = self.waits.unseen();
-            some.extend(unseen.filter(|wait| wait.since_ns < scan.at_ns));
+            let gone = unseen.filter(|wait| wait.since_ns < scan.at_ns);
+            some.extend(gone.cloned());
             some.sort_unstable_by_key(order);
             for wait in some.drain(..) {
                 self.lose(&wait, scan.at_ns);
@@ -309,7 +310,7 @@ impl WaitGraph {
             return;
         }
         if let Some(place) = self.waits.place(wait.lock, wait.task.key) {
-            let known = *self.waits.at(place);
+            let known = self.waits.at(place).clone();
             if known.since_ns >= wait.since_ns {
                 return;
             }

@@ -43,17 +43,24 @@ pub(crate) fn measure(lockwatch: &Path) -> Result<Vec<Figure>> {
             for threads in THREADS {
                 let run = measured(lockwatch, storm, threads)?;
                 let name = format!("{verb}, {lock} × {threads}");
-                let figure = |what: &str, value, unit| {
-                    Figure::new(format!("{name}: {what}"), value, unit)
-                };
+                let figure =
+                    |what: &str, value, unit| Figure::new(format!("{name}: {what}"), value, unit);
                 figures.push(figure("waits", run.waits, Unit::PerSecond));
                 figures.push(figure("CPU of lockwatch", run.share, Unit::Ratio));
                 most = most.max(run.waits);
                 lost_in_all += run.lost;
             }
         }
-        figures.push(Figure::new(format!("{verb}: most waits"), most, Unit::PerSecond));
-        figures.push(Figure::new(format!("{verb}: lost"), lost_in_all, Unit::Count));
+        figures.push(Figure::new(
+            format!("{verb}: most waits"),
+            most,
+            Unit::PerSecond,
+        ));
+        figures.push(Figure::new(
+            format!("{verb}: lost"),
+            lost_in_all,
+            Unit::Count,
+        ));
     }
     Ok(figures)
 }
@@ -94,7 +101,9 @@ fn export(lockwatch: &Path, storm: Storm, threads: u32) -> Result<Run> {
             let name = name.split('{').next().unwrap_or_default();
             wanted.contains(&name)
         });
-        samples.filter_map(|(_, value)| value.parse::<f64>().ok()).sum()
+        samples
+            .filter_map(|(_, value)| value.parse::<f64>().ok())
+            .sum()
     };
     let waits = sum(&["lockwatch_lock_wait_seconds_count"]);
     ensure!(waits > 0.0, "nobody waited: {metrics}");

@@ -116,7 +116,10 @@ fn allocated(incident: &Incident) -> Result<[Figure; 3]> {
     ensure!(calm.ended + calm.began == 0, "a stall where there is none");
     let stalls = run(Way::Whole, incident, true);
     // What goes through must come to something, or nothing was measured.
-    ensure!(stalls.ended > 0 && stalls.began > 0, "no stall in the scene");
+    ensure!(
+        stalls.ended > 0 && stalls.began > 0,
+        "no stall in the scene"
+    );
     ensure!(stalls.findings > 0, "no finding in the scene");
     let per = |count: u64, of: usize| count as f64 / of as f64;
     let of_stalls = stalls.event_allocations + stalls.reading_allocations;

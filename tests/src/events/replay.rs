@@ -151,10 +151,19 @@ fn run(mode: Mode, drivers: u32) -> Result<Seen> {
     let mut lost = sent.abs_diff(counted);
     if mode == Mode::Sent {
         lost += 2 * sent - taken.begins.min(sent) - taken.ends.min(sent);
-        ensure!(taken.begins <= sent && taken.ends <= sent, "too many events");
-        ensure!(lost == 0 || dropped > 0, "{lost} events are lost, and nobody says so");
+        ensure!(
+            taken.begins <= sent && taken.ends <= sent,
+            "too many events"
+        );
+        ensure!(
+            lost == 0 || dropped > 0,
+            "{lost} events are lost, and nobody says so"
+        );
     } else {
-        ensure!(taken.begins + taken.ends == 0, "events that were not asked for");
+        ensure!(
+            taken.begins + taken.ends == 0,
+            "events that were not asked for"
+        );
     }
     Ok(Seen {
         sent,
@@ -241,7 +250,9 @@ pub(crate) fn drive(begin: u32, end: u32, drivers: u32) -> Result<()> {
             }
             Ok::<u64, std::io::Error>(sent)
         };
-        let threads: Vec<_> = (0..drivers).map(|it| scope.spawn(move || work(it))).collect();
+        let threads: Vec<_> = (0..drivers)
+            .map(|it| scope.spawn(move || work(it)))
+            .collect();
         let mut sent = 0;
         for thread in threads {
             sent += thread

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: what lockwatch costs, and what its peers cost beside it.
 
+mod events;
 mod figure;
 mod goal;
 mod native;
@@ -47,6 +48,8 @@ pub(crate) enum Part {
     Start,
     /// What is added to real work on the running kernel
     Native,
+    /// How many events a second go from the kernel to the detectors, and what is lost
+    Events,
 }
 
 /// What a part needs to know.
@@ -68,7 +71,7 @@ impl Part {
     /// Whether anything of it repeats.
     fn is_steady(self) -> bool {
         match self {
-            Self::Start => true,
+            Self::Start | Self::Events => true,
             Self::Native => false,
         }
     }
@@ -77,6 +80,7 @@ impl Part {
         match self {
             Self::Start => start::measure(bench),
             Self::Native => native::measure(bench),
+            Self::Events => events::measure(bench),
         }
     }
 }

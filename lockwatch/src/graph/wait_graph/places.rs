@@ -140,7 +140,7 @@ impl Waits {
     /// Adds a wait of a task that has none on this lock.
     pub(super) fn add(&mut self, wait: &Wait, at_node: Place, node: &mut Node) {
         let slot = Slot {
-            wait: *wait,
+            wait: wait.clone(),
             node: Some(at_node),
             index: node.waits.len() as u32,
             seen: 0,
