@@ -1,7 +1,9 @@
 //! Addresses and lock words as serde writes them: `"0xffff888000001000"`. As JSON numbers
 //! they would lose bits in most readers.
 
-use serde::{Deserialize as _, Deserializer, Serializer, de};
+use std::fmt;
+
+use serde::{Deserializer, Serializer, de};
 
 /// As a hexadecimal string.
 ///
@@ -20,8 +22,22 @@ pub(crate) fn serialize<S: Serializer>(word: &u64, serializer: S) -> Result<S::O
 /// # Errors
 /// When it is none.
 pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-    let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-    text.strip_prefix("0x")
-        .and_then(|digits| u64::from_str_radix(digits, 16).ok())
-        .ok_or_else(|| de::Error::custom("not a hexadecimal word"))
+    deserializer.deserialize_str(Word)
+}
+
+/// Takes text as it comes: every event of a recording has such a word.
+struct Word;
+
+impl de::Visitor<'_> for Word {
+    type Value = u64;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a hexadecimal word")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<u64, E> {
+        text.strip_prefix("0x")
+            .and_then(|digits| u64::from_str_radix(digits, 16).ok())
+            .ok_or_else(|| E::custom("not a hexadecimal word"))
+    }
 }

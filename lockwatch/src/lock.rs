@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use crate::task::{Nanos, Stuck, TaskName, TaskState, Tgid, Tid};
 
 /// Address of a lock in kernel memory: its identity while it exists.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
 pub struct LockAddr(#[serde(with = "crate::hex")] pub u64);
 
 impl fmt::Display for LockAddr {

@@ -1,7 +1,10 @@
 //! Tasks: who they are and what they are doing.
 
+mod comm;
+
 use std::fmt;
 
+pub use comm::Comm;
 use serde::{Deserialize, Serialize};
 
 /// Thread id in the initial PID namespace.
@@ -106,7 +109,7 @@ pub struct TaskName {
     /// Thread group.
     pub tgid: Tgid,
     /// Name of the thread, control characters replaced.
-    pub comm: String,
+    pub comm: Comm,
 }
 
 impl fmt::Display for TaskName {

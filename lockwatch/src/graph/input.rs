@@ -27,7 +27,7 @@ impl WaitGraph {
     /// Takes in one thing. Only a time brings changes.
     pub fn take(&mut self, input: Input) -> Vec<Change> {
         match input {
-            Input::Event(event) => self.apply(event),
+            Input::Event(event) => self.apply(&event),
             Input::Scan(scan) => self.reconcile_waits(&scan),
             Input::Refuted(wait) => self.refute(&wait),
             Input::Survey(survey) => {

@@ -133,7 +133,7 @@ impl Stall {
 
     /// The stall as it stays: without tasks that came when it was over already.
     #[must_use]
-    pub(super) fn ended(mut self) -> Self {
+    pub(super) fn ended(mut self: Box<Self>) -> Box<Self> {
         let end_ns = self.last_end_ns;
         self.blocked.retain(|_, wait| wait.since_ns <= end_ns);
         self

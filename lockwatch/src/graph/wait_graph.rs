@@ -1,20 +1,21 @@
 //! The graph of tasks and locks, kept up to date from the stream and from surveys.
 
-use std::{mem, sync::Arc};
+mod closed;
+mod places;
 
-use rustc_hash::{FxHashMap, FxHashSet};
+use std::{collections::BTreeMap, mem, sync::Arc};
 
+use self::{
+    closed::Closed,
+    places::{Node, Nodes, Place, Waits},
+};
 use crate::{
     graph::stall::{Facts, Stall, StallId},
     lock::{Holder, LockAddr, LockKind, LockMode},
-    stream::{Event, Scan, Wait, WaitId},
+    stream::{Event, Scan, Wait},
     survey::Survey,
     task::{Nanos, TaskKey},
 };
-
-/// Ends that are remembered, so that a reading taken before them does not bring
-/// their waits back; more than the ring buffer holds.
-const CLOSED_MAX: usize = 1 << 16;
 
 /// What became of a stall.
 #[derive(Clone, Debug)]
@@ -33,34 +34,32 @@ pub enum Change {
 #[derive(Debug)]
 pub struct WaitGraph {
     threshold: Nanos,
-    locks: FxHashMap<LockAddr, Node>,
-    /// Waits that have ended since the last reconciliation, and before, oldest last.
-    closed: [FxHashSet<WaitId>; 3],
+    locks: Nodes,
+    waits: Waits,
+    /// Where the stalls are that stand.
+    stalled: BTreeMap<StallId, Place>,
+    closed: Closed,
     /// When the last complete reading was taken, and the one before.
     read_at_ns: [u64; 2],
     next_stall: u64,
+    scratch: Scratch,
 }
 
+/// Room for what one call needs and the next can use again.
 #[derive(Debug, Default)]
-struct Node {
-    waits: FxHashMap<TaskKey, Wait>,
-    facts: Option<Facts>,
-    /// `CLOCK_MONOTONIC` ns at which a queued task was last seen getting the lock, in any
-    /// mode and for write; 0 if none was.
-    acquired_ns: u64,
-    written_ns: u64,
-    stall: Option<Stall>,
-    is_announced: bool,
+struct Scratch {
+    waits: Vec<Wait>,
+    past: Vec<Past>,
 }
 
-impl Node {
-    /// The longest wait, if it is past the threshold.
-    fn oldest_past(&self, threshold: Nanos, now_ns: u64) -> Option<&Wait> {
-        self.waits
-            .values()
-            .filter(|wait| Nanos::between(wait.since_ns, now_ns) >= threshold)
-            .min_by_key(|wait| (wait.since_ns, wait.task.key))
-    }
+/// A wait past the threshold.
+#[derive(Clone, Copy, Debug)]
+struct Past {
+    node: Place,
+    since_ns: u64,
+    task: TaskKey,
+    lock: LockAddr,
+    kind: LockKind,
 }
 
 impl WaitGraph {
@@ -68,15 +67,18 @@ impl WaitGraph {
     pub fn new(threshold: Nanos) -> Self {
         Self {
             threshold,
-            locks: FxHashMap::default(),
-            closed: Default::default(),
+            locks: Nodes::default(),
+            waits: Waits::default(),
+            stalled: BTreeMap::new(),
+            closed: Closed::default(),
             read_at_ns: [0; 2],
             next_stall: 1,
+            scratch: Scratch::default(),
         }
     }
 
     /// Takes in one event. Events may come twice, late, or not at all.
-    pub fn apply(&mut self, event: Event) {
+    pub fn apply(&mut self, event: &Event) {
         // What two readings have not shown, or have shown to be over, is no news.
         let is_old = |at_ns| at_ns < self.read_at_ns[1];
         match event {
@@ -85,20 +87,22 @@ impl WaitGraph {
                     self.open(wait);
                 }
             }
-            Event::WaitEnd {
-                wait,
+            &Event::WaitEnd {
+                ref wait,
                 at_ns,
                 acquired,
             } => {
                 let id = wait.id();
-                if self.is_closed(&id) || is_old(at_ns) && !self.is_open(&id) {
+                // One that is open was not closed before.
+                let is_open = self.waits.place_of(&id).is_some();
+                if !is_open && (is_old(at_ns) || self.closed.contains(&id)) {
                     return;
                 }
-                if let Some(node) = self.locks.get_mut(&wait.lock) {
-                    node.ended(&wait, at_ns, acquired);
+                if let Some(node) = self.locks.get_mut(wait.lock) {
+                    node.ended(wait, at_ns, acquired);
                 }
-                self.close(&wait, at_ns, true);
-                self.remember_closed(id);
+                self.close(wait, at_ns, true);
+                self.closed.remember(id);
             }
         }
     }
@@ -106,28 +110,30 @@ impl WaitGraph {
     /// Makes the waits those of a reading of the kernel's own state. Call it after
     /// the events that were there when the reading had ended have been applied.
     pub fn reconcile_waits(&mut self, scan: &Scan) {
+        let mut some = mem::take(&mut self.scratch.waits);
+        self.waits.begin_reading();
+        // Here already, and seen; what is not here yet comes in once all that is over is out.
+        let waits = scan.waits.iter();
+        let mut fresh: Vec<&Wait> = waits.filter(|wait| !self.waits.see(&wait.id())).collect();
         if scan.complete {
-            let present: FxHashSet<WaitId> = scan.waits.iter().map(Wait::id).collect();
-            let mut gone: Vec<Wait> = self
-                .waits()
-                .filter(|wait| wait.since_ns < scan.at_ns && !present.contains(&wait.id()))
-                .cloned()
-                .collect();
-            gone.sort_unstable_by_key(order);
-            for wait in gone {
+            let unseen = self.waits.unseen();
+            let gone = unseen.filter(|wait| wait.since_ns < scan.at_ns);
+            some.extend(gone.cloned());
+            some.sort_unstable_by_key(order);
+            for wait in some.drain(..) {
                 self.lose(&wait, scan.at_ns);
-                self.remember_closed(wait.id());
+                self.closed.remember(wait.id());
             }
             self.read_at_ns = [scan.at_ns, self.read_at_ns[0]];
         }
-        let mut waits: Vec<&Wait> = scan.waits.iter().collect();
-        waits.sort_unstable_by_key(|wait| order(wait));
-        for wait in waits {
-            self.open(wait.clone());
+        fresh.sort_unstable_by_key(|wait| order(wait));
+        for wait in fresh {
+            self.open(wait);
         }
+        self.scratch.waits = some;
         // An end can be applied before a reading is taken that still shows the wait,
         // or come after one that does not: each is remembered for two readings more.
-        self.forget_oldest_closed();
+        self.closed.forget_oldest();
     }
 
     /// Takes in what a survey says of the locks that somebody waits for. Returns the
@@ -135,7 +141,7 @@ impl WaitGraph {
     pub fn reconcile_survey(&mut self, survey: &Arc<Survey>) -> Vec<StallId> {
         let mut with_new_holder = Vec::new();
         for (index, lock) in survey.locks.iter().enumerate() {
-            let Some(node) = self.locks.get_mut(&lock.address) else {
+            let Some(node) = self.locks.get_mut(lock.address) else {
                 continue;
             };
             let facts = Facts::new(survey, index);
@@ -151,118 +157,142 @@ impl WaitGraph {
 
     /// Takes out a wait that never was, and a stall that was made of it alone.
     pub fn refute(&mut self, wait: &Wait) {
-        let Some(node) = self.locks.get_mut(&wait.lock) else {
+        let Some(at_node) = self.locks.place(wait.lock) else {
             return;
         };
-        node.waits.remove(&wait.task.key);
+        if let Some(place) = self.waits.place(wait.lock, wait.task.key) {
+            self.waits.remove(place, &mut self.locks);
+        }
+        let node = self.locks.at_mut(at_node);
         if let Some(stall) = &mut node.stall {
             stall.blocked.remove(&wait.task.key);
             if stall.blocked.is_empty() {
+                self.stalled.remove(&stall.id);
                 node.stall = None;
                 node.is_announced = false;
             }
         }
-        if node.waits.is_empty() && node.stall.is_none() {
-            self.locks.remove(&wait.lock);
-        }
-        self.remember_closed(wait.id());
+        self.locks.forget_if_idle(at_node);
+        self.closed.remember(wait.id());
     }
 
     /// Which stalls began, which ended, as far as is known at `now_ns`: the time of the
     /// last reading, or of the last event where every event arrives.
     pub fn advance(&mut self, now_ns: u64) -> Vec<Change> {
+        let mut past = mem::take(&mut self.scratch.past);
+        self.find_past(now_ns, &mut past);
+        self.begin_stalls(&past);
         let mut changes = Vec::new();
-        let threshold = self.threshold;
-        self.begin_stalls(now_ns);
-        self.locks.retain(|_, node| {
-            let oldest = node.oldest_past(threshold, now_ns);
-            if let Some(since_ns) = oldest.map(|wait| wait.since_ns)
-                && let Some(stall) = &mut node.stall
-            {
-                stall.began_ns = stall.began_ns.min(since_ns);
+        for oldest in &past {
+            let node = self.locks.at_mut(oldest.node);
+            if let Some(stall) = &mut node.stall {
+                stall.began_ns = stall.began_ns.min(oldest.since_ns);
                 if !mem::replace(&mut node.is_announced, true) {
                     changes.push(Change::Began(stall.id));
                 }
-            } else if let Some(stall) = node.stall.take() {
-                node.is_announced = false;
-                // Shorter only if its wait was over long before we knew: then it was none.
-                if stall.length() >= threshold {
-                    changes.push(Change::Ended(Box::new(stall.ended())));
-                }
             }
-            !node.waits.is_empty()
+        }
+        let (locks, threshold) = (&mut self.locks, self.threshold);
+        self.stalled.retain(|_, &mut at_node| {
+            let stands = past.binary_search_by_key(&at_node, |oldest| oldest.node);
+            if stands.is_ok() {
+                return true;
+            }
+            let node = locks.at_mut(at_node);
+            node.is_announced = false;
+            // Shorter only if its wait was over long before we knew: then it was none.
+            if let Some(stall) = node.stall.take()
+                && stall.length() >= threshold
+            {
+                changes.push(Change::Ended(stall.ended()));
+            }
+            locks.forget_if_idle(at_node);
+            false
         });
         changes.sort_by_key(Change::id);
+        past.clear();
+        self.scratch.past = past;
         changes
     }
 
-    /// Makes the stalls that are due at `now_ns`, numbered in the order of their begins:
-    /// the same waits make the same stalls.
-    fn begin_stalls(&mut self, now_ns: u64) {
-        let mut due: Vec<(u64, LockAddr, LockKind)> = self
-            .locks
-            .iter()
-            .filter(|(_, node)| node.stall.is_none())
-            .filter_map(|(&address, node)| {
-                let oldest = node.oldest_past(self.threshold, now_ns)?;
-                Some((oldest.since_ns, address, oldest.kind))
-            })
-            .collect();
-        due.sort_by_key(|&(since_ns, address, _)| (since_ns, address));
-        for (since_ns, address, kind) in due {
-            if let Some(node) = self.locks.get_mut(&address) {
-                let next = &mut self.next_stall;
-                node.stall = Some(new_stall(next, address, &node.waits, kind, since_ns));
+    /// The longest wait for each lock, where it is past the threshold, by the lock's place.
+    fn find_past(&self, now_ns: u64, past: &mut Vec<Past>) {
+        for (wait, node) in self.waits.iter() {
+            if Nanos::between(wait.since_ns, now_ns) >= self.threshold {
+                past.push(Past {
+                    node,
+                    since_ns: wait.since_ns,
+                    task: wait.task.key,
+                    lock: wait.lock,
+                    kind: wait.kind,
+                });
             }
         }
+        past.sort_unstable_by_key(|wait| (wait.node, wait.since_ns, wait.task));
+        past.dedup_by_key(|wait| wait.node);
+    }
+
+    /// Makes the stalls that are due, numbered in the order of their begins: the same waits
+    /// make the same stalls.
+    fn begin_stalls(&mut self, past: &[Past]) {
+        let is_new = |oldest: &&Past| self.locks.at(oldest.node).stall.is_none();
+        let mut due: Vec<Past> = past.iter().filter(is_new).copied().collect();
+        due.sort_by_key(|oldest| (oldest.since_ns, oldest.lock));
+        for oldest in due {
+            self.begin_stall(oldest.node, oldest.kind, oldest.since_ns);
+        }
+    }
+
+    fn begin_stall(&mut self, at_node: Place, kind: LockKind, began_ns: u64) {
+        let id = StallId(self.next_stall);
+        self.next_stall += 1;
+        let node = self.locks.at_mut(at_node);
+        let mut stall = Box::new(Stall::new(id, node.lock, kind, began_ns));
+        for &place in &node.waits {
+            stall.block(self.waits.at(place));
+        }
+        node.stall = Some(stall);
+        self.stalled.insert(id, at_node);
     }
 
     /// The stalls that stand, in the order in which they were found.
     pub fn stalls(&self) -> Vec<&Stall> {
-        let mut stalls: Vec<&Stall> = self
-            .locks
-            .values()
-            .filter_map(|node| node.stall.as_ref())
-            .collect();
-        stalls.sort_by_key(|stall| stall.id);
-        stalls
+        let places = self.stalled.values();
+        places
+            .filter_map(|&place| self.locks.at(place).stall.as_deref())
+            .collect()
     }
 
     /// A stall that stands.
     pub fn stall(&self, id: StallId) -> Option<&Stall> {
-        self.locks
-            .values()
-            .filter_map(|node| node.stall.as_ref())
-            .find(|stall| stall.id == id)
+        let &place = self.stalled.get(&id)?;
+        self.locks.at(place).stall.as_deref()
     }
 
     /// Every wait that is open, in no particular order.
     pub fn waits(&self) -> impl Iterator<Item = &Wait> {
-        self.locks.values().flat_map(|node| node.waits.values())
+        self.waits.iter().map(|(wait, _)| wait)
     }
 
     /// The open waits for one lock, the longest first.
     pub fn waits_for(&self, lock: LockAddr) -> Vec<&Wait> {
-        let mut waits: Vec<&Wait> = self
-            .locks
-            .get(&lock)
-            .into_iter()
-            .flat_map(|node| node.waits.values())
-            .collect();
+        let node = self.locks.get(lock).into_iter();
+        let places = node.flat_map(|node| &node.waits);
+        let mut waits: Vec<&Wait> = places.map(|&place| self.waits.at(place)).collect();
         waits.sort_by_key(|wait| (wait.since_ns, wait.task.key));
         waits
     }
 
     /// What the last survey found about a lock that somebody waits for.
     pub fn facts(&self, lock: LockAddr) -> Option<&Facts> {
-        self.locks.get(&lock)?.facts.as_ref()
+        self.locks.get(lock)?.facts.as_ref()
     }
 
     /// Who holds a lock that somebody waits for, as the last survey of it found and nothing
     /// since has shown to be over: once a queued task got it for write, nobody else has it,
     /// and once one got it at all, no earlier writer does.
     pub fn held_by(&self, lock: LockAddr) -> impl Iterator<Item = &Holder> {
-        self.locks.get(&lock).into_iter().flat_map(|node| {
+        self.locks.get(lock).into_iter().flat_map(|node| {
             let facts = node.facts.iter();
             facts.flat_map(move |facts| {
                 let seen_ns = facts.survey().taken_at_ns;
@@ -275,50 +305,24 @@ impl WaitGraph {
         })
     }
 
-    fn is_open(&self, id: &WaitId) -> bool {
-        self.locks
-            .get(&id.lock)
-            .and_then(|node| node.waits.get(&id.task))
-            .is_some_and(|wait| wait.since_ns == id.since_ns)
-    }
-
-    fn is_closed(&self, id: &WaitId) -> bool {
-        self.closed.iter().any(|closed| closed.contains(id))
-    }
-
-    fn remember_closed(&mut self, id: WaitId) {
-        if self.closed[0].len() >= CLOSED_MAX {
-            self.forget_oldest_closed();
-        }
-        self.closed[0].insert(id);
-    }
-
-    fn forget_oldest_closed(&mut self) {
-        self.closed.rotate_right(1);
-        self.closed[0].clear();
-    }
-
-    fn open(&mut self, wait: Wait) {
-        if self.is_closed(&wait.id()) {
+    fn open(&mut self, wait: &Wait) {
+        if self.closed.contains(&wait.id()) {
             return;
         }
-        let known = self
-            .locks
-            .get(&wait.lock)
-            .and_then(|node| node.waits.get(&wait.task.key));
-        if let Some(known) = known {
+        if let Some(place) = self.waits.place(wait.lock, wait.task.key) {
+            let known = self.waits.at(place).clone();
             if known.since_ns >= wait.since_ns {
                 return;
             }
             // A task has one wait on a lock at a time: the older one is over.
-            let known = known.clone();
             self.lose(&known, wait.since_ns);
         }
-        let node = self.locks.entry(wait.lock).or_default();
+        let at_node = self.locks.place_or_new(wait.lock);
+        let node = self.locks.at_mut(at_node);
         if let Some(stall) = &mut node.stall {
-            stall.block(&wait);
+            stall.block(wait);
         }
-        node.waits.insert(wait.task.key, wait);
+        self.waits.add(wait, at_node, node);
     }
 
     /// Ends a wait whose end was not told, at `at_ns` at the latest. It counts as past
@@ -335,36 +339,27 @@ impl WaitGraph {
     /// Ends a wait, whether its begin was seen or not, at `at_ns` or, if not
     /// `exact`, before.
     fn close(&mut self, wait: &Wait, at_ns: u64, exact: bool) {
-        let node = self.locks.entry(wait.lock).or_default();
         if Nanos::between(wait.since_ns, at_ns) >= self.threshold {
+            let at_node = self.locks.place_or_new(wait.lock);
             // It may have become a stall and ended between two looks at the clock.
-            let stall = node.stall.get_or_insert_with(|| {
-                new_stall(
-                    &mut self.next_stall,
-                    wait.lock,
-                    &node.waits,
-                    wait.kind,
-                    wait.since_ns,
-                )
-            });
-            stall.block(wait);
-            stall.end_wait(wait.since_ns, at_ns, exact);
+            if self.locks.at(at_node).stall.is_none() {
+                self.begin_stall(at_node, wait.kind, wait.since_ns);
+            }
+            if let Some(stall) = &mut self.locks.at_mut(at_node).stall {
+                stall.block(wait);
+                stall.end_wait(wait.since_ns, at_ns, exact);
+            }
         }
         self.remove(wait);
     }
 
     fn remove(&mut self, wait: &Wait) {
-        let Some(node) = self.locks.get_mut(&wait.lock) else {
-            return;
-        };
         // A late end must not take a newer wait of the same task away.
-        if let Some(known) = node.waits.get(&wait.task.key)
-            && known.since_ns <= wait.since_ns
+        if let Some(place) = self.waits.place(wait.lock, wait.task.key)
+            && self.waits.at(place).since_ns <= wait.since_ns
+            && let Some(at_node) = self.waits.remove(place, &mut self.locks)
         {
-            node.waits.remove(&wait.task.key);
-        }
-        if node.waits.is_empty() && node.stall.is_none() {
-            self.locks.remove(&wait.lock);
+            self.locks.forget_if_idle(at_node);
         }
     }
 }
@@ -397,22 +392,6 @@ impl Change {
             Self::Ended(stall) => stall.id,
         }
     }
-}
-
-fn new_stall(
-    next: &mut u64,
-    lock: LockAddr,
-    waits: &FxHashMap<TaskKey, Wait>,
-    kind: LockKind,
-    began_ns: u64,
-) -> Stall {
-    let id = StallId(*next);
-    *next += 1;
-    let mut stall = Stall::new(id, lock, kind, began_ns);
-    for wait in waits.values() {
-        stall.block(wait);
-    }
-    stall
 }
 
 #[cfg(test)]

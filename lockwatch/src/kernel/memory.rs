@@ -1,5 +1,7 @@
 //! Kernel memory behind one trait: a BPF reader, and images in tests.
 
+use crate::task::Comm;
+
 /// Reads kernel memory. A bad address is an answer, never a fault.
 pub trait KernelMemory {
     /// Reads every `(address, len)`; a read that fails gives `None`.
@@ -65,4 +67,37 @@ pub fn text(bytes: &[u8]) -> String {
             }
         })
         .collect()
+}
+
+/// The name of a task, as [`text`] would give it.
+pub fn comm(bytes: &[u8]) -> Comm {
+    let end = bytes.iter().position(|&byte| byte == 0);
+    let name = &bytes[..end.unwrap_or(bytes.len())];
+    // Nearly all names are such, and each event has one: no text on the way.
+    let is_plain = name.iter().all(|byte| matches!(byte, b' '..=b'~'));
+    match str::from_utf8(name) {
+        Ok(name) if is_plain => Comm::from(name),
+        _ => Comm::from(text(name)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_the_text_that_it_was() {
+        for name in [
+            &b"kworker/0:1\0xxx"[..],
+            b"",
+            b"\0",
+            b"fifteen letters",
+            b"a\x1b[31mb\xff",
+            "字字字字字".as_bytes(),
+            &[0xff; 15],
+            &[0x1b; 15],
+        ] {
+            assert_eq!(comm(name).as_str(), text(name));
+        }
+    }
 }

@@ -9,7 +9,7 @@ use lockwatch_ebpf::beats::{self, Beat, Sampled};
 
 use super::Sample;
 use crate::{
-    kernel::memory::text,
+    kernel::memory::comm,
     task::{Nanos, TaskKey, TaskName, Tgid, Tid},
 };
 
@@ -150,7 +150,7 @@ fn name(last: &Sampled) -> TaskName {
             start_ns: last.start_time_ns,
         },
         tgid: Tgid(last.tgid),
-        comm: text(&last.comm),
+        comm: comm(&last.comm),
     }
 }
 

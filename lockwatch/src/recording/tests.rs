@@ -72,7 +72,7 @@ fn wait(tid: u32, lock: u64, since_ns: u64) -> Wait {
                 start_ns: 5,
             },
             tgid: Tgid(tid),
-            comm: format!("t\u{1b}\"{tid}"),
+            comm: format!("t\u{1b}\"{tid}").into(),
         },
         lock: LockAddr(0xffff_8880_0000_0000 + lock),
         kind: LockKind::Rwsem,

@@ -77,7 +77,7 @@ pub(crate) fn task(tid: u32, tgid: u32, comm: &str) -> TaskName {
             start_ns: u64::from(tid) * MS,
         },
         tgid: Tgid(tgid),
-        comm: comm.to_owned(),
+        comm: comm.into(),
     }
 }
 

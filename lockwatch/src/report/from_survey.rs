@@ -134,7 +134,7 @@ impl From<&TaskName> for Task {
     fn from(task: &TaskName) -> Self {
         Self {
             tid: task.key.tid,
-            comm: task.comm.clone(),
+            comm: task.comm.to_string(),
         }
     }
 }

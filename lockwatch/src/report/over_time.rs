@@ -255,7 +255,7 @@ mod tests {
                     start_ns: 1,
                 },
                 tgid: Tgid(7),
-                comm: "dd".to_owned(),
+                comm: "dd".into(),
             },
             killable: false,
             io_wait: true,

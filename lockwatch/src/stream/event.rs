@@ -9,7 +9,7 @@ use lockwatch_ebpf::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    kernel::memory::text,
+    kernel::memory::comm,
     lock::{LockAddr, LockKind, LockMode},
     task::{TaskKey, TaskName, Tgid, Tid},
 };
@@ -78,7 +78,8 @@ impl Wait {
         }
     }
 
-    pub(super) fn decode(key: WaitKey, open: &OpenWait) -> Self {
+    /// As the kernel keeps it.
+    pub fn decode(key: WaitKey, open: &OpenWait) -> Self {
         Self {
             task: TaskName {
                 key: TaskKey {
@@ -86,7 +87,7 @@ impl Wait {
                     start_ns: open.start_time_ns,
                 },
                 tgid: Tgid(open.tgid),
-                comm: text(&open.comm),
+                comm: comm(&open.comm),
             },
             lock: LockAddr(key.lock),
             kind: lock_kind(open.flags),
@@ -126,7 +127,7 @@ impl Wait {
 
 impl Event {
     /// `None` for a kind that this version does not know.
-    pub(super) fn decode(event: &abi::Event) -> Option<Self> {
+    pub fn decode(event: &abi::Event) -> Option<Self> {
         let wait = Wait::decode(event.key, &event.wait);
         match event.kind {
             kind::WAIT_BEGIN => Some(Self::WaitBegin(wait)),

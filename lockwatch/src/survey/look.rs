@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::{
     kernel::{
         arch::{ENTRY_FRAME_LEN, PT_REGS_LEN, is_image_address, is_kernel_address},
-        memory::text,
+        memory::comm,
     },
     survey::stack::{Frame, align},
     task::{TaskKey, TaskName, TaskState, Tgid, Tid},
@@ -78,7 +78,7 @@ impl Look {
                         start_ns: record.start_time_ns,
                     },
                     tgid: Tgid(record.tgid),
-                    comm: text(&record.comm),
+                    comm: comm(&record.comm),
                 },
                 state: TaskState::decode(
                     record.state,

@@ -369,7 +369,7 @@ fn mm_owner(
     let named = user.and_then(|user| {
         let tgid = user.name.tgid;
         let leader = look.tasks.iter().find(|task| task.name.key.tid.0 == tgid.0);
-        Some((tgid, leader.or(Some(*user))?.name.comm.clone()))
+        Some((tgid, leader.or(Some(*user))?.name.comm.to_string()))
     });
     Ok((true, named))
 }

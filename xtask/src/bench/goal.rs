@@ -48,6 +48,42 @@ pub(crate) const GOALS: &[Goal] = &[
         value: 6.0 * 1024.0 * 1024.0,
         what: "size of the released binary",
     },
+    Goal {
+        figure: "source to detectors",
+        kernel: "",
+        value: 3e6,
+        what: "events that one core takes from the source to the detectors",
+    },
+    Goal {
+        figure: "of an event",
+        kernel: "",
+        value: 0.0,
+        what: "memory asked for by an event",
+    },
+    Goal {
+        figure: "watch: lost",
+        kernel: "running",
+        value: 0.0,
+        what: "lost by `watch` at the most waits that the machine makes",
+    },
+    Goal {
+        figure: "export: lost",
+        kernel: "running",
+        value: 0.0,
+        what: "lost by `export` at the most waits that the machine makes",
+    },
+    Goal {
+        figure: "replayed, counted, by 2: waits",
+        kernel: "running",
+        value: 500_000.0,
+        what: "waits replayed through the programs",
+    },
+    Goal {
+        figure: "replayed, counted, by 2: lost",
+        kernel: "running",
+        value: 0.0,
+        what: "… of which are lost",
+    },
 ];
 
 impl Goal {

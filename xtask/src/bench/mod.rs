@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: what lockwatch costs, and what its peers cost beside it.
 
+mod events;
 mod figure;
 mod goal;
 mod locks;
@@ -54,6 +55,8 @@ pub(crate) enum Part {
     Locks,
     /// What is added to real work on the running kernel
     Native,
+    /// How many events a second go from the kernel to the detectors, and what is lost
+    Events,
 }
 
 /// What a part needs to know.
@@ -75,7 +78,7 @@ impl Part {
     /// Whether anything of it repeats.
     fn is_steady(self) -> bool {
         match self {
-            Self::Start | Self::Locks => true,
+            Self::Start | Self::Locks | Self::Events => true,
             Self::Native => false,
         }
     }
@@ -90,6 +93,7 @@ impl Part {
             Self::Start => start::measure(bench),
             Self::Locks => locks::measure(bench),
             Self::Native => native::measure(bench),
+            Self::Events => events::measure(bench),
         }
     }
 }

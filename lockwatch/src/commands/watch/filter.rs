@@ -106,7 +106,7 @@ impl Filter {
     fn has(&self, task: &TaskName) -> bool {
         any(&self.pids, |&pid| {
             task.tgid == pid || task.key.tid.0 == pid.0
-        }) && any(&self.comms, |comm| *comm == task.comm)
+        }) && any(&self.comms, |comm| task.comm == **comm)
     }
 
     fn matches_tasks(&self, stall: &Stall) -> bool {

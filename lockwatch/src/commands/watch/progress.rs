@@ -159,7 +159,7 @@ mod tests {
     fn stalled(survey: &Arc<Survey>) -> WaitGraph {
         let mut graph = WaitGraph::new(Nanos(SEC));
         let lock = &survey.locks[0];
-        graph.apply(Event::WaitBegin(Wait {
+        graph.apply(&Event::WaitBegin(Wait {
             task: lock.waiters[0].task.clone(),
             lock: lock.address,
             kind: lock.kind,

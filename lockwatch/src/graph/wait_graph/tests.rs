@@ -61,14 +61,14 @@ fn a_stall_lasts_from_the_first_long_wait_to_the_end_of_the_last() {
     let mut graph = WaitGraph::new(THRESHOLD);
     let (first, second, short) = (wait(1, 7, 10), wait(2, 7, 50), wait(3, 7, 190));
     for begin in [&first, &second, &short] {
-        graph.apply(Event::WaitBegin(begin.clone()));
+        graph.apply(&Event::WaitBegin(begin.clone()));
     }
     assert!(graph.advance(109).is_empty());
     assert!(matches!(graph.advance(110)[..], [Change::Began(_)]));
     assert!(graph.advance(111).is_empty(), "a stall begins once");
-    graph.apply(end(&first, 200));
+    graph.apply(&end(&first, 200));
     assert!(graph.advance(200).is_empty(), "the second is past it, too");
-    graph.apply(end(&second, 210));
+    graph.apply(&end(&second, 210));
     let stalls = ended(graph.advance(211));
     assert_eq!(stalls.len(), 1);
     assert_eq!(
@@ -82,7 +82,7 @@ fn a_stall_lasts_from_the_first_long_wait_to_the_end_of_the_last() {
 #[test]
 fn a_stall_between_two_looks_at_the_clock_is_not_missed() {
     let mut graph = WaitGraph::new(THRESHOLD);
-    graph.apply(end(&wait(1, 7, 10), 150));
+    graph.apply(&end(&wait(1, 7, 10), 150));
     let stalls = ended(graph.advance(160));
     assert_eq!(stalls.len(), 1);
     assert_eq!(stalls[0].length(), Nanos(140));
@@ -115,7 +115,7 @@ fn a_wait_that_may_have_been_short_is_no_stall() {
 #[test]
 fn a_reading_that_is_cut_short_ends_nothing() {
     let mut graph = WaitGraph::new(THRESHOLD);
-    graph.apply(Event::WaitBegin(wait(1, 7, 10)));
+    graph.apply(&Event::WaitBegin(wait(1, 7, 10)));
     graph.reconcile_waits(&Scan {
         complete: false,
         ..scan(50, &[wait(2, 7, 20)])
@@ -128,12 +128,12 @@ fn a_reading_from_before_an_end_does_not_bring_the_wait_back() {
     let mut graph = WaitGraph::new(THRESHOLD);
     let over = wait(1, 7, 10);
     let stale = scan(100, std::slice::from_ref(&over));
-    graph.apply(end(&over, 150));
+    graph.apply(&end(&over, 150));
     graph.reconcile_waits(&stale);
     assert_eq!(graph.waits().count(), 0);
     assert_eq!(ended(graph.advance(300)).len(), 1, "and it stalled once");
     graph.reconcile_waits(&scan(310, &[]));
-    graph.apply(end(&over, 150));
+    graph.apply(&end(&over, 150));
     assert!(graph.advance(320).is_empty());
 }
 
@@ -141,12 +141,12 @@ fn a_reading_from_before_an_end_does_not_bring_the_wait_back() {
 fn a_new_lock_at_an_old_address_knows_nothing_of_the_old_one() {
     let mut graph = WaitGraph::new(THRESHOLD);
     let old = wait(1, 7, 10);
-    graph.apply(Event::WaitBegin(old.clone()));
+    graph.apply(&Event::WaitBegin(old.clone()));
     let Some(Change::Began(id)) = graph.advance(200).pop() else {
         panic!("no stall");
     };
-    graph.apply(end(&old, 210));
-    graph.apply(Event::WaitBegin(wait(2, 7, 220)));
+    graph.apply(&end(&old, 210));
+    graph.apply(&Event::WaitBegin(wait(2, 7, 220)));
     let stalls = ended(graph.advance(230));
     assert_eq!(
         stalls[0].blocked.len(),
@@ -163,9 +163,9 @@ fn a_reused_tid_is_another_task() {
     let mut graph = WaitGraph::new(THRESHOLD);
     let mut reused = wait(1, 7, 20);
     reused.task.key.start_ns = 15;
-    graph.apply(Event::WaitBegin(wait(1, 7, 10)));
-    graph.apply(Event::WaitBegin(reused.clone()));
-    graph.apply(end(&wait(1, 7, 10), 30));
+    graph.apply(&Event::WaitBegin(wait(1, 7, 10)));
+    graph.apply(&Event::WaitBegin(reused.clone()));
+    graph.apply(&end(&wait(1, 7, 10), 30));
     assert_eq!(graph.waits_for(LockAddr(7)), [&reused]);
 }
 
@@ -221,16 +221,16 @@ proptest! {
                         Event::WaitBegin(wait)
                     };
                     match fate {
-                        Fate::Arrives => graph.apply(event),
+                        Fate::Arrives => graph.apply(&event),
                         Fate::ArrivesTwice => {
-                            graph.apply(event.clone());
-                            graph.apply(event);
+                            graph.apply(&event);
+                            graph.apply(&event);
                         }
                         Fate::ArrivesLate => late.push(event),
                         Fate::Lost => {}
                     }
                 }
-                Step::DeliverLate => late.drain(..).rev().for_each(|event| graph.apply(event)),
+                Step::DeliverLate => late.drain(..).rev().for_each(|event| graph.apply(&event)),
                 Step::Advance => {
                     for change in graph.advance(now_ns) {
                         match change {
@@ -291,7 +291,7 @@ proptest! {
 
         let mut graph = WaitGraph::new(THRESHOLD);
         let stays = wait(99, address.0, 1);
-        graph.apply(Event::WaitBegin(stays));
+        graph.apply(&Event::WaitBegin(stays));
         let (before, after): (Vec<_>, Vec<_>) =
             (0..).zip(events).partition(|&(_, (_, at_ns, _))| at_ns <= SURVEYED_NS);
         let event = |&(tid, (is_write, at_ns, acquired)): &(u32, (bool, u64, bool))| {
@@ -299,12 +299,12 @@ proptest! {
             wait.mode = if is_write { LockMode::Write } else { LockMode::Read };
             Event::WaitEnd { wait, at_ns, acquired }
         };
-        before.iter().for_each(|it| graph.apply(event(it)));
+        before.iter().for_each(|it| graph.apply(&event(it)));
         graph.reconcile_survey(&survey);
         let held: Vec<_> = graph.held_by(address).cloned().collect();
         prop_assert_eq!(&held, &holders);
 
-        after.iter().for_each(|it| graph.apply(event(it)));
+        after.iter().for_each(|it| graph.apply(&event(it)));
         let taken = after.iter().any(|&(_, (.., acquired))| acquired);
         let written = after.iter().any(|&(_, (is_write, _, acquired))| acquired && is_write);
         let expected: Vec<_> = holders

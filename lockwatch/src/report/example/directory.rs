@@ -4,7 +4,7 @@ use super::{MS, SEC, holder, inode_lock, mmap_lock, stack, survey, task, waiter}
 use crate::{
     lock::{Holder, LockMode, LockObject, LockState, RecentHold, Stacks},
     survey::Survey,
-    task::{Nanos, Stuck, StuckClass, TaskState},
+    task::{Comm, Nanos, Stuck, StuckClass, TaskState},
 };
 
 /// A writer sits in a directory, three tasks want it.
@@ -74,10 +74,10 @@ pub(crate) fn hostile_comm() -> Survey {
         "i_rwsem of /tmp/{}\n\x1b]0;owned\x07",
         "long-name/".repeat(14)
     );
-    lock.holders[0].task.comm = "\x1b[2J\x1b[31mevil".to_owned();
-    lock.waiters[0].task.comm = "a\nheld by  x".to_owned();
-    lock.waiters[1].task.comm = "\u{202e}\u{9b}5m\u{200b}字字字".to_owned();
-    lock.waiters[2].task.comm = String::new();
+    lock.holders[0].task.comm = "\x1b[2J\x1b[31mevil".into();
+    lock.waiters[0].task.comm = "a\nheld by  x".into();
+    lock.waiters[1].task.comm = "\u{202e}\u{9b}5m\u{200b}字字字".into();
+    lock.waiters[2].task.comm = Comm::default();
     survey
 }
 

@@ -41,7 +41,7 @@ impl Client {
         Self {
             tid: task.key.tid,
             tgid: task.tgid,
-            comm: task.comm.clone(),
+            comm: task.comm.to_string(),
             wait_ns: *wait,
             is_sent: *is_sent,
             killable: *killable,
@@ -64,7 +64,7 @@ impl DaemonThread {
         Self {
             tid: task.key.tid,
             tgid: task.tgid,
-            comm: task.comm.clone(),
+            comm: task.comm.to_string(),
             serves: *serves,
             evidence: *evidence,
             state: state.letter(),

@@ -87,7 +87,7 @@ impl HungTask {
         Self {
             tid: task.key.tid,
             tgid: task.tgid,
-            comm: task.comm.clone(),
+            comm: task.comm.to_string(),
             killable: *killable,
             io_wait: *io_wait,
             asleep_ns: *asleep,

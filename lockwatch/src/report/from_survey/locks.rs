@@ -115,7 +115,7 @@ impl Holder {
         Self {
             tid: task.key.tid,
             tgid: task.tgid,
-            comm: task.comm.clone(),
+            comm: task.comm.to_string(),
             cgroup: cgroup.clone(),
             mode: *mode,
             confidence: *confidence,
@@ -149,7 +149,7 @@ impl RecentHold {
         Self {
             tid: task.key.tid,
             tgid: task.tgid,
-            comm: task.comm.clone(),
+            comm: task.comm.to_string(),
             mode: *mode,
             held_ns: *held,
             ended_ago_ns: *ended_ago,
@@ -191,7 +191,7 @@ impl Waiter {
             position: *position,
             tid: task.key.tid,
             tgid: task.tgid,
-            comm: task.comm.clone(),
+            comm: task.comm.to_string(),
             cgroup: None,
             mode: *mode,
             wait_ns: *wait,

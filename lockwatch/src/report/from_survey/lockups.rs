@@ -116,7 +116,7 @@ impl From<&lockup::Starved> for Starved {
         let lockup::Starved { task, since } = starved;
         Self {
             tid: task.key.tid,
-            comm: task.comm.clone(),
+            comm: task.comm.to_string(),
             since_ns: *since,
         }
     }
@@ -132,7 +132,7 @@ impl From<&lockup::Sharer> for Sharer {
         } = sharer;
         Self {
             tid: task.key.tid,
-            comm: task.comm.clone(),
+            comm: task.comm.to_string(),
             cpu: *cpu,
             address: format!("{address:#x}"),
             waits: *sharer_waits,

@@ -172,7 +172,7 @@ fn a_queue_of_many_names_counts_the_others() {
     let mut survey = example::incident();
     let waiters = &mut survey.locks[0].waiters;
     for (number, comm) in ["cron", "sshd"].into_iter().enumerate() {
-        waiters[100 + number].task.comm = comm.to_owned();
+        waiters[100 + number].task.comm = comm.into();
     }
     let text = text(&survey, 300, false);
     let names = "collectd ×1,412, top ×31, ps ×12 and 4 other names  in proc_pid_cmdline_read";

@@ -353,7 +353,7 @@ fn most_samples_tell_what_runs() {
 #[test]
 fn ksoftirqd_is_what_it_runs() {
     let mut made = made();
-    made.change(1, |task| task.name.comm = "ksoftirqd/3".to_owned());
+    made.change(1, |task| task.name.comm = "ksoftirqd/3".into());
     let lockup = made.soft(&[sample(
         &["process_backlog", "net_rx_action", "handle_softirqs"],
         1,

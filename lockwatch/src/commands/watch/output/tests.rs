@@ -54,7 +54,7 @@ fn printed(format: Format) -> String {
         .collect();
     let mut graph = WaitGraph::new(Nanos(SEC));
     for wait in &waits {
-        graph.apply(Event::WaitBegin(wait.clone()));
+        graph.apply(&Event::WaitBegin(wait.clone()));
     }
     graph.advance(2 * SEC);
     let now = Now {
@@ -107,7 +107,7 @@ fn printed(format: Format) -> String {
         .unwrap();
 
     for wait in waits {
-        graph.apply(Event::WaitEnd {
+        graph.apply(&Event::WaitEnd {
             wait,
             at_ns: 5 * SEC,
             acquired: true,
