@@ -301,7 +301,8 @@ pub fn spellings(kallsyms: &str, wanted: impl Fn(&str) -> bool) -> Spelled {
 /// A function's name without the suffixes that compilers add and that differ per
 /// build: `.isra.0`, `.constprop.0`, `.part.0`, `.cold`, `.llvm.123`.
 pub fn stem(name: &str) -> &str {
-    match name.find('.') {
+    // By bytes: for so short a text, faster than what `find` does.
+    match name.bytes().position(|byte| byte == b'.') {
         Some(dot) if dot > 0 => &name[..dot],
         _ => name,
     }
