@@ -138,9 +138,9 @@ pub(crate) fn supervise_while(
             Err(RecvTimeoutError::Disconnected) => thread::sleep(TICK),
             Err(RecvTimeoutError::Timeout) => {}
         }
-        if INTERRUPTED.load(Ordering::Relaxed) {
+        if let Err(interrupted) = heed_signals() {
             kill_group(&mut child)?;
-            bail!("interrupted while `{line}` ran");
+            return Err(interrupted.context(format!("while `{line}` ran")));
         }
         if let Some(status) = child.try_wait()? {
             break End::Exited(status);
@@ -241,6 +241,15 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn interrupted(_: i32) {
     INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+/// An error once we are told to stop: for who has to end what it has started.
+pub(crate) fn heed_signals() -> Result<()> {
+    watch_signals()?;
+    if INTERRUPTED.load(Ordering::Relaxed) {
+        bail!("interrupted");
+    }
+    Ok(())
 }
 
 /// A supervised group does not get the terminal's Ctrl-C, so we pass it on.

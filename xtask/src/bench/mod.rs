@@ -2,6 +2,7 @@
 
 mod figure;
 mod goal;
+mod native;
 mod page;
 mod start;
 
@@ -45,6 +46,8 @@ pub(crate) struct Args {
 pub(crate) enum Part {
     /// From exec to the first answer: time, memory, and what the verifier goes through
     Start,
+    /// What is added to real work on the running kernel
+    Native,
 }
 
 /// What a part needs to know.
@@ -67,12 +70,14 @@ impl Part {
     fn is_steady(self) -> bool {
         match self {
             Self::Start => true,
+            Self::Native => false,
         }
     }
 
     fn measure(self, bench: &Bench<'_>) -> Result<Vec<Figure>> {
         match self {
             Self::Start => start::measure(bench),
+            Self::Native => native::measure(bench),
         }
     }
 }
