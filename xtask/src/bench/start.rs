@@ -71,9 +71,9 @@ pub(crate) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
         return Ok(figures);
     }
     figures.extend(times(&binary)?);
-    let steady = of_memory(RUNNING, &memory(&binary)?);
+    let memory = memory(&binary)?;
     let loaded = verified::on_running(bench.workspace)?;
-    let steady = steady.chain(of_verifier(&programs, RUNNING, &loaded));
+    let steady = of_memory(RUNNING, &memory).chain(of_verifier(&programs, RUNNING, &loaded));
     figures.extend(steady.map(|figure| Figure {
         tolerance: None,
         ..figure

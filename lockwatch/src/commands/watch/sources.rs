@@ -85,11 +85,15 @@ impl Sources {
         });
         let types = types.context("nothing can be watched on this host")?;
         let (parts, trial) = thread::scope(|scope| {
+            let ask = || offer::trial(Some(&types.kernel));
             // Most of its time it waits for the kernel.
-            let trial = scope.spawn(|| offer::trial(Some(&types.kernel)));
+            let asking = thread::Builder::new().spawn_scoped(scope, ask);
             let parts = Parts::load(&types);
-            let trial = trial.join();
-            (parts, trial.unwrap_or_else(|panic| resume_unwind(panic)))
+            let trial = asking.map_or_else(
+                |_| ask(),
+                |asking| asking.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            );
+            (parts, trial)
         });
         let ReadSymbols { symbols, spelled } = symbols.wait();
         let surveyor = parts
