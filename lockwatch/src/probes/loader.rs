@@ -170,7 +170,7 @@ mod tests {
         ];
         let bytes = sparse(&wanted);
         let ours = Btf::parse(bytes.clone()).unwrap();
-        assert_eq!(ours.tracepoints().collect::<Vec<_>>(), [(7, "go")]);
+        assert!(ours.has_function("go") && !ours.has_function("stop"));
         let aya = aya::Btf::parse(&bytes, Endianness::default()).unwrap();
         let id = |name, kind| aya.id_by_type_name_kind(name, kind).ok();
         assert_eq!(id("go", aya_obj::btf::BtfKind::Func), Some(3));
