@@ -1,14 +1,11 @@
 //! This process's own memory: little, and there when it is needed.
 
-use std::{fs, hint, io, ptr};
+use std::{hint, ptr, slice};
 
 use rustix::mm::{MlockAllFlags, mlockall};
 
 use super::priority;
 use crate::kernel::{arch::PAGE_SIZE, capabilities};
-
-/// What is mapped in this process, one line each.
-const MAPS: &str = "/proc/self/maps";
 
 /// Keeps this process in memory from here on, and out of huge pages: what it needs must not
 /// have to be read from a disk that hangs, nor wait for khugepaged. Best effort; without the
@@ -30,9 +27,7 @@ pub(super) fn lock_memory() {
         return;
     }
     // But what would have to be read from a disk must come now.
-    if let Err(error) = read_files() {
-        tracing::info!("cannot read all of this program into memory: {error}");
-    }
+    read_files();
 }
 
 /// Gives back to the kernel what was used at the start and is not any more: the allocator
@@ -45,12 +40,10 @@ fn give_back() {
     }
 }
 
-/// Reads every page of every file that is mapped for reading: this program, and its libraries.
-fn read_files() -> io::Result<()> {
-    for line in fs::read_to_string(MAPS)?.lines() {
-        let Some((start, len)) = file_mapping(line) else {
-            continue;
-        };
+/// Reads every page of this program and its libraries. Where they lie is asked of the loader:
+/// `/proc/self/maps` would take our mmap_lock, which somebody else may have.
+fn read_files() {
+    for (start, len) in segments() {
         // 5.14+, and for all at once.
         // SAFETY: only makes pages present that are mapped anyhow.
         let populated =
@@ -60,27 +53,49 @@ fn read_files() -> io::Result<()> {
         }
         for page in (start..start + len).step_by(PAGE_SIZE as usize) {
             let byte = ptr::with_exposed_provenance::<u8>(page);
-            // SAFETY: of a mapping that can be read, of a file that runs and so is not cut
+            // SAFETY: of a segment that can be read, of a file that runs and so is not cut
             // short, and that nobody unmaps: libraries stay until the end.
             hint::black_box(unsafe { byte.read_volatile() });
         }
     }
-    Ok(())
 }
 
 /// `MADV_POPULATE_READ` (include/uapi/asm-generic/mman-common.h)
 const MADV_POPULATE_READ: libc::c_int = 22;
 
-/// Start and length of a private mapping of a file that can be read, in a line of [`MAPS`].
-fn file_mapping(line: &str) -> Option<(usize, usize)> {
-    let mut fields = line.split_ascii_whitespace();
-    let (start, end) = fields.next()?.split_once('-')?;
-    let is_private = |access: &str| access.starts_with('r') && access.ends_with('p');
-    fields.next().filter(|access| is_private(access))?;
-    fields.nth(2).filter(|inode| *inode != "0")?;
-    let number = |text| usize::from_str_radix(text, 16).ok();
-    let (start, end) = (number(start)?, number(end)?);
-    Some((start, end.checked_sub(start)?))
+/// First page and length in bytes of each part of a file that is loaded and can be read.
+fn segments() -> Vec<(usize, usize)> {
+    let mut found: Vec<(usize, usize)> = Vec::new();
+    // SAFETY: the callback is called before this returns, with what it expects.
+    unsafe { libc::dl_iterate_phdr(Some(take_segments), (&raw mut found).cast()) };
+    found
+}
+
+/// Takes the segments of one object into the `Vec` that `found` points at.
+///
+/// # Safety
+/// To be called by `dl_iterate_phdr`, with such a pointer.
+unsafe extern "C" fn take_segments(
+    object: *mut libc::dl_phdr_info,
+    _size: libc::size_t,
+    found: *mut libc::c_void,
+) -> libc::c_int {
+    // SAFETY: the loader's, for the time of the call.
+    let object = unsafe { &*object };
+    // SAFETY: as promised, and nobody else uses it meanwhile.
+    let found = unsafe { &mut *found.cast::<Vec<(usize, usize)>>() };
+    // SAFETY: the loader says how many there are.
+    let headers =
+        unsafe { slice::from_raw_parts(object.dlpi_phdr, usize::from(object.dlpi_phnum)) };
+    let wanted = headers
+        .iter()
+        .filter(|header| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_R != 0);
+    found.extend(wanted.map(|header| {
+        let start = object.dlpi_addr as usize + header.p_vaddr as usize;
+        let first = start & !(PAGE_SIZE as usize - 1);
+        (first, start + header.p_filesz as usize - first)
+    }));
+    0
 }
 
 #[cfg(test)]
@@ -88,21 +103,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_are_told_from_other_memory() {
-        let text = "55d0c000-55d0e000 r-xp 00002000 08:01 7 /usr/bin/lockwatch";
-        assert_eq!(file_mapping(text), Some((0x55d0_c000, 0x2000)));
-        for other in [
-            "55d0c000-55d0e000 rw-p 00000000 00:00 0 [heap]",
-            "55d0c000-55d0e000 ---p 00002000 08:01 7 /usr/lib/libc.so.6",
-            "55d0c000-55d0e000 rw-s 00000000 00:0e 7 anon_inode:bpf-map",
-            "",
-        ] {
-            assert_eq!(file_mapping(other), None, "{other}");
-        }
+    fn the_code_of_this_program_and_its_data_are_parts_of_it() {
+        static DATA: [u8; 3] = [1, 2, 3];
+        let is_known = |address: usize| {
+            let within = |&(start, len): &(usize, usize)| (start..start + len).contains(&address);
+            segments().iter().any(within)
+        };
+        assert!(is_known(lock_memory as fn() as usize));
+        assert!(is_known(DATA.as_ptr() as usize));
+        let local = 0_u8;
+        assert!(!is_known(&raw const local as usize));
     }
 
     #[test]
     fn every_page_of_this_program_can_be_read() {
-        read_files().unwrap();
+        read_files();
     }
 }

@@ -100,12 +100,8 @@ impl Sources {
             .and_then(|parts| Surveyor::new(parts, types.layout.clone(), symbols?))
             .map_err(anyhow::Error::new);
         let offer = Offer::of_this_kernel(Some(&types.kernel), spelled, trial);
-        let wanted = Wanted {
-            holds: args.track_holds,
-        };
         let symbols = surveyor.as_ref().ok().map(Surveyor::symbols);
         let attached = Attached::by_plan(
-            wanted,
             offer,
             &types,
             args,
@@ -197,7 +193,6 @@ impl Attached {
     /// Makes a plan of what the kernel offers and carries it out. What the kernel refuses all the same is left out of the next plan. CPUs are sampled for the thresholds
     /// in `sampled`.
     fn by_plan(
-        wanted: Wanted,
         mut offer: Offer,
         types: &Types,
         args: &SourceArgs,
@@ -207,6 +202,9 @@ impl Attached {
         sampled: Option<Thresholds>,
     ) -> anyhow::Result<Self> {
         let layout = &types.layout;
+        let wanted = Wanted {
+            holds: args.track_holds,
+        };
         for &mechanism in &args.without {
             let why = "it is not wanted (--without)".to_owned();
             offer.refused.insert(mechanism, why);
