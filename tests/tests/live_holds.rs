@@ -322,7 +322,7 @@ fn follow_by_raw_tp(test: &str, less: fn(&mut Offer)) {
     let types = Btf::from_sys().unwrap();
     let has_tracepoints = types
         .tracepoints()
-        .any(|(_, name, _)| name == MMAP_LOCK_RELEASED);
+        .any(|(_, name)| name == MMAP_LOCK_RELEASED);
     if !has_tracepoints && trial::is_skipped(test, "it has no tracepoints of mmap_lock") {
         return;
     }

@@ -56,7 +56,7 @@ impl Known {
     fn of_older_waits() -> Self {
         let types = Btf::from_sys().unwrap();
         let mut tracepoints = types.tracepoints();
-        if tracepoints.any(|(_, name, _)| name == "contention_end") {
+        if tracepoints.any(|(_, name)| name == "contention_end") {
             Self::Exactly
         } else {
             Self::BySurvey

@@ -58,6 +58,8 @@ enum Verb {
     #[command(hide = true)]
     VmVerified(verified::WitnessArgs),
     #[command(hide = true)]
+    VmStart(bench::StartArgs),
+    #[command(hide = true)]
     VmDemo(demo::StallArgs),
     #[command(hide = true)]
     VmOff(vm::SwitchArgs),
@@ -79,6 +81,7 @@ fn main() -> ExitCode {
         Verb::Bench(args) => bench::run(&args),
         Verb::Verified(args) => verified::run(&args),
         Verb::VmVerified(args) => verified::witness(&args).map(|()| ExitCode::SUCCESS),
+        Verb::VmStart(args) => bench::start_in_machine(&args).map(|()| ExitCode::SUCCESS),
         Verb::VmDemo(args) => demo::run_in_machine(&args),
         Verb::VmOff(args) => vm::switch_off(&args).map(|()| ExitCode::SUCCESS),
     };

@@ -12,7 +12,8 @@ use std::{
 use anyhow::Context as _;
 
 use super::{
-    Outcome, lock_memory,
+    Outcome,
+    memory::lock_memory,
     output::{Output, refuse_terminal, write_report, write_to},
     priority::go_first,
 };

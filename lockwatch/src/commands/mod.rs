@@ -5,6 +5,7 @@ mod cost;
 pub mod diagnose;
 pub mod export;
 pub mod histogram;
+mod memory;
 mod output;
 mod priority;
 pub mod record;
@@ -17,7 +18,7 @@ use std::{
     process::ExitCode,
 };
 
-use crate::{cli::Command, kernel::capabilities};
+use crate::cli::Command;
 
 /// How a command ended, if not with an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,25 +73,6 @@ fn raise_file_limit() {
     };
     if let Err(error) = setrlimit(Resource::Nofile, most) {
         tracing::info!("cannot raise the limit of open files: {error}");
-    }
-}
-
-/// Keeps this process in memory from here on, and out of huge pages: what it needs must not
-/// have to be read from a disk that hangs, nor wait for khugepaged. Best effort; without the
-/// right to do it we go on.
-fn lock_memory() {
-    use rustix::mm::{MlockAllFlags, mlockall};
-    priority::keep_out_of_huge_pages();
-    // Within a limit, locking what comes later would make it fail to come.
-    if !capabilities::may_lock_memory() {
-        tracing::info!("without CAP_IPC_LOCK this process is not locked into memory");
-        return;
-    }
-    // What is there now at once; what comes later when it is first used.
-    let locked = mlockall(MlockAllFlags::CURRENT)
-        .and_then(|()| mlockall(MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT));
-    if let Err(error) = locked {
-        tracing::info!("cannot lock this process into memory: {error}");
     }
 }
 

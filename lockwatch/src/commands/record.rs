@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Outcome, diagnose, lock_memory,
+    Outcome, diagnose,
+    memory::lock_memory,
     priority::go_first,
     recorder::{self, Recorder},
     watch::{self, Summary, by_kind, findings_of_hangs, say},

@@ -34,7 +34,9 @@ pub(super) use self::{
     session::Session,
     words::{by_kind, findings_of_hangs, printable, unsurveyed},
 };
-use super::{Outcome, allow_closed_pipe, lock_memory, priority::be_real_time, recorder::Recorder};
+use super::{
+    Outcome, allow_closed_pipe, memory::lock_memory, priority::be_real_time, recorder::Recorder,
+};
 use crate::{
     cli::{self, ExportArgs, RecordArgs, SourceArgs, WatchArgs},
     detect::{Detectors, Thresholds},

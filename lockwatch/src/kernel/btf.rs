@@ -81,8 +81,9 @@ pub struct Btf {
     types: Vec<u32>,
     /// Structures, unions and enums by name; the first of each name.
     by_name: FxHashMap<Box<[u8]>, u32>,
+    /// Of the kernel itself: modules number theirs by another file.
     functions: Vec<u32>,
-    /// Typedefs of the prototypes of tracepoints.
+    /// Typedefs of the prototypes of tracepoints, of the kernel itself.
     tracepoints: Vec<u32>,
 }
 
@@ -221,6 +222,7 @@ impl Btf {
 
     /// Takes the types of a part of the bytes into the index.
     fn index(&mut self, sections: &Sections) -> Result<(), BtfError> {
+        let is_kernel = self.module_strings.is_none();
         let mut offset = sections.types;
         while offset < sections.types_end {
             let id = u32::try_from(self.types.len())
@@ -244,8 +246,10 @@ impl Btf {
                         self.by_name.entry(name).or_insert(id);
                     }
                 }
-                KIND_FUNC => self.functions.push(id),
-                KIND_TYPEDEF if self.string(ty.name).starts_with(TRACEPOINT_PREFIX) => {
+                KIND_FUNC if is_kernel => self.functions.push(id),
+                KIND_TYPEDEF
+                    if is_kernel && self.string(ty.name).starts_with(TRACEPOINT_PREFIX) =>
+                {
                     self.tracepoints.push(id);
                 }
                 _ => {}
@@ -301,14 +305,15 @@ impl Btf {
         self.size_of_type(*self.by_name.get(name.as_bytes())?, 0)
     }
 
-    /// Whether the kernel has a function of this name.
+    /// Whether the kernel itself has a function of this name.
     pub fn has_function(&self, name: &str) -> bool {
         self.functions
             .iter()
             .any(|&id| self.name_of(id) == name.as_bytes())
     }
 
-    /// Every function: its type's ID, its name, and how many parameters it has.
+    /// Every function of the kernel itself: its type's ID, its name, and how many parameters
+    /// it has.
     pub fn functions(&self) -> impl Iterator<Item = (u32, &str, u8)> {
         self.functions.iter().filter_map(|&id| {
             let function = self.get(id)?;
@@ -319,29 +324,33 @@ impl Btf {
         })
     }
 
-    /// Every tracepoint: its type's ID, its name, and the types of its arguments as C
-    /// writes them: `struct task_struct *`.
-    pub fn tracepoints(&self) -> impl Iterator<Item = (u32, &str, Vec<String>)> {
+    /// Every tracepoint of the kernel itself: its type's ID and its name.
+    pub fn tracepoints(&self) -> impl Iterator<Item = (u32, &str)> {
         self.tracepoints.iter().filter_map(|&id| {
-            let typedef = self.get(id)?;
-            let name = self
-                .string(typedef.name)
-                .strip_prefix(TRACEPOINT_PREFIX)
-                .and_then(|name| str::from_utf8(name).ok())?;
-            let pointer = self.get(typedef.size_or_type)?;
-            let prototype = self.get(pointer.size_or_type)?;
-            if (pointer.kind, prototype.kind) != (KIND_PTR, KIND_FUNC_PROTO) {
-                return None;
-            }
-            // The first is the tracepoint's own `void *__data`.
-            let arguments = (1..prototype.count)
-                .map(|index| {
-                    let id = read_u32(&self.bytes, prototype.body + index * 8 + 4)?;
-                    Some(self.spelling(id, 0))
-                })
-                .collect::<Option<_>>()?;
-            Some((id, name, arguments))
+            let name = self.name_of(id).strip_prefix(TRACEPOINT_PREFIX)?;
+            self.prototype(id)?;
+            Some((id, str::from_utf8(name).ok()?))
         })
+    }
+
+    /// The types of a tracepoint's arguments as C writes them: `struct task_struct *`. `id` is
+    /// one of [`Self::tracepoints`].
+    pub fn tracepoint_arguments(&self, id: u32) -> Option<Vec<String>> {
+        let prototype = self.prototype(id)?;
+        // The first is the tracepoint's own `void *__data`.
+        (1..prototype.count)
+            .map(|index| {
+                let id = read_u32(&self.bytes, prototype.body + index * 8 + 4)?;
+                Some(self.spelling(id, 0))
+            })
+            .collect()
+    }
+
+    /// What a typedef of a pointer to a function says of it.
+    fn prototype(&self, id: u32) -> Option<Type> {
+        let pointer = self.get(self.get(id)?.size_or_type)?;
+        let prototype = self.get(pointer.size_or_type)?;
+        ((pointer.kind, prototype.kind) == (KIND_PTR, KIND_FUNC_PROTO)).then_some(prototype)
     }
 
     /// A type as C writes it, as far as arguments of tracepoints need it.
@@ -567,10 +576,9 @@ mod tests {
         let btf = Btf::parse(sample()).unwrap();
         assert_eq!(btf.functions().collect::<Vec<_>>(), [(7, "go", 0)]);
         let arguments = ["struct inner *", "int"].map(str::to_owned).to_vec();
-        assert_eq!(
-            btf.tracepoints().collect::<Vec<_>>(),
-            [(11, "tick", arguments)]
-        );
+        assert_eq!(btf.tracepoints().collect::<Vec<_>>(), [(11, "tick")]);
+        assert_eq!(btf.tracepoint_arguments(11), Some(arguments));
+        assert_eq!(btf.tracepoint_arguments(7), None);
     }
 
     /// A module with `struct own { struct inner at; int b; }` over [`sample`].

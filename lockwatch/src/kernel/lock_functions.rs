@@ -2,6 +2,9 @@
 //! results say. Checked against the sources of 5.10, 6.1, 6.12, 6.18 and 7.3; names of
 //! older kernels from kernel/locking/rwsem-xadd.c and lib/rwsem.c.
 
+use std::sync::LazyLock;
+
+use rustc_hash::FxHashSet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -181,7 +184,10 @@ pub mod tracepoint {
     ];
 }
 
-/// Whether a function of this stem is one of [`LOCK_FUNCTIONS`].
+/// Whether a function of this stem is one of [`LOCK_FUNCTIONS`]. Asked of every function that
+/// the kernel has, several times.
 pub fn is_lock_function(stem: &str) -> bool {
-    LOCK_FUNCTIONS.iter().any(|&(name, _)| name == stem)
+    static NAMES: LazyLock<FxHashSet<&str>> =
+        LazyLock::new(|| LOCK_FUNCTIONS.iter().map(|&(name, _)| name).collect());
+    NAMES.contains(stem)
 }

@@ -12,6 +12,7 @@ pub mod cpus;
 pub mod fault;
 pub mod fuse;
 pub mod hold_frames;
+pub mod kallsyms;
 pub mod layout;
 pub mod learned;
 pub mod lock_classes;

@@ -15,7 +15,7 @@ use crate::kernel::{
     capabilities,
     layout::Layout,
     lock_functions::{is_lock_function, tracepoint},
-    symbols::{KALLSYMS, KPTR_RESTRICT, spellings},
+    symbols::{KALLSYMS, KPTR_RESTRICT, Spelled},
 };
 
 /// Ways to run a program when the kernel comes by a place, best first.
@@ -116,7 +116,7 @@ pub struct Offer {
     /// Functions in the symbol table by stem, with every name as it is spelled there
     /// (`.cold` parts are left out; a name that occurs twice is there twice):
     /// `"__mutex_lock": ["__mutex_lock.constprop.0"]`.
-    pub symbols: BTreeMap<String, Vec<String>>,
+    pub symbols: Spelled,
     /// What these privileges lack, each with the remedy.
     pub missing_privileges: Vec<String>,
     /// How far the kernel is locked down; none where it does not say.
@@ -152,8 +152,19 @@ const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
 impl Offer {
     /// What the running kernel says of itself. `trial`: what became of programs that
     /// were loaded; none if these privileges allow no such thing.
-    pub fn of_this_kernel(btf: Option<&Btf>, trial: Option<Trial>) -> Self {
+    /// `spelled`: [`Self::symbols`], or why they could not be read.
+    pub fn of_this_kernel(
+        btf: Option<&Btf>,
+        spelled: Result<Spelled, String>,
+        trial: Option<Trial>,
+    ) -> Self {
         let mut unasked = BTreeSet::new();
+        let symbols = spelled.unwrap_or_else(|why| {
+            unasked.insert(format!(
+                "how functions are spelled: cannot read {KALLSYMS}: {why}"
+            ));
+            Spelled::new()
+        });
         let mut ask = |what: &str, path: &str| {
             fs::read_to_string(path)
                 .inspect_err(|error| {
@@ -161,7 +172,6 @@ impl Offer {
                 })
                 .ok()
         };
-        let symbols = ask("how functions are spelled", KALLSYMS).unwrap_or_default();
         let kptr_restrict = ask("whether addresses are hidden", KPTR_RESTRICT);
         if trial.is_none() {
             unasked.insert(
@@ -186,8 +196,8 @@ impl Offer {
             tracepoints: btf
                 .into_iter()
                 .flat_map(Btf::tracepoints)
-                .filter(|(_, name, _)| tracepoint::ALL.contains(name))
-                .map(|(_, name, arguments)| (name.to_owned(), arguments))
+                .filter(|(_, name)| tracepoint::ALL.contains(name))
+                .filter_map(|(id, name)| Some((name.to_owned(), btf?.tracepoint_arguments(id)?)))
                 .collect(),
             functions: btf
                 .into_iter()
@@ -195,7 +205,7 @@ impl Offer {
                 .filter(|(_, name, _)| is_lock_function(name))
                 .map(|(_, name, parameters)| (name.to_owned(), parameters))
                 .collect(),
-            symbols: spellings(&symbols, is_lock_function),
+            symbols,
             missing_privileges: capabilities::missing()
                 .iter()
                 .map(ToString::to_string)

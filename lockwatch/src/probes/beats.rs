@@ -9,7 +9,7 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf,
     maps::{Array, HashMap, MapData},
     programs::{
         PerfEvent, RawTracePoint,
@@ -31,7 +31,7 @@ use crate::{
     detect::Thresholds,
     kernel::{cpus, layout::Layout},
     lockup::{CpuBeat, CpuTimes, Pace, Readings, Sample},
-    probes::{LoadError, iterator, map, pod},
+    probes::{LoadError, iterator, loader::loader, map, pod},
     task::Nanos,
 };
 
@@ -111,8 +111,7 @@ impl BeatProbes {
         let slots = nr_cpus().map_err(|(_, error)| LoadError::Cpus(error))? as u32;
         let task = TaskLayoutGlobal(layout.task);
         let config = Config(pace.config(layout.task_flags, layout.task_prio));
-        let mut ebpf = EbpfLoader::new()
-            .btf(None)
+        let mut ebpf = loader()
             .override_global("TASK_LAYOUT", &task, true)
             .override_global("BEAT_CONFIG", &config, true)
             .map_max_entries("BEATS", slots)

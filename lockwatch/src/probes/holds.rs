@@ -8,7 +8,7 @@ use std::{
 };
 
 use aya::{
-    Btf, Ebpf, EbpfLoader,
+    Btf, Ebpf,
     maps::{HashMap, MapData, PerCpuArray},
     programs::{Iter, Program},
 };
@@ -25,7 +25,9 @@ use crate::{
         LoadError,
         counts::{self, CountGlobals, CountsMap},
         hook::{Hooks, Refused},
-        iterator, log,
+        iterator,
+        loader::loader,
+        log,
         long_holds::{self, LongHoldGlobals},
         map, pod,
     },
@@ -93,12 +95,11 @@ impl HoldProbes {
         let layout = Layout(*layout);
         let log_level = log::level();
         let count_globals = counts::Globals::new(counts);
-        let mut loader = EbpfLoader::new();
+        let mut loader = loader();
         count_globals.put(&mut loader);
         let long_globals = long_holds::Globals::new(long_holds);
         long_globals.put(&mut loader);
         loader
-            .btf(Some(btf))
             .allow_unsupported_maps()
             .override_global("TASK_LAYOUT", &layout, true)
             .override_global("MMAP_LOCK", &mmap_lock, true)

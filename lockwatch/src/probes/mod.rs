@@ -5,6 +5,7 @@ pub mod counts;
 pub mod holds;
 pub mod hook;
 mod iterator;
+mod loader;
 mod log;
 pub mod long_holds;
 pub mod offer;
@@ -12,6 +13,7 @@ pub mod stream;
 pub mod survey;
 #[cfg(test)]
 mod tests;
+pub mod types;
 
 use std::{fs, io, iter};
 

@@ -23,6 +23,7 @@ use super::{WANTS, want_in};
 use crate::kernel::{
     btf::Btf,
     capabilities::{self, Missing},
+    kallsyms,
     lock_functions::{is_lock_function, tracepoint},
     offer::{Feature, Mechanism, Offer, Trial},
 };
@@ -35,10 +36,16 @@ const TASK_ITERATOR: &str = "bpf_iter_task";
 
 /// Asks the running kernel what it offers.
 pub fn ask(btf: Option<&Btf>) -> Offer {
+    Offer::of_this_kernel(btf, kallsyms::spelled(), trial(btf))
+}
+
+/// What becomes of programs that are loaded for a trial; none if these privileges allow no such
+/// thing.
+pub fn trial(btf: Option<&Btf>) -> Option<Trial> {
     let may_load = !capabilities::missing()
         .iter()
         .any(|missing| matches!(missing, Missing::Capabilities(_) | Missing::UserNamespace));
-    Offer::of_this_kernel(btf, may_load.then(|| try_all(btf)))
+    may_load.then(|| try_all(btf))
 }
 
 /// Up to 5.10 what BPF uses counts as locked memory, and what was freed goes on counting
@@ -84,8 +91,9 @@ fn try_places(trial: &mut Trial, btf: &Btf) {
     let allowed = |mechanism| !trial.refused.contains_key(&mechanism);
     let mut attempts = Vec::new();
     if allowed(Mechanism::TpBtf) {
-        let all = btf.tracepoints().map(|(id, name, _)| (id, name));
-        let wanted = all.filter(|(_, name)| tracepoint::ALL.contains(name));
+        let wanted = btf
+            .tracepoints()
+            .filter(|(_, name)| tracepoint::ALL.contains(name));
         attempts.extend(wanted.map(|(id, name)| (name, Attempt::tracing(Attach::RawTp, id))));
     }
     if allowed(Mechanism::Fentry) && allowed(Mechanism::Fexit) {
@@ -103,8 +111,8 @@ fn try_places(trial: &mut Trial, btf: &Btf) {
 fn try_mechanism(mechanism: Mechanism, btf: Option<&Btf>) -> Result<(), String> {
     let a_tracepoint = || {
         let mut all = btf.into_iter().flat_map(Btf::tracepoints);
-        all.find(|(_, name, _)| *name == tracepoint::SCHED_SWITCH)
-            .map(|(id, ..)| id)
+        all.find(|(_, name)| *name == tracepoint::SCHED_SWITCH)
+            .map(|(id, _)| id)
     };
     let a_function = || {
         let mut all = btf.into_iter().flat_map(Btf::functions);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use aya::{
-    Btf, Ebpf, EbpfLoader,
+    Btf, Ebpf,
     maps::{Array, HashMap, MapData, PerCpuArray, RingBuf},
 };
 use lockwatch_ebpf::{
@@ -27,6 +27,7 @@ use crate::{
         LoadError,
         counts::{self, CountGlobals, CountsMap, code},
         hook::{Hooks, Refused},
+        loader::loader,
         log, map, pod,
     },
 };
@@ -104,10 +105,9 @@ impl StreamProbes {
         let rt_writers = Codes(codes(rt_writers));
         let log_level = log::level();
         let count_globals = counts::Globals::new(counts);
-        let mut loader = EbpfLoader::new();
+        let mut loader = loader();
         count_globals.put(&mut loader);
         loader
-            .btf(Some(btf))
             .override_global("TASK_LAYOUT", &layout, true)
             .override_global("STREAM_CONFIG", &config, true)
             .override_global("WAIT_SITES", &sites, true)

@@ -9,7 +9,7 @@ use std::{
 };
 
 use aya::{
-    Btf, Ebpf, EbpfLoader, RawTracePointRunOptions, TestRun as _,
+    Btf, Ebpf, RawTracePointRunOptions, TestRun as _,
     maps::{Array, Map},
     programs::{Iter, RawTracePoint},
 };
@@ -25,7 +25,7 @@ use crate::{
         arch::lowest_kernel_address,
         memory::{KernelMemory, MemoryError},
     },
-    probes::{LoadError, iterator, log, pod},
+    probes::{LoadError, iterator, loader::loader, log, pod},
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("object/survey.bpf.o");
@@ -67,11 +67,10 @@ impl SurveyProbes {
         open_file: &OpenFileLayout,
         btf: &Btf,
     ) -> Result<Self, LoadError> {
-        let mut loader = EbpfLoader::new();
+        let mut loader = loader();
         let layout = TaskLayoutGlobal(*layout);
         let open_file = OpenFileLayoutGlobal(*open_file);
         loader
-            .btf(Some(btf))
             .override_global("TASK_LAYOUT", &layout, true)
             .override_global("OPEN_FILE_LAYOUT", &open_file, true);
         let log_level = log::level();

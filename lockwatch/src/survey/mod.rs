@@ -36,7 +36,7 @@ use std::time::Duration;
 
 pub use holds::{HoldSource, TracedHold};
 use serde::{Deserialize, Serialize};
-pub use surveyor::{OpenError, SurveyError, Surveyor};
+pub use surveyor::{OpenError, Parts, SurveyError, Surveyor};
 
 use crate::{
     daemon::Daemon,

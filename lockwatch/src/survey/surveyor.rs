@@ -17,9 +17,9 @@ use crate::{
     clock::now_ns,
     kernel::{
         block::{in_flight_file, is_counted_file},
-        btf::{Btf, BtfError},
+        btf::BtfError,
         capabilities::{self, Missing},
-        fuse::MODULE,
+        kallsyms::ReadingSymbols,
         layout::Layout,
         locks::RWSEM_SLOW_PATHS,
         memory::MemoryError,
@@ -27,7 +27,7 @@ use crate::{
     },
     kmsg::KernelLogReader,
     lockup::Suspect,
-    probes::{LoadError, long_holds::Recorders, survey::SurveyProbes},
+    probes::{LoadError, long_holds::Recorders, survey::SurveyProbes, types::Types},
     survey::{
         Survey, SurveyOptions,
         functions::Functions,
@@ -49,9 +49,6 @@ pub enum OpenError {
     /// Type information.
     #[error(transparent)]
     Btf(#[from] BtfError),
-    /// aya's view of the same type information.
-    #[error("cannot use the kernel's type information")]
-    AyaBtf(#[source] aya::BtfError),
     /// Symbols.
     #[error(transparent)]
     Symbols(#[from] SymbolsError),
@@ -93,6 +90,36 @@ pub struct Surveyor {
     sleeps: History,
 }
 
+/// What a surveyor has besides the kernel's symbols, which take the longest to read.
+#[derive(Debug)]
+pub struct Parts {
+    probes: SurveyProbes,
+    log: KernelLogReader,
+}
+
+impl Parts {
+    /// Loads the survey's programs, and reads the kernel's log.
+    ///
+    /// # Errors
+    /// When a privilege or a kernel feature is missing, naming it and the remedy.
+    pub fn load(types: &Types) -> Result<Self, OpenError> {
+        capabilities::check()?;
+        thread::scope(|scope| {
+            let log = thread::Builder::new()
+                .spawn_scoped(scope, KernelLogReader::open)
+                .map_err(OpenError::Thread)?;
+            let Layout {
+                task, open_file, ..
+            } = &types.layout;
+            let probes = SurveyProbes::load(task, open_file, &types.hookable)?;
+            let log = log
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            Ok(Self { probes, log })
+        })
+    }
+}
+
 /// Looks beyond the second, where a queue could not be read.
 const LOOKS_MORE: u32 = 4;
 
@@ -104,31 +131,24 @@ impl Surveyor {
     /// When a privilege or a kernel feature is missing, naming it and the remedy.
     pub fn open() -> Result<Self, OpenError> {
         capabilities::check()?;
-        thread::scope(|scope| {
-            // Most of the time goes into the kernel formatting its symbols.
-            let symbols = thread::Builder::new()
-                .spawn_scoped(scope, Symbols::from_proc)
-                .map_err(OpenError::Thread)?;
-            let log = thread::Builder::new()
-                .spawn_scoped(scope, KernelLogReader::open)
-                .map_err(OpenError::Thread)?;
-            let layout = Layout::from_btf(&Btf::from_sys_with(MODULE)?)?;
-            let btf = aya::Btf::from_sys_fs().map_err(OpenError::AyaBtf)?;
-            let probes = SurveyProbes::load(&layout.task, &layout.open_file, &btf)?;
-            let symbols = symbols
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            let log = log
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            Ok(Self {
-                kernel: Kernel::new(layout, symbols)?,
-                probes,
-                holds: None,
-                fuse: FuseState::default(),
-                log,
-                sleeps: History::default(),
-            })
+        let symbols = ReadingSymbols::begin(false).map_err(OpenError::Thread)?;
+        let types = Types::read()?;
+        let parts = Parts::load(&types)?;
+        Self::new(parts, types.layout, symbols.wait().symbols?)
+    }
+
+    /// Puts together what was read and loaded.
+    ///
+    /// # Errors
+    /// When the symbols do not show where tasks queue.
+    pub fn new(parts: Parts, layout: Layout, symbols: Symbols) -> Result<Self, OpenError> {
+        Ok(Self {
+            kernel: Kernel::new(layout, symbols)?,
+            probes: parts.probes,
+            holds: None,
+            fuse: FuseState::default(),
+            log: parts.log,
+            sleeps: History::default(),
         })
     }
 

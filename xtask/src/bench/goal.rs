@@ -43,6 +43,42 @@ pub(crate) const GOALS: &[Goal] = &[
         what: "from the start of `watch` until it is attached",
     },
     Goal {
+        figure: "ready/watch",
+        kernel: "running",
+        value: 300e6,
+        what: "`watch`: from exec to attached",
+    },
+    Goal {
+        figure: "ready/watch --track-holds",
+        kernel: "running",
+        value: 300e6,
+        what: "`watch --track-holds`: from exec to attached",
+    },
+    Goal {
+        figure: "ready/export",
+        kernel: "running",
+        value: 300e6,
+        what: "`export`: from exec to attached",
+    },
+    Goal {
+        figure: "resident/watch",
+        kernel: "6.12",
+        value: 25.0 * 1024.0 * 1024.0,
+        what: "`watch`: resident memory",
+    },
+    Goal {
+        figure: "resident/watch --track-holds",
+        kernel: "6.12",
+        value: 25.0 * 1024.0 * 1024.0,
+        what: "`watch --track-holds`: resident memory",
+    },
+    Goal {
+        figure: "maps/watch",
+        kernel: "6.12",
+        value: 8e6,
+        what: "`watch`: memory of its maps in the kernel",
+    },
+    Goal {
         figure: "release binary",
         kernel: "",
         value: 6.0 * 1024.0 * 1024.0,

@@ -16,6 +16,7 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 
 use self::figure::{Committed, Figure, Measured};
+pub(crate) use self::start::{MachineArgs as StartArgs, tell as start_in_machine};
 use crate::process::say;
 use crate::workspace::Workspace;
 

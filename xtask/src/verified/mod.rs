@@ -3,7 +3,7 @@
 mod table;
 mod trace;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ pub(crate) struct Loaded {
 }
 
 /// The name of the kernel at hand.
-const RUNNING: &str = "running";
+pub(crate) const RUNNING: &str = "running";
 
 /// Exit code 0: all is within the limit.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
@@ -57,7 +57,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut well = true;
     if all || machines.len() < args.kernels.len() {
         match bpf::refusal() {
-            None => kernels.push(on_running(&workspace)?),
+            None => kernels.push((RUNNING.to_owned(), on_running(&workspace)?)),
             Some(why) if all => println!("{RUNNING}: left out: {why}"),
             Some(why) => bail!("the running kernel cannot be asked: {why}"),
         }
@@ -91,8 +91,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     })
 }
 
-/// Asks the kernel at hand; in a process of its own, for what is traced is killed with it.
-fn on_running(workspace: &Workspace) -> Result<(String, Loaded)> {
+/// What lockwatch loads on the kernel at hand. In a process of its own, for what is traced is killed with it.
+pub(crate) fn on_running(workspace: &Workspace) -> Result<Loaded> {
     process::run(&mut demo::build_command(workspace))?;
     let mut command = Command::new(std::env::current_exe().context("cannot find our own program")?);
     command
@@ -101,8 +101,7 @@ fn on_running(workspace: &Workspace) -> Result<(String, Loaded)> {
     let mut text = String::new();
     match process::supervise(&mut command, LIMIT, |line| text.push_str(line))? {
         End::Exited(status) if status.success() => {
-            let loaded = serde_json::from_str(&text).context("vm-verified wrote no JSON")?;
-            Ok((RUNNING.to_owned(), loaded))
+            serde_json::from_str(&text).context("vm-verified wrote no JSON")
         }
         End::Exited(status) => bail!("lockwatch could not be traced: {status}"),
         End::TimedOut => bail!("lockwatch under ptrace did not end in {LIMIT:?}"),
@@ -119,12 +118,19 @@ pub(crate) struct WitnessArgs {
 
 /// Runs lockwatch under ptrace and writes one line.
 pub(crate) fn witness(args: &WitnessArgs) -> Result<()> {
+    println!("{}", serde_json::to_string(&loaded_by(&args.lockwatch)?)?);
+    Ok(())
+}
+
+/// What this lockwatch loads on the kernel that this runs on; all that is traced is ours, and
+/// is waited for.
+pub(crate) fn loaded_by(lockwatch: &Path) -> Result<Loaded> {
     let mut all = Loaded::default();
     // `watch` loads everything before it looks at the first wait. Under ptrace, all is slow.
     let watch = ["watch", "--track-holds", "--for", "1s"];
     let raw = [&watch[..], &["--without", "tp_btf"]].concat();
     for arguments in [&watch[..], &raw, &["diagnose", "--deadline", "60s"]] {
-        let mut command = Command::new(&args.lockwatch);
+        let mut command = Command::new(lockwatch);
         command.args(arguments).stdout(Stdio::null());
         let line = process::name(&command);
         let (trace, status) =
@@ -136,6 +142,5 @@ pub(crate) fn witness(args: &WitnessArgs) -> Result<()> {
         all.loads.extend(trace.loads);
         all.maps.extend(trace.maps);
     }
-    println!("{}", serde_json::to_string(&all)?);
-    Ok(())
+    Ok(all)
 }

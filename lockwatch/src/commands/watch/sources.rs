@@ -1,7 +1,7 @@
 //! Where the knowledge comes from: what is loaded and attached, and what this host does
 //! not allow.
 
-use std::sync::Arc;
+use std::{panic::resume_unwind, sync::Arc, thread};
 
 use anyhow::Context as _;
 
@@ -10,7 +10,13 @@ use crate::{
     cli::SourceArgs,
     commands::one_line,
     detect::Thresholds,
-    kernel::{btf::Btf, capabilities, layout::Layout, offer::Lockdown, symbols::Symbols},
+    kernel::{
+        capabilities,
+        kallsyms::{ReadSymbols, ReadingSymbols},
+        layout::Layout,
+        offer::{Lockdown, Offer},
+        symbols::Symbols,
+    },
     plan::{Gap, Plan, Purpose, Wanted, plan},
     probes::{
         LoadError,
@@ -20,13 +26,14 @@ use crate::{
         long_holds::LongHoldGlobals,
         offer,
         stream::StreamLoadError,
+        types::Types,
     },
     stream::{
         Stream, StreamOptions, TracedHolds,
         counts::{self, CountOptions, Counts, WantedError},
         long_holds,
     },
-    survey::Surveyor,
+    survey::{OpenError, Parts, Surveyor},
     task::Nanos,
 };
 
@@ -70,13 +77,33 @@ impl Sources {
             ends_from: thresholds.wait,
             begins: false,
         };
-        let surveyor = Surveyor::open().map_err(anyhow::Error::new);
-        let wanted = Wanted {
-            holds: args.track_holds,
-        };
+        // In the background: the kernel takes its time to format them.
+        let symbols = ReadingSymbols::begin(true).context("cannot start a thread")?;
+        let types = Types::read().map_err(|error| match capabilities::check() {
+            Ok(()) => anyhow::Error::new(OpenError::from(error)),
+            Err(missing) => OpenError::from(missing).into(),
+        });
+        let types = types.context("nothing can be watched on this host")?;
+        let (parts, trial) = thread::scope(|scope| {
+            let ask = || offer::trial(Some(&types.kernel));
+            // Most of its time it waits for the kernel.
+            let asking = thread::Builder::new().spawn_scoped(scope, ask);
+            let parts = Parts::load(&types);
+            let trial = asking.map_or_else(
+                |_| ask(),
+                |asking| asking.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            );
+            (parts, trial)
+        });
+        let ReadSymbols { symbols, spelled } = symbols.wait();
+        let surveyor = parts
+            .and_then(|parts| Surveyor::new(parts, types.layout.clone(), symbols?))
+            .map_err(anyhow::Error::new);
+        let offer = Offer::of_this_kernel(Some(&types.kernel), spelled, trial);
         let symbols = surveyor.as_ref().ok().map(Surveyor::symbols);
         let attached = Attached::by_plan(
-            wanted,
+            offer,
+            &types,
             args,
             symbols.as_ref(),
             &options,
@@ -163,46 +190,46 @@ struct Attached {
 }
 
 impl Attached {
-    /// Asks the kernel what it offers, makes a plan and carries it out. What the kernel
-    /// refuses all the same is left out of the next plan. CPUs are sampled for the thresholds
+    /// Makes a plan of what the kernel offers and carries it out. What the kernel refuses all the same is left out of the next plan. CPUs are sampled for the thresholds
     /// in `sampled`.
     fn by_plan(
-        wanted: Wanted,
+        mut offer: Offer,
+        types: &Types,
         args: &SourceArgs,
         symbols: Option<&Arc<Symbols>>,
         options: &StreamOptions,
         counting: Option<&CountOptions>,
         sampled: Option<Thresholds>,
     ) -> anyhow::Result<Self> {
-        let types = Btf::from_sys()?;
-        let layout = Layout::from_btf(&types)?;
-        let btf = aya::Btf::from_sys_fs().context("cannot use the kernel's type information")?;
-        let mut offer = offer::ask(Some(&types));
+        let layout = &types.layout;
+        let wanted = Wanted {
+            holds: args.track_holds,
+        };
         for &mechanism in &args.without {
             let why = "it is not wanted (--without)".to_owned();
             offer.refused.insert(mechanism, why);
         }
         let names = symbols.map(Arc::as_ref);
         let globals = match counting {
-            Some(counting) => counts::globals(counting, &layout, names)?,
-            None => counts::classes_alone(&layout),
+            Some(counting) => counts::globals(counting, layout, names)?,
+            None => counts::classes_alone(layout),
         };
         // What is kept of them is read from memory.
         let long_holds = if offer.lockdown == Some(Lockdown::Confidentiality) {
             LongHoldGlobals::OFF
         } else {
-            long_holds::globals(Nanos::from_duration(args.long_hold), &layout)
+            long_holds::globals(Nanos::from_duration(args.long_hold), layout)
         };
         let globals = (&globals, &long_holds);
         loop {
             let plan = plan(&offer, wanted);
-            let carried_out = Self::carry_out(plan, &layout, names, &btf, options, globals);
+            let carried_out = Self::carry_out(plan, types, names, options, globals);
             let error = match carried_out {
                 Ok(mut attached) => {
                     if let Some(counting) = counting {
-                        attached.count(counting, &layout, symbols);
+                        attached.count(counting, layout, symbols);
                     }
-                    return Ok(attached.and_cpus(&layout, sampled));
+                    return Ok(attached.and_cpus(layout, sampled));
                 }
                 Err(error) => error,
             };
@@ -219,12 +246,16 @@ impl Attached {
 
     fn carry_out(
         plan: Plan,
-        layout: &Layout,
+        types: &Types,
         symbols: Option<&Symbols>,
-        btf: &aya::Btf,
         options: &StreamOptions,
         (counts, long_holds): (&CountGlobals, &LongHoldGlobals),
     ) -> anyhow::Result<Self> {
+        let Types {
+            layout,
+            hookable: btf,
+            ..
+        } = types;
         let mut stream = None;
         if plan.sees_waits() {
             stream = Some(Stream::load(&plan, layout, symbols, btf, options, counts)?);
