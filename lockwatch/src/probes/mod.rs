@@ -7,7 +7,9 @@ pub mod hook;
 mod iterator;
 mod log;
 pub mod long_holds;
+mod mapped;
 pub mod offer;
+mod slots;
 pub mod stream;
 pub mod survey;
 #[cfg(test)]
