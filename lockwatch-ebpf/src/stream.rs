@@ -20,6 +20,7 @@ mod probes {
     mod member;
     mod rt_rwsem;
     mod sched;
+    mod slots;
     mod slow_path;
     mod task;
     mod trusted;

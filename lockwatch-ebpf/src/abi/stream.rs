@@ -134,8 +134,57 @@ pub struct OpenWait {
 
 const _: () = assert!(size_of::<OpenWait>() == 2 * 8 + 2 * 4 + COMM_LEN);
 
-/// Most waits that are open at once. The map is preallocated, about 2 MiB.
+/// Most waits that are open at once in the map `WAITS` where it keeps all of them. It is
+/// preallocated, about 2 MiB.
 pub const WAITS_MAX: u32 = 16 * 1024;
+
+/// Most waits in the map `WAITS` where `WAIT_SLOTS` keeps them: those that surveys have found,
+/// and what finds no slot. About 0.25 MiB.
+pub const WAITS_BESIDE_SLOTS_MAX: u32 = 2 * 1024;
+
+/// Ways of a [`WaitSet`].
+pub const WAIT_WAYS: usize = 4;
+
+/// Elements of the map `WAIT_SLOTS`, 1 MiB: each thread id has one, `tid % WAIT_SETS`, and
+/// shares it with others. A power of 2.
+pub const WAIT_SETS: u32 = 4 * 1024;
+
+const _: () = assert!(WAIT_SETS.is_power_of_two());
+
+/// Room for an open wait.
+///
+/// Who takes it swaps `id` for 0, writes the rest, and adds [`WAIT_IS_WRITTEN`] last; who leaves
+/// it, or takes the wait out, swaps 0 for that. So whoever reads the same written `id` before
+/// and after the rest has read one wait, and nobody ends another's.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct WaitSlot {
+    /// [`wait_id`]; 0: the slot is free.
+    pub id: u64,
+    /// Address of the lock.
+    pub lock: u64,
+    /// The wait.
+    pub wait: OpenWait,
+    /// Explicit padding to 64 bytes, 0.
+    pub _pad: u64,
+}
+
+const _: () = assert!(size_of::<WaitSlot>() == 64);
+
+/// Bit of [`WaitSlot::id`]: all of the wait is there.
+pub const WAIT_IS_WRITTEN: u64 = 1;
+
+/// What tells an open wait from others: its task, and when it began; without
+/// [`WAIT_IS_WRITTEN`].
+#[inline(always)]
+pub const fn wait_id(tid: u32, since_ns: u64) -> u64 {
+    ((tid as u64) << 32) | (since_ns << 1 & 0xffff_ffff)
+}
+
+/// The open waits of the tasks whose thread ids share an element of `WAIT_SLOTS`.
+pub type WaitSet = [WaitSlot; WAIT_WAYS];
 
 /// Kinds of [`Event`].
 pub mod kind {

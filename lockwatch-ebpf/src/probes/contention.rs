@@ -9,7 +9,11 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use lockwatch_ebpf::stream::flags;
 
-use super::{rt_rwsem, task, trusted::Trusted, waits};
+use super::{
+    rt_rwsem, task,
+    trusted::Trusted,
+    waits::{self, At},
+};
 
 /// `TASK_RTLOCK_WAIT` (include/linux/sched.h, 5.15+): asleep on a spinlock that
 /// `PREEMPT_RT` turned into a sleeping lock.
@@ -43,22 +47,21 @@ fn begin(ctx: &impl EbpfContext, lock: u64, wait_flags: u32) -> i32 {
         }
         return 0;
     }
-    let ids = bpf_get_current_pid_tgid();
-    let tgid = (ids >> 32) as u32;
+    // SAFETY: no preconditions; the result is a trusted pointer to this task.
+    let current = unsafe { Trusted::new(bpf_get_current_task_btf().cast()) };
+    let tgid = task::tgid(current);
     if !waits::is_wanted(tgid) {
         return 0;
     }
     let mut wait_flags = wait_flags;
-    let mut key = waits::key(lock, ids);
-    // SAFETY: no preconditions; the result is a trusted pointer to this task.
-    let current = unsafe { Trusted::new(bpf_get_current_task_btf().cast()) };
+    let mut key = waits::key(lock, task::tid(current).into());
     if wait_flags & flags::RT != 0 && task::state(current) & TASK_RTLOCK_WAIT != 0 {
         // A reader of a sleeping rwlock says so only now, at the rtmutex inside.
-        waits::forget(&rt_rwsem::of(&key));
+        waits::forget(&rt_rwsem::of(&key), At::Slots);
         return 0;
     }
     if wait_flags == flags::RT {
-        if waits::is_open(&rt_rwsem::of(&key)) {
+        if waits::is_open(&rt_rwsem::of(&key), At::Slots) {
             return 0;
         }
         if rt_rwsem::is_wanted_for_write(ctx) {
@@ -66,7 +69,13 @@ fn begin(ctx: &impl EbpfContext, lock: u64, wait_flags: u32) -> i32 {
             wait_flags = flags::RT | flags::WRITE;
         }
     }
-    waits::begin(&key, tgid, task::start_time_ns(current), wait_flags);
+    waits::begin(
+        &key,
+        At::Slots,
+        tgid,
+        task::start_time_ns(current),
+        wait_flags,
+    );
     debug!(
         ctx,
         "wait begins: tid {} lock {:x} flags {}", key.tid, key.lock, wait_flags
@@ -94,9 +103,9 @@ fn raw_contention_end(ctx: RawTracePointContext) -> i32 {
 #[inline(always)]
 fn end(ctx: &impl EbpfContext, lock: u64, result: i32) -> i32 {
     let key = waits::key(lock, bpf_get_current_pid_tgid());
-    if !waits::end(ctx, &key, key.lock, result) && rt_rwsem::are_there() {
+    if !waits::end(ctx, &key, At::Slots, key.lock, result) && rt_rwsem::are_there() {
         let outside = rt_rwsem::of(&key);
-        waits::end(ctx, &outside, outside.lock, result);
+        waits::end(ctx, &outside, At::Slots, outside.lock, result);
     }
     0
 }

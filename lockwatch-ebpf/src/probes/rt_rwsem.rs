@@ -4,7 +4,10 @@
 use aya_ebpf::{EbpfContext, helpers::generated::bpf_get_stack, macros::map, maps::PerCpuArray};
 use lockwatch_ebpf::stream::{self as abi, Code, WaitKey, flags};
 
-use super::{global::global, waits};
+use super::{
+    global::global,
+    waits::{self, At},
+};
 
 /// Offset of the rtmutex in the rwsem (`rwbase.rtmutex`, behind `readers`).
 const RTMUTEX: u64 = 8;
@@ -41,8 +44,8 @@ pub(super) fn of(inner: &WaitKey) -> WaitKey {
 /// like the end of the wait.
 #[inline(always)]
 pub(super) fn spins_inside(spinlock: &WaitKey) {
-    if !waits::mark(spinlock, flags::SPINS_INSIDE) {
-        waits::mark(&of(spinlock), flags::SPINS_INSIDE);
+    if !waits::mark(spinlock, At::Slots, flags::SPINS_INSIDE) {
+        waits::mark(&of(spinlock), At::Slots, flags::SPINS_INSIDE);
     }
 }
 

@@ -6,6 +6,8 @@
 //! contended. A task leaves a function by way of the program at its end only if it
 //! entered it while that was attached: ends of older waits are not seen.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     EbpfContext,
     helpers::{bpf_get_current_pid_tgid, generated::bpf_get_current_task},
@@ -14,7 +16,14 @@ use aya_ebpf::{
 };
 use lockwatch_ebpf::stream::{self as abi, WaitSite, flags, outcome};
 
-use super::{access::Word, argument::word, counts, global::global, task, waits};
+use super::{
+    access::Word,
+    argument::word,
+    counts,
+    global::global,
+    task,
+    waits::{self, At},
+};
 
 #[unsafe(no_mangle)]
 static WAIT_SITES: [WaitSite; abi::WAIT_SITES] = [WaitSite {
@@ -63,7 +72,7 @@ macro_rules! site {
                 outcome::TRUE if returned as u32 & 0xff == 0 => EAGAIN,
                 _ => 0,
             };
-            end(&ctx, ctx.arg(0), result)
+            end(ctx.as_ptr(), ctx.arg(0), result)
         }
 
         /// kprobe, where fentry is refused. Cost: 0.2 µs. Keeps an open wait, whose end
@@ -106,7 +115,8 @@ site!(13, wait_begin_13, wait_end_13, wait_kprobe_13);
 site!(14, wait_begin_14, wait_end_14, wait_kprobe_14);
 site!(15, wait_begin_15, wait_end_15, wait_kprobe_15);
 
-#[inline(always)]
+/// A function of its own, as is [`end`]: four dozen programs end in them.
+#[inline(never)]
 fn begin(lock: u64, wait_flags: u32) -> i32 {
     let ids = bpf_get_current_pid_tgid();
     let tgid = (ids >> 32) as u32;
@@ -114,14 +124,35 @@ fn begin(lock: u64, wait_flags: u32) -> i32 {
         let key = waits::key(lock, ids);
         // SAFETY: no preconditions. Not typed: that can be had from 5.11 on only.
         let current = Word(unsafe { bpf_get_current_task() });
-        waits::begin(&key, tgid, task::start_time_ns(current), wait_flags);
+        waits::begin(
+            &key,
+            At::Hash,
+            tgid,
+            task::start_time_ns(current),
+            wait_flags,
+        );
     }
     0
 }
 
-#[inline(always)]
-fn end(ctx: &impl EbpfContext, lock: u64, result: i32) -> i32 {
+#[inline(never)]
+fn end(ctx: *mut c_void, lock: u64, result: i32) -> i32 {
     let key = waits::key(lock, bpf_get_current_pid_tgid());
-    waits::end(ctx, &key, counts::FIRST_ARGUMENT, result);
+    waits::end(
+        &Context(ctx),
+        &key,
+        At::Hash,
+        counts::FIRST_ARGUMENT,
+        result,
+    );
     0
+}
+
+/// The context of a program, handed on.
+struct Context(*mut c_void);
+
+impl EbpfContext for Context {
+    fn as_ptr(&self) -> *mut c_void {
+        self.0
+    }
 }

@@ -25,6 +25,10 @@ reader!(
     tid -> u32, pid
 );
 reader!(
+    /// Thread group id in the initial PID namespace.
+    tgid -> u32, tgid
+);
+reader!(
     /// Start time in ns since boot.
     start_time_ns -> u64, start_time
 );

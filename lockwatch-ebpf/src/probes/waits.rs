@@ -4,18 +4,22 @@ use aya_ebpf::{
     EbpfContext,
     helpers::{bpf_get_current_comm, generated::bpf_ktime_get_ns},
     macros::map,
-    maps::{HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use lockwatch_ebpf::{
     counts::lost,
     stream::{
         Event, OpenWait, RING_LEN, RING_WAKE_LEN, StreamConfig, WAITS_MAX, WaitKey, counter, flags,
-        kind,
+        kind, wait_id,
     },
     survey::COMM_LEN,
 };
 
-use super::{counts, global::global};
+use super::{
+    counts,
+    global::global,
+    slots::{Set, Slot},
+};
 
 #[unsafe(no_mangle)]
 static STREAM_CONFIG: StreamConfig = StreamConfig {
@@ -24,11 +28,15 @@ static STREAM_CONFIG: StreamConfig = StreamConfig {
     own_tgid: 0,
 };
 
-/// Open waits. Preallocated, so that an insert never calls the allocator: it runs
-/// inside lock code. Programs in spinlock paths only ever look up here, which
+/// Open waits that are in no slot. Preallocated, so that an insert never calls the allocator:
+/// it runs inside lock code. Programs in spinlock paths only ever look up here, which
 /// takes no lock.
 #[map]
 static WAITS: HashMap<WaitKey, OpenWait> = HashMap::with_max_entries(WAITS_MAX, 0);
+
+/// 1 once `WAITS` has had an entry beside the slots.
+#[map]
+static WAITS_HASHED: Array<u32> = Array::with_max_entries(1, 0);
 
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(RING_LEN, 0);
@@ -60,32 +68,75 @@ pub(super) fn is_wanted(tgid: u32) -> bool {
 
 /// True while a wait of this task on this lock is open.
 #[inline(always)]
-pub(super) fn is_open(key: &WaitKey) -> bool {
-    WAITS.get_ptr(key).is_some()
+pub(super) fn is_open(key: &WaitKey, at: At) -> bool {
+    slot(key, at).is_some() || (is_hashed(at) && WAITS.get_ptr(key).is_some())
+}
+
+/// Where open waits are kept.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum At {
+    /// In slots, and in the hash what finds none or was entered by user space.
+    Slots,
+    /// In the hash.
+    Hash,
+}
+
+/// The slot with the open wait of this task on this lock.
+#[inline(always)]
+fn slot(key: &WaitKey, at: At) -> Option<Slot> {
+    if at == At::Hash {
+        return None;
+    }
+    Set::of(key.tid)?.find(key)
+}
+
+/// True if the hash may have a wait. The verifier turns the lookup into a plain load.
+#[inline(always)]
+fn is_hashed(at: At) -> bool {
+    at == At::Hash
+        || WAITS_HASHED
+            .get_ptr(0)
+            // SAFETY: an aligned load from the map's value.
+            .is_some_and(|flag| unsafe { flag.read_volatile() } != 0)
 }
 
 /// This task, which began at `start_time_ns`, begins to wait.
 #[inline(always)]
-pub(super) fn begin(key: &WaitKey, tgid: u32, start_time_ns: u64, wait_flags: u32) {
+pub(super) fn begin(key: &WaitKey, at: At, tgid: u32, start_time_ns: u64, wait_flags: u32) {
     // A mutex begins again each time it goes from spinning to sleeping and back:
     // that is one wait. Every other lock begins once, so that an open wait is a
     // left-over whose end we missed.
+    let open = slot(key, at);
     if wait_flags & flags::MUTEX != 0
-        && let Some(open) = WAITS.get_ptr(key)
-        // SAFETY: only this task inserts or removes this key.
-        && unsafe { (*open).start_time_ns } == start_time_ns
+        && let Some(slot) = open
+        // SAFETY: a plain load from the task's own slot.
+        && unsafe { (*slot.wait()).start_time_ns } == start_time_ns
     {
         return;
     }
-    let wait = OpenWait {
-        // SAFETY: no preconditions.
-        since_ns: unsafe { bpf_ktime_get_ns() },
+    if is_hashed(at)
+        && let Some(open) = WAITS.get_ptr(key)
+    {
+        if wait_flags & flags::MUTEX != 0
+            // SAFETY: only this task inserts or removes this key.
+            && unsafe { (*open).start_time_ns } == start_time_ns
+        {
+            return;
+        }
+        if at == At::Slots {
+            let _ = WAITS.remove(key);
+        }
+    }
+    // SAFETY: no preconditions.
+    let since_ns = unsafe { bpf_ktime_get_ns() };
+    let mut wait = OpenWait {
+        since_ns,
         start_time_ns,
         tgid,
         flags: wait_flags,
-        comm: bpf_get_current_comm().unwrap_or([0; COMM_LEN]),
+        comm: [0; COMM_LEN],
     };
-    if WAITS.insert(key, wait, 0).is_err() {
+    if !keep(key, at, open, &mut wait) {
         count(counter::LOST_WAIT);
         if counts::are_on() {
             counts::count_lost(lost::WAITS);
@@ -93,21 +144,53 @@ pub(super) fn begin(key: &WaitKey, tgid: u32, start_time_ns: u64, wait_flags: u3
         return;
     }
     count(counter::WAITS);
-    if global!(STREAM_CONFIG.begins) != 0 && !send(kind::WAIT_BEGIN, wait.since_ns, key, &wait, 0) {
-        count(counter::LOST_BEGIN);
+    if global!(STREAM_CONFIG.begins) != 0 {
+        wait.comm = bpf_get_current_comm().unwrap_or([0; COMM_LEN]);
+        if !send(kind::WAIT_BEGIN, since_ns, key, &wait, 0) {
+            count(counter::LOST_BEGIN);
+        }
     }
+}
+
+/// Keeps a wait of the running task, in the place of an older one on the same lock; false if
+/// there is no room.
+#[inline(always)]
+fn keep(key: &WaitKey, at: At, old: Option<Slot>, wait: &mut OpenWait) -> bool {
+    if let Some(slot) = old {
+        slot.leave();
+    }
+    if at == At::Slots
+        && let Some(set) = Set::of(key.tid)
+        && let Some(slot) = set.take(wait_id(key.tid, wait.since_ns))
+    {
+        slot.write(key.lock, wait);
+        return true;
+    }
+    if at == At::Slots
+        && let Some(flag) = WAITS_HASHED.get_ptr_mut(0)
+    {
+        // SAFETY: an aligned store to the map's value; it never becomes 0 again.
+        unsafe { flag.write_volatile(1) };
+    }
+    wait.comm = bpf_get_current_comm().unwrap_or([0; COMM_LEN]);
+    WAITS.insert(key, *wait, 0).is_ok()
 }
 
 /// Takes out a wait that turns out to be none of ours.
 #[inline(always)]
-pub(super) fn forget(key: &WaitKey) {
-    let _ = WAITS.remove(key);
+pub(super) fn forget(key: &WaitKey, at: At) {
+    if let Some(slot) = slot(key, at) {
+        slot.leave();
+    }
+    if is_hashed(at) {
+        let _ = WAITS.remove(key);
+    }
 }
 
 /// Adds flags to an open wait of this task; false if none is open on this very lock.
 #[inline(always)]
-pub(super) fn mark(key: &WaitKey, with: u32) -> bool {
-    let Some(open) = WAITS.get_ptr_mut(key) else {
+pub(super) fn mark(key: &WaitKey, at: At, with: u32) -> bool {
+    let Some(open) = open(key, at) else {
         return false;
     };
     // SAFETY: this task alone changes its entry, see `end`.
@@ -115,33 +198,73 @@ pub(super) fn mark(key: &WaitKey, with: u32) -> bool {
     true
 }
 
+/// The open wait of this task on this lock.
+#[inline(always)]
+fn open(key: &WaitKey, at: At) -> Option<*mut OpenWait> {
+    match slot(key, at) {
+        Some(slot) => Some(slot.wait()),
+        None if is_hashed(at) => WAITS.get_ptr_mut(key),
+        None => None,
+    }
+}
+
 /// This task's wait ends, with a negative `result` if it gave up; `lock` as it is to be
 /// counted. False if none is open on
 /// this very lock: then it is one lookup without locks.
 #[inline(always)]
-pub(super) fn end(ctx: &impl EbpfContext, key: &WaitKey, lock: u64, result: i32) -> bool {
+pub(super) fn end(ctx: &impl EbpfContext, key: &WaitKey, at: At, lock: u64, result: i32) -> bool {
+    let slot = slot(key, at);
+    if let Some(slot) = slot {
+        if over(ctx, key, slot.wait(), lock, result) {
+            // The event first, the entry after: who finds no entry finds the event.
+            slot.leave();
+            // One that user space has entered while this one began is the same.
+            if is_hashed(at) && WAITS.get_ptr(key).is_some() {
+                let _ = WAITS.remove(key);
+            }
+        }
+        return true;
+    }
+    if !is_hashed(at) {
+        return false;
+    }
     let Some(open) = WAITS.get_ptr_mut(key) else {
         return false;
     };
+    if over(ctx, key, open, lock, result) {
+        let _ = WAITS.remove(key);
+    }
+    true
+}
+
+/// Counts a wait of this task that ends, and tells of it; false if it goes on.
+#[inline(always)]
+fn over(
+    ctx: &impl EbpfContext,
+    key: &WaitKey,
+    open: *mut OpenWait,
+    lock: u64,
+    result: i32,
+) -> bool {
     // SAFETY: this task alone removes its entry (user space only where a survey
     // refutes it), so that it is not reused under us.
-    let wait = unsafe { *open };
-    if wait.flags & flags::SPINS_INSIDE != 0 {
+    let (since_ns, wait_flags) = unsafe { ((*open).since_ns, (*open).flags) };
+    if wait_flags & flags::SPINS_INSIDE != 0 {
         // SAFETY: as above.
         unsafe { (*open).flags &= !flags::SPINS_INSIDE };
-        return true;
+        return false;
     }
     // SAFETY: no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let waited_ns = now_ns.wrapping_sub(wait.since_ns);
-    counts::count(ctx, lock, 0, wait.flags, waited_ns);
-    // The event first, the entry after: who finds no entry finds the event.
-    if waited_ns >= global!(STREAM_CONFIG.ends_from_ns)
-        && !send(kind::WAIT_END, now_ns, key, &wait, result)
-    {
-        count(counter::LOST_END);
+    let waited_ns = now_ns.wrapping_sub(since_ns);
+    counts::count(ctx, lock, 0, wait_flags, waited_ns);
+    if waited_ns >= global!(STREAM_CONFIG.ends_from_ns) {
+        // SAFETY: as above.
+        let wait = unsafe { *open };
+        if !send(kind::WAIT_END, now_ns, key, &wait, result) {
+            count(counter::LOST_END);
+        }
     }
-    let _ = WAITS.remove(key);
     true
 }
 

@@ -8,7 +8,9 @@ mod iterator;
 mod loader;
 mod log;
 pub mod long_holds;
+mod mapped;
 pub mod offer;
+mod slots;
 pub mod stream;
 pub mod survey;
 #[cfg(test)]

@@ -13,8 +13,8 @@ use aya::{
 };
 use lockwatch_ebpf::{
     stream::{
-        Code, Event, OpenWait, RT_WRITERS, StreamConfig, WAIT_SITES, WAITS_MAX, WaitKey, WaitSite,
-        Watched, counter, flags, outcome,
+        Code, Event, OpenWait, RT_WRITERS, StreamConfig, WAIT_SETS, WAIT_SITES,
+        WAITS_BESIDE_SLOTS_MAX, WAITS_MAX, WaitKey, WaitSite, Watched, counter, flags, outcome,
     },
     survey::TaskLayout,
 };
@@ -29,6 +29,7 @@ use crate::{
         hook::{Hooks, Refused},
         loader::loader,
         log, map, pod,
+        slots::WaitSlots,
     },
 };
 
@@ -64,7 +65,11 @@ pod!(
 /// The loaded programs and their maps. Dropping it detaches all, as
 /// the end of the process does: nothing is pinned.
 pub struct StreamProbes {
+    /// `None` where functions tell of waits, not tracepoints.
+    slots: Option<WaitSlots>,
     waits: HashMap<MapData, Key, Wait>,
+    /// Whether `waits` may have any beside the slots.
+    hashed: Array<MapData, u32>,
     events: RingBuf<MapData>,
     counters: PerCpuArray<MapData, u64>,
     watched: HashMap<MapData, u32, Times>,
@@ -104,6 +109,7 @@ impl StreamProbes {
         let (layout, config, sites) = (Layout(*layout), Config(*config), Sites(sites));
         let rt_writers = Codes(codes(rt_writers));
         let log_level = log::level();
+        let has_slots = hooks.iter().any(|(_, hook)| uses_slots(hook));
         let count_globals = counts::Globals::new(counts);
         let mut loader = loader();
         count_globals.put(&mut loader);
@@ -112,6 +118,11 @@ impl StreamProbes {
             .override_global("STREAM_CONFIG", &config, true)
             .override_global("WAIT_SITES", &sites, true)
             .override_global("RT_WRITERS", &rt_writers, true);
+        if has_slots {
+            loader
+                .map_max_entries("WAIT_SLOTS", WAIT_SETS)
+                .map_max_entries("WAITS", WAITS_BESIDE_SLOTS_MAX);
+        }
         log::configure(&mut loader, &log_level);
         let mut ebpf = loader.load(OBJECT).map_err(LoadError::object)?;
         let hooks = Hooks::new(hooks);
@@ -120,6 +131,8 @@ impl StreamProbes {
         let log = log::ProgramLog::open(&mut ebpf);
         let typed = |error| LoadError::Map(io::Error::other(error));
         Ok(Self {
+            slots: has_slots.then(|| WaitSlots::new(&ebpf)).transpose()?,
+            hashed: Array::try_from(map(&mut ebpf, "WAITS_HASHED")?).map_err(typed)?,
             waits: HashMap::try_from(map(&mut ebpf, "WAITS")?).map_err(typed)?,
             events: RingBuf::try_from(map(&mut ebpf, "EVENTS")?).map_err(typed)?,
             counters: PerCpuArray::try_from(map(&mut ebpf, "COUNTERS")?).map_err(typed)?,
@@ -169,6 +182,13 @@ impl StreamProbes {
     /// Waits that stand still during the walk are all found if the result is true:
     /// when the entry under the cursor goes, the kernel starts over from the first.
     pub fn read_waits(&self, mut each: impl FnMut(WaitKey, OpenWait)) -> bool {
+        if let Some(slots) = &self.slots {
+            slots.read(&mut each);
+            // An error is no answer: look.
+            if self.hashed.get(&0, 0).is_ok_and(|hashed| hashed == 0) {
+                return true;
+            }
+        }
         let steps_max = 4 * WAITS_MAX as usize;
         for (step, key) in self.waits.keys().enumerate() {
             let Ok(key) = key else { return false };
@@ -185,17 +205,38 @@ impl StreamProbes {
 
     /// The open wait of this task on this lock.
     pub fn wait(&self, key: WaitKey) -> Option<OpenWait> {
-        self.waits.get(&Key(key), 0).ok().map(|wait| wait.0)
+        let in_slot = self.slots.as_ref().and_then(|slots| slots.find(key));
+        in_slot.or_else(|| self.waits.get(&Key(key), 0).ok().map(|wait| wait.0))
     }
 
     /// Adds an open wait that began before the programs were attached; false if the
     /// task has one on this lock already, or there is no room.
     pub fn insert_wait(&mut self, key: WaitKey, wait: OpenWait) -> bool {
-        self.waits.insert(Key(key), Wait(wait), NOEXIST).is_ok()
+        let Some(slots) = &self.slots else {
+            return self.waits.insert(Key(key), Wait(wait), NOEXIST).is_ok();
+        };
+        // The flag first: a wait that begins after this takes ours out.
+        if slots.find(key).is_some()
+            || self.hashed.set(0, 1, 0).is_err()
+            || self.waits.insert(Key(key), Wait(wait), NOEXIST).is_err()
+        {
+            return false;
+        }
+        if slots.find(key).is_some() {
+            // It began in between.
+            let _ = self.waits.remove(&Key(key));
+            return false;
+        }
+        true
     }
 
-    /// Takes out an open wait that has proved wrong.
-    pub fn remove_wait(&mut self, key: WaitKey) {
+    /// Takes out an open wait that has proved wrong, if it is still that which began then.
+    pub fn remove_wait(&mut self, key: WaitKey, since_ns: u64) {
+        if let Some(slots) = &self.slots
+            && slots.remove(key, since_ns)
+        {
+            return;
+        }
         // Not there: it ended just now, which is as good.
         let _ = self.waits.remove(&Key(key));
     }
@@ -285,6 +326,11 @@ pub(super) fn programs(hooks: &[Hook]) -> Result<(Served, [WaitSite; WAIT_SITES]
         served.push((name.ok_or_else(|| hook.unserved())?, hook.clone()));
     }
     Ok((served, sites))
+}
+
+/// Whether the program at this hook keeps its waits in slots.
+fn uses_slots(hook: &Hook) -> bool {
+    matches!(hook.purpose, Purpose::WaitBegin { awaited: None, .. })
 }
 
 fn wait_program(mechanism: Mechanism) -> Option<&'static str> {

@@ -238,7 +238,7 @@ impl Stream {
         let is_same = |open: OpenWait| open.since_ns == entered.since_ns;
         let stands = self.probes.wait(key).is_some_and(is_same);
         if stands {
-            self.probes.remove_wait(key);
+            self.probes.remove_wait(key, entered.since_ns);
         }
         stands
     }

@@ -15,8 +15,9 @@ use super::Bench;
 use super::figure::{Figure, Unit};
 use crate::process::{self, say};
 use crate::verified::{self, Cell, Loaded, Programs, RUNNING, Table};
+use crate::vm::{self, Besides, Question, Settings};
 use crate::workspace::Workspace;
-use crate::{bpf, demo, vm};
+use crate::{bpf, demo};
 
 /// Part of its size by which the binary may grow: compilers differ.
 const SIZE_TOLERANCE: f64 = 0.03;
@@ -204,12 +205,18 @@ struct Told {
 
 /// Asks a machine with the kernel of the goals.
 fn in_machine(workspace: &Workspace) -> Result<Told> {
-    let question = vm::Question {
+    let question = Question {
         subject: "start",
         command: "xtask vm-start".to_owned(),
         limit_s: MACHINE_LIMIT_S,
     };
-    let told = vm::ask(workspace, &[MACHINE.to_owned()], &question, &[])?;
+    let told = vm::ask(
+        workspace,
+        &[MACHINE.to_owned()],
+        &Settings::USUAL,
+        &question,
+        Besides::default(),
+    )?;
     let (_, told) = told.into_iter().next().context("no machine was asked")?;
     told.map_err(anyhow::Error::msg)
         .with_context(|| format!("cannot measure on {MACHINE}"))
