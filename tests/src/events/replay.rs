@@ -37,10 +37,10 @@ const TIME: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(100);
 /// Nothing takes longer; then the other process is killed.
 const LIMIT: Duration = Duration::from_secs(20);
-/// Locks that are made up, one after the other behind a symbol of the kernel's data: the
+/// Locks that are made up, one after the other behind a symbol of the kernel: the
 /// programs may look at what lies there.
 const LOCKS: u64 = 64;
-const SYMBOL: &str = "init_task";
+const SYMBOL: &str = "_stext";
 
 /// What the programs send.
 #[derive(Clone, Copy, PartialEq, Eq)]
