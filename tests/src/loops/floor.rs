@@ -42,6 +42,8 @@ pub(crate) enum Floor {
 /// The places where lockwatch would hook on this kernel, and the kernel's types.
 pub(crate) struct Places {
     btf: Btf,
+    /// The process whose calls are counted.
+    counted: u32,
     all: Plan,
     /// As if nothing could be attached to the return of a function.
     without_fexit: Plan,
@@ -55,7 +57,8 @@ pub(crate) struct Attached {
 }
 
 impl Places {
-    pub(crate) fn find() -> Result<Self> {
+    /// `counted` is the process whose calls are counted.
+    pub(crate) fn find(counted: u32) -> Result<Self> {
         let types = btf::Btf::from_sys()?;
         let mut offer = offer::ask(Some(&types));
         let wanted = Wanted { holds: true };
@@ -63,6 +66,7 @@ impl Places {
         let why = "it is not wanted".to_owned();
         offer.refused.insert(Mechanism::Fexit, why);
         Ok(Self {
+            counted,
             btf: Btf::from_sys_fs().context("the kernel has no BTF")?,
             all,
             without_fexit: plan(&offer, wanted),
@@ -127,7 +131,7 @@ impl Places {
     fn load(&self, programs: &[(&str, &str)]) -> Result<Ebpf> {
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&self.btf))
-            .override_global("COUNTED_TGID", &std::process::id(), true)
+            .override_global("COUNTED_TGID", &self.counted, true)
             .load(OBJECT)
             .context("the kernel refuses the object of the floor")?;
         for (name, target) in programs {
@@ -141,7 +145,7 @@ impl Places {
         Ok(ebpf)
     }
 
-    /// Counts this process' calls of functions that acquire or release, from now on.
+    /// Counts the process' calls of functions that acquire or release, from now on.
     pub(crate) fn count(&self) -> Result<Calls> {
         let functions = self.of_functions().map(|hook| hook.target.as_str());
         functions

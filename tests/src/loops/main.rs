@@ -6,6 +6,7 @@
 
 mod cycle;
 mod floor;
+mod looper;
 mod mode;
 mod userfault;
 mod work;
@@ -14,7 +15,7 @@ use std::{collections::BTreeMap, process::ExitCode, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
-use lockwatch_tests::{clock, tally::Tally};
+use lockwatch_tests::tally::Tally;
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
@@ -22,17 +23,26 @@ use nix::{
 use serde::Serialize;
 
 use self::{
-    cycle::{Cycle, HOLDER, Target, WAITER},
+    cycle::{HOLDER, WAITER},
     floor::{Calls, Places},
+    looper::Looper,
     mode::MODES,
-    work::{List, Protect, Sync, Work},
 };
 
-/// Tell what tracing locks costs on the running kernel; the result is printed as JSON
+/// Tell what tracing locks costs on the running kernel
 ///
 /// Needs root and BPF, and lockwatch (LOCKWATCH_BIN).
 #[derive(Parser)]
 #[command(name = "lock-loops", version)]
+enum Verb {
+    /// Measure; the result is printed as JSON
+    Measure(Args),
+    /// Do what standard input says: the process that is measured
+    #[command(hide = true, name = looper::VERB)]
+    Loop,
+}
+
+#[derive(clap::Args)]
 struct Args {
     /// Wait before the first measurement, in seconds: a kernel that has just booted has things
     /// to do
@@ -45,11 +55,6 @@ struct Args {
     #[arg(long)]
     peers: bool,
 }
-
-/// Batches of calls, of which the median counts.
-const BATCHES: usize = 15;
-/// Calls of what is not timed in batches.
-const SINGLE: usize = 601;
 
 /// Calls of which it is counted what they do.
 const COUNTED: u32 = 20;
@@ -64,7 +69,7 @@ struct Told {
 /// What one call does.
 #[derive(Serialize)]
 struct Counted {
-    name: &'static str,
+    name: String,
     /// Calls of functions that acquire or release a lock, by function.
     calls: BTreeMap<String, f64>,
     /// Waits for a lock.
@@ -84,14 +89,18 @@ struct ModeTold {
 /// Times of a call, ns.
 #[derive(Serialize)]
 struct LoopTold {
-    name: &'static str,
+    name: String,
     before: f64,
     with: f64,
     after: f64,
 }
 
 fn main() -> ExitCode {
-    match measure(&Args::parse()) {
+    let outcome = match Verb::parse() {
+        Verb::Measure(args) => measure(&args),
+        Verb::Loop => looper::obey(),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("lock-loops: {error:#}");
@@ -102,23 +111,14 @@ fn main() -> ExitCode {
 
 fn measure(args: &Args) -> Result<()> {
     stay_here()?;
-    let folder = tempfile::tempdir().context("cannot make a folder")?;
-    let mut works: Vec<Box<dyn Work>> = vec![
-        Box::new(Sync::new()?),
-        Box::new(Protect::new()?),
-        Box::new(List::new(folder.path())?),
-        Box::new(Cycle::new(
-            "contended rwsem cycle",
-            Target::file(folder.path())?,
-        )?),
-        Box::new(Cycle::new("contended mutex cycle", Target::pipe()?)?),
-    ];
+    let mut looper = Looper::start()?;
     thread::sleep(Duration::from_secs(args.settle));
-    let places = Places::find()?;
-    let loops = count_all(&mut works, &places)?;
-    time_all(&mut works)?;
+    let places = Places::find(looper.pid())?;
+    let loops = count_all(&mut looper, &places)?;
+    // For what is done once.
+    looper.time()?;
     let mut modes = Vec::new();
-    let mut before = time_all(&mut works)?;
+    let mut before = looper.time()?;
     let wanted = MODES
         .iter()
         .filter(|mode| mode.name.contains(&args.mode) && (args.peers || !mode.is_peer()));
@@ -131,18 +131,18 @@ fn measure(args: &Args) -> Result<()> {
             }
             begun => begun?,
         };
-        let with = time_all(&mut works).with_context(|| mode.name)?;
+        let with = looper.time().with_context(|| mode.name)?;
         running.stop().with_context(|| mode.name)?;
-        let after = time_all(&mut works)?;
+        let after = looper.time()?;
         let times = before.iter().zip(&with).zip(&after);
-        let with_times = works.iter().zip(times);
+        let with_times = looper.names.iter().zip(times);
         modes.push(ModeTold {
             name: mode.name,
             peer: mode.is_peer(),
             attach_ns,
             loops: with_times
-                .map(|(work, ((before, with), after))| LoopTold {
-                    name: work.name(),
+                .map(|(name, ((before, with), after))| LoopTold {
+                    name: name.clone(),
                     before: *before,
                     with: *with,
                     after: *after,
@@ -164,17 +164,21 @@ fn stay_here() -> Result<()> {
 }
 
 /// Counts what single calls do.
-fn count_all(works: &mut [Box<dyn Work>], places: &Places) -> Result<Vec<Counted>> {
+fn count_all(looper: &mut Looper, places: &Places) -> Result<Vec<Counted>> {
     let mut counters = Counters {
         calls: places.count()?,
         tallies: [Tally::attach(WAITER)?, Tally::attach(HOLDER)?],
     };
-    works
-        .iter_mut()
-        .map(|work| {
+    let names = looper.names.clone();
+    names
+        .into_iter()
+        .enumerate()
+        .map(|(number, name)| {
             // What is done once only, such as a first allocation, is not counted.
-            count(work.as_mut(), &mut counters)?;
-            count(work.as_mut(), &mut counters).with_context(|| work.name())
+            counters.over(looper, number, COUNTED)?;
+            let fewer = counters.over(looper, number, COUNTED)?;
+            let more = counters.over(looper, number, 2 * COUNTED)?;
+            Ok(Counted::between(name, &fewer, &more))
         })
         .collect()
 }
@@ -184,58 +188,41 @@ struct Counters {
     tallies: [Tally; 2],
 }
 
+/// Calls by function, and waits.
+struct Counts(BTreeMap<String, u64>, usize);
+
 impl Counters {
-    /// Calls by function, and waits.
-    fn now(&mut self) -> Result<(BTreeMap<String, u64>, usize)> {
+    fn now(&mut self) -> Result<Counts> {
         let [waiter, holder] = &mut self.tallies;
         let waits = waiter.waits()?.len() + holder.waits()?.len();
-        Ok((self.calls.now()?, waits))
+        Ok(Counts(self.calls.now()?, waits))
     }
-}
 
-fn count(work: &mut dyn Work, counters: &mut Counters) -> Result<Counted> {
-    work.make_ready()?;
-    let (begin, waits_begin) = counters.now()?;
-    for _ in 0..COUNTED {
-        work.call()?;
-    }
-    let (end, waits_end) = counters.now()?;
-    let per_call = |number: u64| number as f64 / f64::from(COUNTED);
-    let calls = end.iter().map(|(function, end)| {
-        let calls = end - begin.get(function).unwrap_or(&0);
-        (function.clone(), per_call(calls))
-    });
-    Ok(Counted {
-        name: work.name(),
-        calls: calls.filter(|(_, calls)| *calls > 0.0).collect(),
-        waits: per_call((waits_end - waits_begin) as u64),
-    })
-}
-
-fn time_all(works: &mut [Box<dyn Work>]) -> Result<Vec<f64>> {
-    works
-        .iter_mut()
-        .map(|work| time(work.as_mut()).with_context(|| work.name()))
-        .collect()
-}
-
-/// The median time of a call, ns.
-fn time(work: &mut dyn Work) -> Result<f64> {
-    let together = work.together();
-    let batches = if together == 1 { SINGLE } else { BATCHES };
-    let mut times = Vec::with_capacity(batches);
-    // The first one is for what is done once.
-    for batch in 0..=batches {
-        work.make_ready()?;
-        let begin = clock::monotonic_ns();
-        for _ in 0..together {
-            work.call()?;
+    /// What happened from before a loop was told to make so many calls until it said so.
+    fn over(&mut self, looper: &mut Looper, number: usize, times: u32) -> Result<Counts> {
+        let Counts(mut calls, waits) = self.now()?;
+        looper.call(number, times)?;
+        let Counts(end, waits_end) = self.now()?;
+        for (function, calls) in &mut calls {
+            *calls = end.get(function).unwrap_or(calls) - *calls;
         }
-        let took = clock::monotonic_ns() - begin;
-        if batch > 0 {
-            times.push(took);
+        Ok(Counts(calls, waits_end - waits))
+    }
+}
+
+impl Counted {
+    /// Of what was done for [`COUNTED`] calls, and for twice as many: what it took to tell the
+    /// loop, too, is in both.
+    fn between(name: String, fewer: &Counts, more: &Counts) -> Self {
+        let per_call = |more: u64, fewer: u64| (more as f64 - fewer as f64) / f64::from(COUNTED);
+        let calls = more.0.iter().map(|(function, more)| {
+            let fewer = fewer.0.get(function).copied().unwrap_or_default();
+            (function.clone(), per_call(*more, fewer))
+        });
+        Self {
+            name,
+            calls: calls.filter(|(_, calls)| *calls != 0.0).collect(),
+            waits: per_call(more.1 as u64, fewer.1 as u64),
         }
     }
-    times.sort_unstable();
-    Ok(times[batches / 2] as f64 / together as f64)
 }

@@ -115,7 +115,7 @@ pub(crate) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     let kernels: Vec<String> = kernels.iter().map(ToString::to_string).collect();
     let question = Question {
         subject: "locks",
-        command: format!("{LOOPS}{peers}"),
+        command: format!("{LOOPS} measure{peers}"),
         limit_s: LIMIT_S,
     };
     let settings = Settings {
