@@ -1,13 +1,6 @@
 //! The object of `cargo xtask bench`, no part of lockwatch: programs that do nothing, or as
 //! little as anything that traces waits has to do, and one that counts calls.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
-#![cfg_attr(
-    target_arch = "bpf",
-    expect(
-        clippy::needless_pass_by_value,
-        reason = "aya's macros hand contexts over by value"
-    )
-)]
 
 #[cfg(target_arch = "bpf")]
 mod probes {

@@ -16,6 +16,7 @@ mod probes {
     mod global;
     mod member;
     mod memory;
+    mod pointer;
     mod tasks;
 }
 

@@ -5,7 +5,7 @@ use core::{ffi::c_void, mem::size_of};
 use aya_ebpf::{helpers::generated::bpf_seq_write, macros::map, maps::Array};
 use lockwatch_ebpf::survey::{OpenFile, OpenFileLayout};
 
-use super::{global::global, member::load, tasks::IteratorMeta};
+use super::{global::global, pointer::pointer, tasks::IteratorMeta};
 
 #[unsafe(no_mangle)]
 // SAFETY: plain integers, for which zero means "absent".
@@ -40,13 +40,8 @@ extern "C" fn open_files(ctx: *const TaskFileIteratorContext) -> i32 {
     if task.is_null() || file.is_null() {
         return 0;
     }
-    // SAFETY: the verifier trusts `file`; the offset is this kernel's.
-    let operations = unsafe { load(file, global!(OPEN_FILE_LAYOUT.operations)) } as *const u8;
-    if operations.is_null() {
-        return 0;
-    }
-    // SAFETY: as above, of what `file` points at.
-    let read = unsafe { load(operations, global!(OPEN_FILE_LAYOUT.read)) };
+    let operations = pointer(file, global!(OPEN_FILE_LAYOUT.operations)) as *const u8;
+    let read = pointer(operations, global!(OPEN_FILE_LAYOUT.read));
     let Some(&wanted) = READ_FUNCTION.get(0) else {
         return 0;
     };
@@ -54,10 +49,8 @@ extern "C" fn open_files(ctx: *const TaskFileIteratorContext) -> i32 {
         return 0;
     }
     let found = OpenFile {
-        // SAFETY: the verifier trusts `task`; the offset is this kernel's.
-        files: unsafe { load(task, global!(OPEN_FILE_LAYOUT.task_files)) },
-        // SAFETY: as above, of `file`.
-        private: unsafe { load(file, global!(OPEN_FILE_LAYOUT.private)) },
+        files: pointer(task, global!(OPEN_FILE_LAYOUT.task_files)),
+        private: pointer(file, global!(OPEN_FILE_LAYOUT.private)),
     };
     // SAFETY: the kernel hands a valid `meta`, whose first member is `seq`, and the length
     // is that of the record.

@@ -13,7 +13,7 @@ use aya_ebpf::{
 };
 use lockwatch_ebpf::survey::{COMM_LEN, FRAMES_MAX, STACK_MAX, TaskLayout, TaskRecord};
 
-use super::{files::OPEN_FILE_LAYOUT, global::global, member::load};
+use super::{files::OPEN_FILE_LAYOUT, global::global, member::load, pointer::pointer};
 
 #[unsafe(no_mangle)]
 // SAFETY: plain integers, for which zero means "absent".
@@ -91,16 +91,7 @@ unsafe fn emit(seq: *mut seq_file, task: *const u8, scratch: &mut Scratch) {
     let exit_state = field!(exit_state) as u32;
     // A `void *` loaded directly is a pointer to verifiers from 7.2 on, and may not be
     // calculated with.
-    let mut stack_base = 0u64;
-    // SAFETY: reads 8 bytes into a local of that size.
-    let _ = unsafe {
-        bpf_probe_read_kernel(
-            (&raw mut stack_base).cast::<c_void>(),
-            size_of::<u64>() as u32,
-            task.wrapping_add(global!(TASK_LAYOUT.stack).offset as usize)
-                .cast::<c_void>(),
-        )
-    };
+    let stack_base = pointer(task, global!(TASK_LAYOUT.stack));
     let thread_size = u64::from(global!(TASK_LAYOUT.thread_size));
 
     // The frames first: they need the task at rest, as the words do.
@@ -151,13 +142,12 @@ unsafe fn emit(seq: *mut seq_file, task: *const u8, scratch: &mut Scratch) {
     record.nvcsw = nvcsw;
     record.nivcsw = nivcsw;
     record.last_arrival_ns = field!(last_arrival);
-    record.mm = field!(mm);
+    record.mm = pointer(task, global!(TASK_LAYOUT.mm));
     record.stack_base = stack_base;
     record.sp = sp;
     record.blocker = field!(blocker);
-    record.pi_blocked_on = field!(pi_blocked_on);
-    // SAFETY: the verifier trusts `task`; the offset is this kernel's.
-    record.files = unsafe { load(task, global!(OPEN_FILE_LAYOUT.task_files)) };
+    record.pi_blocked_on = pointer(task, global!(TASK_LAYOUT.pi_blocked_on));
+    record.files = pointer(task, global!(OPEN_FILE_LAYOUT.task_files));
     // SAFETY: takes nothing, gives a number.
     record.taken_at_ns = unsafe { bpf_ktime_get_ns() };
     // SAFETY: takes nothing, gives a number.

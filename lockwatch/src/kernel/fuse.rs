@@ -4,6 +4,8 @@
 //! members of 7.2 and 7.3 by their BTF, where a `fuse_chan` lies between a request and its
 //! connection.
 
+use std::ops::Range;
+
 use super::{
     btf::Btf,
     symbols::{Symbols, stem},
@@ -163,6 +165,10 @@ pub fn device_read(symbols: &Symbols) -> Option<u64> {
             .exact(*start)
             .is_some_and(|name| stem(name) == DEVICE_READ && !name.contains(".cold"))
     };
-    let ranges = symbols.ranges_of(&[DEVICE_READ]);
-    ranges.iter().map(|range| range.start).find(is_it)
+    let first = |ranges: Vec<Range<u64>>| ranges.into_iter().map(|range| range.start).find(is_it);
+    // In the image or in a module.
+    let in_image = symbols.ranges_in_image(&[&[DEVICE_READ]]).pop();
+    in_image
+        .and_then(first)
+        .or_else(|| first(symbols.ranges_of(&[DEVICE_READ])))
 }

@@ -1,9 +1,16 @@
 //! The kernel's symbol table: which function an address lies in.
 //!
-//! Read from /proc/kallsyms by code of our own: the survey asks both ways, names
-//! of addresses and address ranges of names by their stem, and nothing else.
+//! Read from /proc/kallsyms, or from what that file is made of ([`symbol_tables`]), by code of
+//! our own: the survey asks both ways, names of addresses and address ranges of names by their
+//! stem, and nothing else.
+//!
+//! [`symbol_tables`]: crate::kernel::symbol_tables
 
-use std::{collections::BTreeMap, fs, io, ops::Range};
+use std::{collections::BTreeMap, fs, io, ops::Range, sync::OnceLock};
+
+use rustc_hash::FxHashMap;
+
+use crate::kernel::arch::is_image_address;
 
 /// Where the kernel shows its symbols.
 pub const KALLSYMS: &str = "/proc/kallsyms";
@@ -35,15 +42,16 @@ pub enum SymbolsError {
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     address: u64,
-    name: Range32,
-    /// A function (`t`, `T`, `w`, `W`) rather than data.
+    /// Where its name begins.
+    start: u32,
+    len: u16,
+    /// A function rather than data.
     text: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Range32 {
-    start: u32,
-    end: u32,
+/// Whether symbols with this letter are functions.
+const fn is_text(kind: u8) -> bool {
+    matches!(kind, b't' | b'T' | b'w' | b'W')
 }
 
 /// The text of [`KALLSYMS`].
@@ -80,6 +88,54 @@ pub struct Place<'s> {
 pub struct Symbols {
     text: String,
     entries: Vec<Entry>,
+    /// Where these are the kernel image's alone: all that there are, read when one is asked
+    /// for that can only be among them; `None` if they cannot be read then.
+    all: Option<OnceLock<Option<Box<Self>>>>,
+}
+
+/// Symbols of the kernel's image, one after another.
+#[derive(Debug)]
+pub(super) struct SymbolsMaker {
+    text: Vec<u8>,
+    entries: Vec<Entry>,
+}
+
+impl SymbolsMaker {
+    /// Names have so many bytes on average.
+    const NAME_LEN: usize = 28;
+
+    /// For so many.
+    pub(super) fn with_capacity(count: usize) -> Self {
+        Self {
+            text: Vec::with_capacity(count * Self::NAME_LEN),
+            entries: Vec::with_capacity(count),
+        }
+    }
+
+    /// One more; `spell` writes the letter of its kind and its name. `None` if there is no
+    /// room for it.
+    pub(super) fn push(&mut self, address: u64, spell: impl FnOnce(&mut Vec<u8>)) -> Option<()> {
+        let before = self.text.len();
+        spell(&mut self.text);
+        let kind = *self.text.get(before)?;
+        let entry = Entry {
+            address,
+            start: u32::try_from(before + 1).ok()?,
+            len: u16::try_from(self.text.len() - before - 1).ok()?,
+            text: is_text(kind),
+        };
+        if address != 0 {
+            self.entries.push(entry);
+        }
+        Some(())
+    }
+
+    /// All of them; `None` if they are no text.
+    pub(super) fn of_the_image(self) -> Option<Symbols> {
+        let Self { text, entries } = self;
+        let text = String::from_utf8(text).ok()?;
+        Symbols::new(text, entries, Some(OnceLock::new()))
+    }
 }
 
 impl Symbols {
@@ -120,30 +176,62 @@ impl Symbols {
                 continue;
             };
             let start = name.as_ptr() as usize - base;
-            let (Ok(start), Ok(end)) = (u32::try_from(start), u32::try_from(start + name.len()))
-            else {
+            let (Ok(start), Ok(len)) = (u32::try_from(start), u16::try_from(name.len())) else {
                 break;
             };
-            let text = matches!(kind, "t" | "T" | "w" | "W");
             if address != 0 {
                 entries.push(Entry {
                     address,
-                    name: Range32 { start, end },
-                    text,
+                    start,
+                    len,
+                    text: kind.len() == 1 && is_text(kind.as_bytes()[0]),
                 });
             }
         }
-        if entries.is_empty() {
-            return Err(SymbolsError::Hidden);
-        }
+        Self::new(text, entries, None).ok_or(SymbolsError::Hidden)
+    }
+
+    /// `None` if there are none.
+    fn new(
+        text: String,
+        mut entries: Vec<Entry>,
+        all: Option<OnceLock<Option<Box<Self>>>>,
+    ) -> Option<Self> {
         // Stable: of several names for one address the first listed wins.
-        entries.sort_by_key(|entry| entry.address);
-        Ok(Self { text, entries })
+        if !entries.is_sorted_by_key(|entry| entry.address) {
+            entries.sort_by_key(|entry| entry.address);
+        }
+        (!entries.is_empty()).then_some(Self { text, entries, all })
+    }
+
+    /// The table that has all symbols, those of modules and of BPF programs, too.
+    fn all(&self) -> &Self {
+        let read = || {
+            tracing::debug!("the symbols of modules and BPF programs are read");
+            let all = Self::from_proc();
+            all.inspect_err(|error| tracing::info!("{error}"))
+                .ok()
+                .map(Box::new)
+        };
+        let all = self.all.as_ref().and_then(|all| all.get_or_init(read).as_ref());
+        all.map_or(self, Box::as_ref)
+    }
+
+    /// The table in which an address is to be looked up: those of modules lie behind the
+    /// image's.
+    fn of(&self, address: u64) -> &Self {
+        let is_behind = || (self.entries.last()).is_some_and(|last| address >= last.address);
+        if is_image_address(address) && is_behind() {
+            self.all()
+        } else {
+            self
+        }
     }
 
     fn name(&self, entry: Entry) -> &str {
+        let start = entry.start as usize;
         self.text
-            .get(entry.name.start as usize..entry.name.end as usize)
+            .get(start..start + usize::from(entry.len))
             .unwrap_or_default()
     }
 
@@ -160,10 +248,11 @@ impl Symbols {
 
     /// The function an address lies in, and how far in; `None` outside of kernel text.
     pub fn function_at(&self, address: u64) -> Option<(&str, u64)> {
-        let entry = self.entry_at(address)?;
+        let table = self.of(address);
+        let entry = table.entry_at(address)?;
         // The last symbol of the text has no end; nothing real is that long.
         let offset = address - entry.address;
-        (entry.text && offset < 1 << 20).then(|| (self.name(entry), offset))
+        (entry.text && offset < 1 << 20).then(|| (table.name(entry), offset))
     }
 
     /// The stem of the function that a return address returns into; empty where it is not
@@ -179,10 +268,9 @@ impl Symbols {
         let inside = address.wrapping_sub(1);
         let (name, offset) = self.function_at(inside)?;
         let start = inside - offset;
-        let after = self
-            .entries
-            .partition_point(|entry| entry.address <= inside);
-        let end = self.entries.get(after).map_or(start, |next| next.address);
+        let entries = &self.of(inside).entries;
+        let after = entries.partition_point(|entry| entry.address <= inside);
+        let end = entries.get(after).map_or(start, |next| next.address);
         Some(Place {
             stem: stem(name),
             start,
@@ -193,15 +281,20 @@ impl Symbols {
 
     /// The symbol that starts exactly here, of any kind.
     pub fn exact(&self, address: u64) -> Option<&str> {
-        let entry = self.entry_at(address)?;
-        (entry.address == address).then(|| self.name(entry))
+        let table = self.of(address);
+        let entry = table.entry_at(address)?;
+        (entry.address == address).then(|| table.name(entry))
     }
 
     /// The address of a symbol of any kind; of several with this name, the lowest.
     pub fn address_of(&self, name: &str) -> Option<u64> {
-        let mut entries = self.entries.iter();
-        let entry = entries.find(|&&entry| self.name(entry) == name)?;
-        Some(entry.address)
+        let of = |table: &Self| {
+            let mut entries = table.entries.iter();
+            let entry = entries.find(|&&entry| table.name(entry) == name)?;
+            Some(entry.address)
+        };
+        // What lies in the image lies lower.
+        of(self).or_else(|| of(self.all()))
     }
 
     /// The address range of every function whose name has one of these stems.
@@ -211,17 +304,43 @@ impl Symbols {
 
     /// The address range of every function whose stem is wanted.
     pub fn ranges_where(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<Range<u64>> {
-        let mut ranges = Vec::new();
+        self.all().ranges_here(is_wanted)
+    }
+
+    /// As [`Self::ranges_of`], of the functions that are in no module. Of all of these lists
+    /// at once: names are long, and many.
+    pub fn ranges_in_image(&self, lists: &[&[&str]]) -> Vec<Vec<Range<u64>>> {
+        let stems = lists.iter().enumerate();
+        let lists_of: FxHashMap<&str, Vec<usize>> = stems
+            .flat_map(|(list, stems)| stems.iter().map(move |&stem| (stem, list)))
+            .fold(FxHashMap::default(), |mut lists_of, (stem, list)| {
+                lists_of.entry(stem).or_insert_with(Vec::new).push(list);
+                lists_of
+            });
+        let mut ranges = vec![Vec::new(); lists.len()];
         for (index, entry) in self.entries.iter().enumerate() {
-            if entry.text && is_wanted(stem(self.name(*entry))) {
-                let next = self.entries[index..]
-                    .iter()
-                    .find(|next| next.address > entry.address);
-                ranges
-                    .push(entry.address..next.map_or(entry.address + 0x1000, |next| next.address));
+            let lists = || lists_of.get(stem(self.name(*entry)));
+            for &list in entry.text.then(lists).flatten().into_iter().flatten() {
+                ranges[list].push(self.range(index));
             }
         }
         ranges
+    }
+
+    fn ranges_here(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<Range<u64>> {
+        let entries = self.entries.iter().enumerate();
+        entries
+            .filter(|(_, entry)| entry.text && is_wanted(stem(self.name(**entry))))
+            .map(|(index, _)| self.range(index))
+            .collect()
+    }
+
+    /// From a symbol to the next one that lies elsewhere.
+    fn range(&self, index: usize) -> Range<u64> {
+        let start = self.entries[index].address;
+        let mut behind = self.entries[index..].iter();
+        let next = behind.find(|next| next.address > start);
+        start..next.map_or(start + 0x1000, |next| next.address)
     }
 }
 

@@ -22,7 +22,7 @@ use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use crate::{
     kernel::{
-        arch::lowest_kernel_address,
+        arch::{IMAGE, lowest_kernel_address},
         memory::{KernelMemory, MemoryError},
     },
     probes::{LoadError, iterator, loader::loader, log, pod},
@@ -94,8 +94,8 @@ impl SurveyProbes {
         Ok(Self {
             page,
             output,
-            // Until a task is seen: nothing can be read.
-            lowest: u64::MAX,
+            // Until a task is seen, nothing but the kernel's image can be read.
+            lowest: IMAGE.start,
             reads_files: refused.is_none(),
             ebpf,
             log,

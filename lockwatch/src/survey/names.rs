@@ -102,10 +102,11 @@ pub(super) fn own_namespace(
     layout: &Layout,
     memory: &mut dyn KernelMemory,
 ) -> Result<Option<u64>, MemoryError> {
+    let own_tgid = std::process::id();
     let own = look
         .tasks
         .iter()
-        .find(|task| task.name.tgid.0 == std::process::id());
+        .find(|task| task.name.tgid.0 == own_tgid);
     match own {
         Some(own) => mount_namespace(own.record.task, layout, memory),
         None => Ok(None),

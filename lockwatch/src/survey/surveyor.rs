@@ -19,10 +19,10 @@ use crate::{
         block::{in_flight_file, is_counted_file},
         btf::BtfError,
         capabilities::{self, Missing},
-        kallsyms::ReadingSymbols,
         layout::Layout,
         locks::RWSEM_SLOW_PATHS,
         memory::MemoryError,
+        symbol_tables,
         symbols::{Symbols, SymbolsError},
     },
     kmsg::KernelLogReader,
@@ -118,6 +118,19 @@ impl Parts {
             Ok(Self { probes, log })
         })
     }
+
+    /// Reads the kernel's symbols, from its memory if that can be done.
+    ///
+    /// # Errors
+    /// When they cannot be read in any way, or are hidden.
+    pub fn symbols(&mut self) -> Result<Symbols, SymbolsError> {
+        match symbol_tables::read(&mut self.probes) {
+            Ok(Some(symbols)) => return Ok(symbols),
+            Ok(None) => tracing::info!("the kernel's tables of symbols are not found in its memory"),
+            Err(error) => tracing::info!("{error}"),
+        }
+        Symbols::from_proc()
+    }
 }
 
 /// Looks beyond the second, where a queue could not be read.
@@ -131,10 +144,10 @@ impl Surveyor {
     /// When a privilege or a kernel feature is missing, naming it and the remedy.
     pub fn open() -> Result<Self, OpenError> {
         capabilities::check()?;
-        let symbols = ReadingSymbols::begin(false).map_err(OpenError::Thread)?;
         let types = Types::read()?;
-        let parts = Parts::load(&types)?;
-        Self::new(parts, types.layout, symbols.wait().symbols?)
+        let mut parts = Parts::load(&types)?;
+        let symbols = parts.symbols()?;
+        Self::new(parts, types.layout, symbols)
     }
 
     /// Puts together what was read and loaded.

@@ -50,13 +50,14 @@ impl Kernel {
     /// # Errors
     /// When it has no function that queues tasks on rwsems.
     pub(in crate::survey) fn new(layout: Layout, symbols: Symbols) -> Result<Self, OpenError> {
-        let rows: Vec<Row> = layout
-            .locks
-            .queued
+        let queued = &layout.locks.queued;
+        let slow_paths: Vec<_> = queued.iter().map(|layout| layout.slow_paths).collect();
+        let rows: Vec<Row> = queued
             .iter()
-            .map(|layout| Row {
+            .zip(symbols.ranges_in_image(&slow_paths))
+            .map(|(layout, slow_paths)| Row {
                 layout: *layout,
-                slow_paths: symbols.ranges_of(layout.slow_paths),
+                slow_paths,
             })
             .collect();
         let blind = |row: &Row| row.layout.kind == LockKind::Rwsem && row.slow_paths.is_empty();

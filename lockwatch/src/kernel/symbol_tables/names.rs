@@ -1,0 +1,171 @@
+//! Names of symbols, packed: each byte stands for a token of one or more letters.
+
+use super::Line;
+use crate::kernel::symbols::{Symbols, SymbolsMaker};
+
+/// Tokens, each with its end.
+const COUNT: usize = 256;
+
+/// The table that says where each token is, in bytes.
+const INDEX_LEN: usize = 2 * COUNT;
+
+/// The most that tokens and that table take, in bytes; a multiple of 8.
+pub(super) const TOKENS: u64 = 16 * 1024;
+
+/// Digits stand for themselves on every kernel.
+const DIGITS: &[u8] = b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00";
+
+/// What the bytes of names stand for.
+#[derive(Debug)]
+pub(super) struct Tokens {
+    text: Vec<u8>,
+    /// Start and end in `text`.
+    places: [(u16, u16); COUNT],
+}
+
+impl Tokens {
+    /// Those that end where these bytes end.
+    pub(super) fn before(bytes: &[u8]) -> Option<Self> {
+        let index = bytes.len().checked_sub(INDEX_LEN)?;
+        // Of the places that could be the start, one alone agrees with the index.
+        (0..index)
+            .rev()
+            .filter(|at| at.is_multiple_of(8))
+            .find_map(|at| Self::of(&bytes[at..index], &bytes[index..]))
+    }
+
+    /// The first ones that are somewhere in these bytes, from a multiple of 8 on.
+    pub(super) fn within(bytes: &[u8]) -> Option<Self> {
+        let mut from = 0;
+        while let Some(found) = position(&bytes[from..], DIGITS) {
+            let digits = from + found;
+            let before = digits.saturating_sub(TOKENS as usize).next_multiple_of(8);
+            for at in (before..=digits).step_by(8) {
+                let Some(end) = end_of_strings(&bytes[at..]) else {
+                    continue;
+                };
+                let index = (at + end).next_multiple_of(8);
+                let index = bytes.get(index..index + INDEX_LEN);
+                if let Some(tokens) = index.and_then(|it| Self::of(&bytes[at..at + end], it)) {
+                    return Some(tokens);
+                }
+            }
+            from = digits + 1;
+        }
+        None
+    }
+
+    /// `None` if the index is not that of this text.
+    fn of(text: &[u8], index: &[u8]) -> Option<Self> {
+        let mut places = [(0, 0); COUNT];
+        let mut next = 0;
+        for (place, start) in places.iter_mut().zip(index.chunks_exact(2)) {
+            let start = u16::from_le_bytes(start.try_into().ok()?);
+            if usize::from(start) != next {
+                return None;
+            }
+            let len = text.get(next..)?.iter().position(|&byte| byte == 0)?;
+            *place = (start, start.checked_add(len.try_into().ok()?)?);
+            next += len + 1;
+        }
+        // What is behind the last one fills up to a multiple of 8.
+        let is_filled = text.len() - next < 8 && text[next..].iter().all(|&byte| byte == 0);
+        let digits = usize::from(places[usize::from(b'0')].0);
+        let is_it = is_filled && text[digits..].starts_with(DIGITS);
+        is_it.then(|| Self {
+            text: text.to_vec(),
+            places,
+        })
+    }
+
+    fn token(&self, byte: u8) -> &[u8] {
+        let (start, end) = self.places[usize::from(byte)];
+        &self.text[usize::from(start)..usize::from(end)]
+    }
+
+    fn unpack(&self, packed: &[u8], into: &mut Vec<u8>) {
+        for &byte in packed {
+            into.extend_from_slice(self.token(byte));
+        }
+    }
+
+    /// Whether these names are those of the lines.
+    pub(super) fn spell(&self, names: &[u8], lines: &[Line]) -> bool {
+        let mut rest = names;
+        let mut spelled = Vec::new();
+        lines.iter().all(|line| {
+            let Some((packed, others)) = split(rest) else {
+                return false;
+            };
+            rest = others;
+            spelled.clear();
+            self.unpack(packed, &mut spelled);
+            spelled == line.spelled.as_bytes()
+        })
+    }
+}
+
+fn position(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
+    bytes
+        .windows(wanted.len())
+        .position(|window| window == wanted)
+}
+
+/// The end of as many strings as there are tokens.
+fn end_of_strings(bytes: &[u8]) -> Option<usize> {
+    let ends = bytes.iter().enumerate().filter(|&(_, &byte)| byte == 0);
+    ends.map(|(at, _)| at + 1).nth(COUNT - 1)
+}
+
+/// The first packed name and what is behind it. Its length comes first, in seven bits; from 6.1
+/// on there may be seven more in a second byte.
+fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (&first, mut rest) = bytes.split_first()?;
+    let mut len = usize::from(first);
+    if first & 0x80 != 0 {
+        let (&second, behind) = rest.split_first()?;
+        len = usize::from(first & 0x7f) | usize::from(second) << 7;
+        rest = behind;
+    }
+    rest.split_at_checked(len)
+}
+
+/// The length of so many names; `None` if the bytes end before.
+pub(super) fn skip(bytes: &[u8], count: u32) -> Option<usize> {
+    let mut rest = bytes;
+    for _ in 0..count {
+        (_, rest) = split(rest)?;
+    }
+    Some(bytes.len() - rest.len())
+}
+
+/// All names, and whatever lies behind them.
+#[derive(Debug)]
+pub(super) struct Names(Vec<u8>);
+
+impl Names {
+    pub(super) fn new(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The symbols with these addresses; `None` if the names do not suffice.
+    pub(super) fn symbols(
+        &self,
+        tokens: &Tokens,
+        count: usize,
+        addresses: impl Iterator<Item = u64>,
+    ) -> Option<Symbols> {
+        let mut rest = &*self.0;
+        let mut made = SymbolsMaker::with_capacity(count);
+        for address in addresses {
+            let (packed, others) = split(rest)?;
+            rest = others;
+            made.push(address, |name| tokens.unpack(packed, name))?;
+        }
+        made.of_the_image()
+    }
+}
