@@ -160,7 +160,9 @@ impl Offer {
     ) -> Self {
         let mut unasked = BTreeSet::new();
         let symbols = spelled.unwrap_or_else(|why| {
-            unasked.insert(format!("how functions are spelled: cannot read {KALLSYMS}: {why}"));
+            unasked.insert(format!(
+                "how functions are spelled: cannot read {KALLSYMS}: {why}"
+            ));
             Spelled::new()
         });
         let mut ask = |what: &str, path: &str| {
@@ -195,9 +197,7 @@ impl Offer {
                 .into_iter()
                 .flat_map(Btf::tracepoints)
                 .filter(|(_, name)| tracepoint::ALL.contains(name))
-                .filter_map(|(id, name)| {
-                    Some((name.to_owned(), btf?.tracepoint_arguments(id)?))
-                })
+                .filter_map(|(id, name)| Some((name.to_owned(), btf?.tracepoint_arguments(id)?)))
                 .collect(),
             functions: btf
                 .into_iter()

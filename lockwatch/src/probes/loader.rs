@@ -2,7 +2,7 @@
 
 use std::{io, thread};
 
-use aya::{BtfError, Endianness, EbpfLoader};
+use aya::{BtfError, EbpfLoader, Endianness};
 use libc::{c_long, sock_filter, sock_fprog};
 
 use crate::kernel::{
@@ -174,10 +174,7 @@ mod tests {
         let aya = aya::Btf::parse(&bytes, Endianness::default()).unwrap();
         let id = |name, kind| aya.id_by_type_name_kind(name, kind).ok();
         assert_eq!(id("go", aya_obj::btf::BtfKind::Func), Some(3));
-        assert_eq!(
-            id("btf_trace_go", aya_obj::btf::BtfKind::Typedef),
-            Some(7)
-        );
+        assert_eq!(id("btf_trace_go", aya_obj::btf::BtfKind::Typedef), Some(7));
         assert_eq!(id("stop", aya_obj::btf::BtfKind::Func), None);
     }
 }

@@ -91,7 +91,9 @@ fn try_places(trial: &mut Trial, btf: &Btf) {
     let allowed = |mechanism| !trial.refused.contains_key(&mechanism);
     let mut attempts = Vec::new();
     if allowed(Mechanism::TpBtf) {
-        let wanted = btf.tracepoints().filter(|(_, name)| tracepoint::ALL.contains(name));
+        let wanted = btf
+            .tracepoints()
+            .filter(|(_, name)| tracepoint::ALL.contains(name));
         attempts.extend(wanted.map(|(id, name)| (name, Attempt::tracing(Attach::RawTp, id))));
     }
     if allowed(Mechanism::Fentry) && allowed(Mechanism::Fexit) {
