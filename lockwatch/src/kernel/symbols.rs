@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, fs, io, ops::Range, sync::OnceLock};
 
 use rustc_hash::FxHashMap;
 
-use crate::kernel::arch::is_image_address;
+use crate::kernel::arch::may_be_module_address;
 
 /// Where the kernel shows its symbols.
 pub const KALLSYMS: &str = "/proc/kallsyms";
@@ -224,7 +224,7 @@ impl Symbols {
     /// image's.
     fn of(&self, address: u64) -> &Self {
         let is_behind = || (self.entries.last()).is_some_and(|last| address >= last.address);
-        if is_image_address(address) && is_behind() {
+        if may_be_module_address(address) && is_behind() {
             self.all()
         } else {
             self

@@ -218,8 +218,10 @@ impl Surveyor {
             let reason = "the deadline left time for one look only: nothing is certain".to_owned();
             return self.conclude(&looks, suspects, began, vec![reason]);
         }
+        // What the first look says is put together during the pause.
+        let seen = Instant::now();
         preliminary(self.conclude(&looks, suspects, began, Vec::new())?);
-        thread::sleep(options.pause);
+        thread::sleep(options.pause.saturating_sub(seen.elapsed()));
         let [mut first] = looks;
         let mut second = self.look(until)?;
         let mut paused = options.pause;

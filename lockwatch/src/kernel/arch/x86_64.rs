@@ -50,6 +50,13 @@ pub const fn is_image_address(address: u64) -> bool {
     address >= IMAGE.start && address < IMAGE.end
 }
 
+/// Whether a module or a BPF program can be mapped here: from here on beside a kernel image of
+/// up to 512 MiB, further up beside a larger one (`MODULES_VADDR`,
+/// arch/x86/include/asm/pgtable_64_types.h).
+pub const fn may_be_module_address(address: u64) -> bool {
+    address >= 0xffff_ffff_a000_0000 && is_image_address(address)
+}
+
 /// Where modules and BPF programs are mapped beside a kernel image of up to 1 GiB, as where
 /// its addresses are random; a smaller image has them from 0xffffffffa0000000 on, too.
 pub const fn is_module_address(address: u64) -> bool {
