@@ -136,10 +136,7 @@ fn lines(text: &str) -> Vec<Line> {
     whole.lines().map_while(line).collect()
 }
 
-fn find(
-    lines: &[Line],
-    memory: &mut dyn KernelMemory,
-) -> Result<Option<Symbols>, MemoryError> {
+fn find(lines: &[Line], memory: &mut dyn KernelMemory) -> Result<Option<Symbols>, MemoryError> {
     let Some(first) = lines.iter().find(|line| is_image_address(line.address)) else {
         return Ok(None);
     };
@@ -265,7 +262,9 @@ fn tables_behind(
         let names_len = names::skip(&rest, count);
         if let Some(tokens) = names_len.and_then(|len| Tokens::within(&rest[len..])) {
             let names = Names::new(rest);
-            return Ok(tokens.spell(names.bytes(), lines).then_some((count, names, tokens)));
+            return Ok(tokens
+                .spell(names.bytes(), lines)
+                .then_some((count, names, tokens)));
         }
     }
     Ok(None)

@@ -213,7 +213,10 @@ impl Symbols {
                 .ok()
                 .map(Box::new)
         };
-        let all = self.all.as_ref().and_then(|all| all.get_or_init(read).as_ref());
+        let all = self
+            .all
+            .as_ref()
+            .and_then(|all| all.get_or_init(read).as_ref());
         all.map_or(self, Box::as_ref)
     }
 

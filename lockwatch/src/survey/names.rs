@@ -103,10 +103,7 @@ pub(super) fn own_namespace(
     memory: &mut dyn KernelMemory,
 ) -> Result<Option<u64>, MemoryError> {
     let own_tgid = std::process::id();
-    let own = look
-        .tasks
-        .iter()
-        .find(|task| task.name.tgid.0 == own_tgid);
+    let own = look.tasks.iter().find(|task| task.name.tgid.0 == own_tgid);
     match own {
         Some(own) => mount_namespace(own.record.task, layout, memory),
         None => Ok(None),

@@ -126,7 +126,9 @@ impl Parts {
     pub fn symbols(&mut self) -> Result<Symbols, SymbolsError> {
         match symbol_tables::read(&mut self.probes) {
             Ok(Some(symbols)) => return Ok(symbols),
-            Ok(None) => tracing::info!("the kernel's tables of symbols are not found in its memory"),
+            Ok(None) => {
+                tracing::info!("the kernel's tables of symbols are not found in its memory")
+            }
             Err(error) => tracing::info!("{error}"),
         }
         Symbols::from_proc()
