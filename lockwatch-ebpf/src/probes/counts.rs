@@ -97,8 +97,8 @@ fn count_one(ctx: *mut c_void, lock: u64, class: u64, how: u32, ns: u64) {
     } else {
         lock
     };
-    // Our own waits are not even recorded.
-    if how & HELD != 0 && is_own() || !is_task_wanted() {
+    let ids = bpf_get_current_pid_tgid();
+    if (ids >> 32) as u32 == global!(COUNT_CONFIG.own_tgid) || !is_task_wanted(ids) {
         return;
     }
     let class = hidden(if class == 0 {
@@ -280,18 +280,11 @@ fn is_in_tracer(at: u64) -> bool {
     global!(COUNT_CONFIG.tracers) != 0 && TRACERS.get_ptr(at >> 12).is_some()
 }
 
-/// True for our own process.
-#[inline(always)]
-fn is_own() -> bool {
-    (bpf_get_current_pid_tgid() >> 32) as u32 == global!(COUNT_CONFIG.own_tgid)
-}
-
 /// True for the tasks that were asked for, if any were.
 #[inline(always)]
-fn is_task_wanted() -> bool {
+fn is_task_wanted(ids: u64) -> bool {
     let mut is_wanted = true;
     if global!(WANTED.pid_count) != 0 {
-        let ids = bpf_get_current_pid_tgid();
         is_wanted = is_one(global!(WANTED.pid_count), |index| {
             let pid = global::read(&WANTED.pids[index]);
             pid == ids as u32 || pid == (ids >> 32) as u32

@@ -214,57 +214,46 @@ fn open(key: &WaitKey, at: At) -> Option<*mut OpenWait> {
 #[inline(always)]
 pub(super) fn end(ctx: &impl EbpfContext, key: &WaitKey, at: At, lock: u64, result: i32) -> bool {
     let slot = slot(key, at);
-    if let Some(slot) = slot {
-        if over(ctx, key, slot.wait(), lock, result) {
-            // The event first, the entry after: who finds no entry finds the event.
+    let open = match slot {
+        Some(slot) => slot.wait(),
+        None if is_hashed(at) => match WAITS.get_ptr_mut(key) {
+            Some(open) => open,
+            None => return false,
+        },
+        None => return false,
+    };
+    // SAFETY: this task alone removes its entry (user space only where a survey
+    // refutes it), so that it is not reused under us.
+    let wait = unsafe { *open };
+    if wait.flags & flags::SPINS_INSIDE != 0 {
+        // SAFETY: as above.
+        unsafe { (*open).flags &= !flags::SPINS_INSIDE };
+        return true;
+    }
+    // SAFETY: no preconditions.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let waited_ns = now_ns.wrapping_sub(wait.since_ns);
+    // The event first, the entry after: who finds no entry finds the event.
+    if waited_ns >= global!(STREAM_CONFIG.ends_from_ns)
+        && !send(kind::WAIT_END, now_ns, key, &wait, result)
+    {
+        count(counter::LOST_END);
+    }
+    match slot {
+        Some(slot) => {
             slot.leave();
             // One that user space has entered while this one began is the same.
             if is_hashed(at) && WAITS.get_ptr(key).is_some() {
                 let _ = WAITS.remove(key);
             }
         }
-        return true;
-    }
-    if !is_hashed(at) {
-        return false;
-    }
-    let Some(open) = WAITS.get_ptr_mut(key) else {
-        return false;
-    };
-    if over(ctx, key, open, lock, result) {
-        let _ = WAITS.remove(key);
-    }
-    true
-}
-
-/// Counts a wait of this task that ends, and tells of it; false if it goes on.
-#[inline(always)]
-fn over(
-    ctx: &impl EbpfContext,
-    key: &WaitKey,
-    open: *mut OpenWait,
-    lock: u64,
-    result: i32,
-) -> bool {
-    // SAFETY: this task alone removes its entry (user space only where a survey
-    // refutes it), so that it is not reused under us.
-    let (since_ns, wait_flags) = unsafe { ((*open).since_ns, (*open).flags) };
-    if wait_flags & flags::SPINS_INSIDE != 0 {
-        // SAFETY: as above.
-        unsafe { (*open).flags &= !flags::SPINS_INSIDE };
-        return false;
-    }
-    // SAFETY: no preconditions.
-    let now_ns = unsafe { bpf_ktime_get_ns() };
-    let waited_ns = now_ns.wrapping_sub(since_ns);
-    counts::count(ctx, lock, 0, wait_flags, waited_ns);
-    if waited_ns >= global!(STREAM_CONFIG.ends_from_ns) {
-        // SAFETY: as above.
-        let wait = unsafe { *open };
-        if !send(kind::WAIT_END, now_ns, key, &wait, result) {
-            count(counter::LOST_END);
+        None => {
+            let _ = WAITS.remove(key);
         }
     }
+    // Counted once, behind all that: else a verifier goes through the counting for each place
+    // in which a wait may be.
+    counts::count(ctx, lock, 0, wait.flags, waited_ns);
     true
 }
 

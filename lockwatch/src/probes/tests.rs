@@ -1,8 +1,8 @@
 //! No plan promises what cannot be loaded.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use aya_obj::{Object, ProgramSection};
+use aya_obj::{Object, ProgramSection, generated::bpf_insn};
 use lockwatch_ebpf::stream::WAIT_SITES;
 use proptest::prelude::*;
 
@@ -27,12 +27,51 @@ struct Embedded {
 
 /// Number of `bpf_probe_read_kernel` (include/uapi/linux/bpf.h).
 const PROBE_READ_KERNEL: i32 = 113;
-/// `BPF_JMP | BPF_CALL`, of a helper if the source register is 0.
+/// Number of `bpf_get_stack`.
+const GET_STACK: i32 = 67;
+/// `BPF_JMP | BPF_CALL`, of a helper or of a function, by the source register.
 const CALL: u8 = 0x85;
+const OF_HELPER: u8 = 0;
+const OF_FUNCTION: u8 = 1;
+
+/// Whether a program that is linked with its functions reads memory, in what is not about
+/// counting: the verifier drops that where nothing is to be counted, and it is where stacks are
+/// looked at.
+fn reads_memory(instructions: &[bpf_insn]) -> bool {
+    let callee = |at: usize| {
+        let next = at as i64 + 1;
+        usize::try_from(next + i64::from(instructions[at].imm)).expect("a function of the program")
+    };
+    let is_call =
+        |at: usize, of: u8| instructions[at].code == CALL && instructions[at].src_reg() == of;
+    let calls = (0..instructions.len()).filter(|&at| is_call(at, OF_FUNCTION));
+    let starts: BTreeSet<usize> = calls.map(callee).chain([0]).collect();
+    let (mut seen, mut ahead) = (BTreeSet::new(), vec![0]);
+    while let Some(start) = ahead.pop() {
+        if !seen.insert(start) {
+            continue;
+        }
+        let end = starts.range(start + 1..).next();
+        let body = start..end.copied().unwrap_or(instructions.len());
+        let helpers = body.clone().filter(|&at| is_call(at, OF_HELPER));
+        let helpers: BTreeSet<i32> = helpers.map(|at| instructions[at].imm).collect();
+        if helpers.contains(&GET_STACK) {
+            continue;
+        }
+        if helpers.contains(&PROBE_READ_KERNEL) {
+            return true;
+        }
+        ahead.extend(body.filter(|&at| is_call(at, OF_FUNCTION)).map(callee));
+    }
+    false
+}
 
 /// The programs of an object.
 fn programs_of(object: &[u8]) -> BTreeMap<String, Embedded> {
-    let object = Object::parse(object).expect("an embedded object");
+    let mut object = Object::parse(object).expect("an embedded object");
+    let sections = object.functions.keys().map(|(section, _)| *section);
+    let sections: HashSet<usize> = sections.collect();
+    object.relocate_calls(&sections).expect("functions to call");
     let functions = object.functions;
     let program = |(name, program): (String, aya_obj::Program)| {
         let mechanism = match program.section {
@@ -48,11 +87,7 @@ fn programs_of(object: &[u8]) -> BTreeMap<String, Embedded> {
             .expect("the function of a program");
         let embedded = Embedded {
             mechanism,
-            reads_memory: function.instructions.iter().any(|instruction| {
-                instruction.code == CALL
-                    && instruction.src_reg() == 0
-                    && instruction.imm == PROBE_READ_KERNEL
-            }),
+            reads_memory: reads_memory(&function.instructions),
         };
         Some((name, embedded))
     };
