@@ -127,7 +127,7 @@ impl Parts {
         match symbol_tables::read(&mut self.probes) {
             Ok(Some(symbols)) => return Ok(symbols),
             Ok(None) => {
-                tracing::info!("the kernel's tables of symbols are not found in its memory")
+                tracing::info!("the kernel's tables of symbols are not found in its memory");
             }
             Err(error) => tracing::info!("{error}"),
         }
