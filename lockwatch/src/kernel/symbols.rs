@@ -338,6 +338,13 @@ impl Symbols {
             .collect()
     }
 
+    /// The names of the functions in no module that `wanted` takes by their stem, as they are
+    /// spelled.
+    pub fn spellings(&self, wanted: impl Fn(&str) -> bool) -> Spelled {
+        let functions = self.entries.iter().filter(|entry| entry.text);
+        spellings_of(functions.map(|entry| self.name(*entry)), wanted)
+    }
+
     /// From a symbol to the next one that lies elsewhere.
     fn range(&self, index: usize) -> Range<u64> {
         let start = self.entries[index].address;
@@ -403,19 +410,27 @@ pub type Spelled = BTreeMap<String, Vec<String>>;
 /// The names of the functions of the kernel's image that `wanted` takes by their stem,
 /// as they are spelled, in the format of /proc/kallsyms: addresses may be hidden.
 pub fn spellings(kallsyms: &str, wanted: impl Fn(&str) -> bool) -> Spelled {
-    let mut found = Spelled::new();
-    for line in kallsyms.lines() {
+    let functions = kallsyms.lines().filter_map(|line| {
         let mut fields = line.split_ascii_whitespace();
         // A fourth field names a module.
-        if let (Some(_), Some("t" | "T" | "w" | "W"), Some(name), None) =
-            (fields.next(), fields.next(), fields.next(), fields.next())
-            && wanted(stem(name))
-            // The rarely run half of a function is entered by a jump from the other.
-            && !name.contains(".cold")
-        {
-            let names = found.entry(stem(name).to_owned()).or_default();
-            names.push(name.to_owned());
+        match (fields.next(), fields.next(), fields.next(), fields.next()) {
+            (Some(_), Some("t" | "T" | "w" | "W"), Some(name), None) => Some(name),
+            _ => None,
         }
+    });
+    spellings_of(functions, wanted)
+}
+
+/// As [`spellings`], of the names of functions.
+fn spellings_of<'n>(
+    functions: impl Iterator<Item = &'n str>,
+    wanted: impl Fn(&str) -> bool,
+) -> Spelled {
+    let mut found = Spelled::new();
+    // The rarely run half of a function is entered by a jump from the other.
+    for name in functions.filter(|name| wanted(stem(name)) && !name.contains(".cold")) {
+        let names = found.entry(stem(name).to_owned()).or_default();
+        names.push(name.to_owned());
     }
     found
 }
