@@ -204,6 +204,20 @@ impl Symbols {
         (!entries.is_empty()).then_some(Self { text, entries, all })
     }
 
+    /// Whether these were read from the kernel's own tables
+    /// ([`symbol_tables`](crate::kernel::symbol_tables)), not from /proc/kallsyms.
+    pub fn are_from_tables(&self) -> bool {
+        self.all.is_some()
+    }
+
+    /// Each symbol's address and name, and whether it is a function; by address, then in the
+    /// kernel's order. Those of modules and BPF programs are not among them where they are
+    /// [from tables](Self::are_from_tables).
+    pub fn listed(&self) -> impl Iterator<Item = (u64, &str, bool)> {
+        let entries = self.entries.iter();
+        entries.map(|&entry| (entry.address, self.name(entry), entry.text))
+    }
+
     /// The table that has all symbols, those of modules and of BPF programs, too.
     fn all(&self) -> &Self {
         let read = || {
