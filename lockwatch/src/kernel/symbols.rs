@@ -321,7 +321,7 @@ impl Symbols {
 
     /// The address range of every function whose stem is wanted.
     pub fn ranges_where(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<Range<u64>> {
-        self.all().ranges_here(is_wanted)
+        self.all().ranges_in_image_where(is_wanted)
     }
 
     /// As [`Self::ranges_of`], of the functions that are in no module. Of all of these lists
@@ -344,7 +344,9 @@ impl Symbols {
         ranges
     }
 
-    fn ranges_here(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<Range<u64>> {
+    /// As [`Self::ranges_where`], of the functions that are in no module where the image's are
+    /// known by themselves: others are not read for it.
+    pub fn ranges_in_image_where(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<Range<u64>> {
         let entries = self.entries.iter().enumerate();
         entries
             .filter(|(_, entry)| entry.text && is_wanted(stem(self.name(**entry))))
