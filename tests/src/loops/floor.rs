@@ -35,6 +35,8 @@ pub(crate) enum Floor {
     MmapLock,
     /// Empty programs at the begin and the end of waits.
     Contention,
+    /// Empty programs at all that `watch` hooks: those, and where tasks come and go on CPUs.
+    Watch,
     /// Programs that keep when each wait begins until it ends.
     ContentionKept,
 }
@@ -103,6 +105,15 @@ impl Places {
             })),
             Floor::Contention => empty(&hooks(&self.all, |purpose| {
                 matches!(purpose, Purpose::WaitBegin { .. } | Purpose::WaitEnd { .. })
+            })),
+            Floor::Watch => empty(&hooks(&self.all, |purpose| {
+                matches!(
+                    purpose,
+                    Purpose::WaitBegin { .. }
+                        | Purpose::WaitEnd { .. }
+                        | Purpose::HolderSwitch { .. }
+                        | Purpose::HolderWakeup
+                )
             })),
             Floor::ContentionKept => {
                 let both = [

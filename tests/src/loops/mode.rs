@@ -110,6 +110,10 @@ pub(crate) const MODES: &[Mode] = &[
     ),
     floor("floor: contention tracepoints, empty", Floor::Contention),
     floor(
+        "floor: contention and scheduler tracepoints, empty",
+        Floor::Watch,
+    ),
+    floor(
         "floor: contention tracepoints, begins kept",
         Floor::ContentionKept,
     ),
