@@ -278,8 +278,10 @@ fn tables_behind(
             break;
         };
         rest.extend(next);
-        let names_len = names::skip(&rest, count);
-        if let Some(tokens) = names_len.and_then(|len| Tokens::within(&rest[len..])) {
+        // What is behind the names begins at a multiple of 8, too.
+        let behind = names::skip(&rest, count)
+            .and_then(|names_len| rest.get(names_len.next_multiple_of(8)..));
+        if let Some(tokens) = behind.and_then(Tokens::within) {
             let names = Names::new(rest);
             return Ok(tokens
                 .spell(names.bytes(), lines)

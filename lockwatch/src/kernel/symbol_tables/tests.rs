@@ -9,7 +9,7 @@ const START: u64 = 0xffff_ffff_8120_0000;
 const BEFORE: usize = 1 << 20;
 
 /// So many symbols that a glance every 64 KiB sees their addresses.
-const COUNT: usize = 40_000;
+const COUNT: usize = 20_000;
 
 /// So many of them are of each CPU, where those have small numbers.
 const OF_EACH_CPU: usize = 50;
@@ -71,7 +71,7 @@ impl Tables {
             let address = match number {
                 0..OF_EACH_CPU if written == Written::Complement => 64 * number as u64,
                 // Some share theirs.
-                _ => START + 16 * (number as u64 - number as u64 % 7),
+                _ => START + 16 * (number as u64 - number as u64 % 3),
             };
             let mut name = format!("{kind}do_lock_{number}_sys_{}", number * number);
             if number.is_multiple_of(1_000) {
@@ -293,8 +293,8 @@ fn markers_that_are_elsewhere_are_not_believed() {
 fn a_page_that_is_missing_is_not_made_up() {
     for tables in Tables::one_of_each_order() {
         let mut memory = tables.memory();
-        // The first pages have what was compared; the tables take up 160 and 900 KiB.
-        for page in (BEFORE..memory.bytes.len() - BEFORE).step_by(16 * PAGE_SIZE as usize) {
+        // The first pages have what was compared; the tables take up 80 and 450 KiB.
+        for page in (BEFORE..memory.bytes.len() - BEFORE).step_by(32 * PAGE_SIZE as usize) {
             memory.missing = Some(START + page as u64);
             let found = find(&tables.lines(), &mut memory).unwrap();
             // Behind what is needed nothing is missed.
