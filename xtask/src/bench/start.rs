@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
+pub(super) use self::run::peak;
 use self::run::{Memory, Running};
 use super::Bench;
 use super::figure::{Figure, Unit};
