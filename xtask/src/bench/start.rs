@@ -97,7 +97,7 @@ fn times(binary: &Path) -> Result<Vec<Figure>> {
             running.end()?;
         }
         let diagnose = took.entry(DIAGNOSE.to_owned()).or_default();
-        diagnose.push(run::to_its_end(binary, &[DIAGNOSE])?.took);
+        diagnose.push(run::to_its_end(binary, &[DIAGNOSE])?);
     }
     let figures = took.into_iter().map(|(command, mut times)| {
         times.sort_unstable();
@@ -128,7 +128,7 @@ fn memory(binary: &Path) -> Result<BTreeMap<String, Memory>> {
         running.end()?;
         memory.insert(arguments_of(arguments), of_command);
     }
-    let peak = run::to_its_end(binary, &[DIAGNOSE, "--deadline", "60s"])?.peak;
+    let peak = run::peak(binary, &[DIAGNOSE, "--deadline", "60s"])?;
     let diagnose = Memory {
         peak,
         ..Memory::default()

@@ -2,20 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::mem::MaybeUninit;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::Receiver;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nix::libc;
 use serde::{Deserialize, Serialize};
 
 use crate::process;
 
 /// It is ready within a third of a second; an emulated machine is slow.
 const LIMIT: Duration = Duration::from_secs(120);
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// Memory of a process, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,13 +73,6 @@ impl Running {
             let path = format!("/proc/{pid}/{file}");
             fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))
         };
-        let kib = |text: &str, key: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(key));
-            let number = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-            number
-                .map(|number| number * 1024)
-                .with_context(|| format!("the kernel tells no {key} of process {pid}"))
-        };
         // `status` tells it to some pages per CPU only.
         let resident = kib(&read("smaps_rollup")?, "Rss:")?;
         let peak = kib(&read("status")?, "VmHWM:")?;
@@ -124,38 +117,80 @@ fn maps(pid: u32) -> Result<u64> {
     Ok(bytes.into_values().sum())
 }
 
-/// A command that has ended.
-#[derive(Debug)]
-pub(crate) struct Ended {
-    pub(crate) took: Duration,
-    /// Bytes that were resident at most.
-    pub(crate) peak: u64,
+/// How long a command takes that answers with exit code 0 or 1.
+pub(crate) fn to_its_end(program: &Path, arguments: &[&str]) -> Result<Duration> {
+    let began = Instant::now();
+    let mut child = answering(program, arguments)?;
+    let status = child.wait().context("cannot wait for lockwatch")?;
+    let took = began.elapsed();
+    ensure!(is_answer(status), "lockwatch has not answered: {status}");
+    Ok(took)
 }
 
-/// Runs a command that answers with exit code 0 or 1.
-pub(crate) fn to_its_end(program: &Path, arguments: &[&str]) -> Result<Ended> {
-    let began = Instant::now();
+/// The most that is resident of such a command, as it is seen every millisecond. What the
+/// kernel tells at its end (`ru_maxrss`) is no less than what its parent had at the exec.
+pub(crate) fn peak(program: &Path, arguments: &[&str]) -> Result<u64> {
+    let mut child = answering(program, arguments)?;
+    let file = format!("/proc/{}/status", child.id());
+    let deadline = Instant::now() + LIMIT;
+    let mut peak = 0;
+    let status = loop {
+        // It is still ours, dead or alive, but has no memory any more at its end.
+        if let Ok(now) = kib(&fs::read_to_string(&file)?, "VmHWM:") {
+            peak = peak.max(now);
+        }
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if Instant::now() >= deadline {
+            process::end(&mut child)?;
+            bail!("lockwatch has not answered within {LIMIT:?}");
+        }
+        thread::sleep(LOOK_AGAIN);
+    };
+    ensure!(is_answer(status), "lockwatch has not answered: {status}");
+    Ok(peak)
+}
+
+fn answering(program: &Path, arguments: &[&str]) -> Result<Child> {
     let mut command = Command::new(program);
     let command = command.args(arguments).stdout(Stdio::null());
     let line = process::name(command);
-    let child = command
+    command
         .stdin(Stdio::null())
         .spawn()
-        .with_context(|| format!("cannot start `{line}`"))?;
-    let pid = i32::try_from(child.id())?;
-    let mut status = 0;
-    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
-    // SAFETY: the kernel writes what the two pointers point at; the child is ours, and nobody
-    // else waits for it.
-    let ended = unsafe { libc::wait4(pid, &raw mut status, 0, usage.as_mut_ptr()) };
-    let took = began.elapsed();
-    ensure!(ended == pid, "cannot wait for `{line}`");
-    // SAFETY: plain integers, for which zero is a value, and the kernel has written them.
-    let usage = unsafe { usage.assume_init() };
-    let is_answer = libc::WIFEXITED(status) && libc::WEXITSTATUS(status) <= 1;
-    ensure!(is_answer, "`{line}` has not answered: status {status:#x}");
-    Ok(Ended {
-        took,
-        peak: u64::try_from(usage.ru_maxrss)? * 1024,
-    })
+        .with_context(|| format!("cannot start `{line}`"))
+}
+
+fn is_answer(status: ExitStatus) -> bool {
+    matches!(status.code(), Some(0 | 1))
+}
+
+/// A number of KiB behind a key, in bytes.
+fn kib(text: &str, key: &str) -> Result<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key));
+    let number = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    number
+        .map(|number| number * 1024)
+        .with_context(|| format!("the kernel tells no {key}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_told_in_kib() {
+        let text = "VmPeak:\t    9000 kB\nVmHWM:\t    1234 kB\n";
+        assert_eq!(kib(text, "VmHWM:").unwrap(), 1234 << 10);
+        assert!(kib(text, "Rss:").is_err());
+    }
+
+    #[test]
+    fn a_peak_is_not_that_of_its_parent() {
+        // Ours is larger than that of a shell.
+        let peak = peak(Path::new("sh"), &["-c", "sleep 0.1; exit 1"]).unwrap();
+        assert!(peak > 0 && peak < 8 << 20, "{peak}");
+        assert!(to_its_end(Path::new("sh"), &["-c", "exit 2"]).is_err());
+    }
 }
