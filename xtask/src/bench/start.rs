@@ -128,7 +128,7 @@ fn memory(binary: &Path) -> Result<BTreeMap<String, Memory>> {
         running.end()?;
         memory.insert(arguments_of(arguments), of_command);
     }
-    let peak = run::peak(binary, &[DIAGNOSE, "--deadline", "60s"])?;
+    let peak = peak(binary, &[DIAGNOSE, "--deadline", "60s"])?;
     let diagnose = Memory {
         peak,
         ..Memory::default()
