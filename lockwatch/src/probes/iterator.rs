@@ -52,12 +52,19 @@ fn run(
     let mut file = link
         .into_file()
         .map_err(|source| LoadError::program(ProgramError::IOError(io::Error::other(source))))?;
-    let mut buffer = vec![0u64; READ_LEN / 8];
-    let mut words = Vec::new();
+    let mut words: Vec<u64> = Vec::new();
+    let mut used = 0;
     loop {
-        match file.read(buffer.as_mut_bytes()) {
-            Ok(0) => return Ok(Some(words)),
-            Ok(len) => words.extend_from_slice(&buffer[..len / 8]),
+        // Read in place. What is added grows with what there is, and is cleared once.
+        if words.len() < used + READ_LEN / 8 {
+            words.resize(words.len() + (words.len() / 4).max(8 * READ_LEN / 8), 0);
+        }
+        match file.read(words[used..used + READ_LEN / 8].as_mut_bytes()) {
+            Ok(0) => {
+                words.truncate(used);
+                return Ok(Some(words));
+            }
+            Ok(len) => used += len / 8,
             // The iterator gives up after a million objects in a row: ask again.
             Err(error)
                 if matches!(

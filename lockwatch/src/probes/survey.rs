@@ -173,6 +173,17 @@ impl SurveyProbes {
 impl KernelMemory for SurveyProbes {
     fn read_batch(&mut self, reads: &[(u64, usize)]) -> Result<Vec<Option<Vec<u8>>>, MemoryError> {
         let mut results = Vec::with_capacity(reads.len());
+        self.read_each(reads, &mut |bytes| {
+            results.push(bytes.map(<[u8]>::to_vec));
+        })?;
+        Ok(results)
+    }
+
+    fn read_each(
+        &mut self,
+        reads: &[(u64, usize)],
+        take: &mut dyn FnMut(Option<&[u8]>),
+    ) -> Result<(), MemoryError> {
         let mut rest = reads;
         while !rest.is_empty() {
             let mut count = 0;
@@ -199,12 +210,12 @@ impl KernelMemory for SurveyProbes {
                 } = self.page.get().requests[index];
                 let start = output_offset as usize;
                 let bytes = &self.output.get()[start..start + len as usize];
-                results.push((self.page.get().results[index] == 0).then(|| bytes.to_vec()));
+                take((self.page.get().results[index] == 0).then_some(bytes));
             }
             rest = &rest[count..];
         }
         self.log.flush();
-        Ok(results)
+        Ok(())
     }
 }
 

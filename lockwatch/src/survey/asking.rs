@@ -4,10 +4,7 @@
 //! `.sched.text`; some of a lock's own functions do not, and come first among the frames.
 
 use crate::{
-    kernel::{
-        arch::is_image_address,
-        sleep_frames::{LOCK_SLOW_PATHS, is_lock_function},
-    },
+    kernel::arch::is_image_address,
     survey::{
         functions::Functions,
         look::{Look, TaskLook},
@@ -36,7 +33,7 @@ impl<'a> Asking<'a> {
         let caller = task
             .frames
             .iter()
-            .position(|frame| !is_lock_function(functions.stem(frame.return_address)));
+            .position(|frame| !functions.is_lock_function(frame.return_address));
         let end = caller.map_or(words.len(), |caller| task.frames[caller].at);
         Some(Self {
             words: &words[..end.min(words.len())],
@@ -61,10 +58,18 @@ impl<'a> Asking<'a> {
     /// The slow path that the caller called, and the return address into it; `None` if the
     /// task does not wait for a lock.
     pub(super) fn slow_path<'k>(&self, functions: &mut Functions<'k>) -> Option<(&'k str, u64)> {
-        self.functions(functions)
-            .take_while(|(stem, _)| {
-                !stem.starts_with("schedule") && !stem.starts_with("io_schedule")
-            })
-            .find(|(stem, _)| LOCK_SLOW_PATHS.contains(stem))
+        for &word in self.words.iter().rev() {
+            if !is_image_address(word) {
+                continue;
+            }
+            let stem = functions.stem(word);
+            if stem.starts_with("schedule") || stem.starts_with("io_schedule") {
+                return None;
+            }
+            if functions.is_slow_path(word) {
+                return Some((stem, word));
+            }
+        }
+        None
     }
 }
