@@ -27,9 +27,13 @@ where
 }
 
 /// Runs a loaded iterator over everything; gives its records as words, for every part of a
-/// record is a multiple of 8 bytes long.
-pub(super) fn read(ebpf: &mut Ebpf, name: &'static str) -> Result<Vec<u64>, LoadError> {
-    Ok(run(ebpf, name, None)?.unwrap_or_default())
+/// record is a multiple of 8 bytes long. They take the place of what is in `memory`.
+pub(super) fn read(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    memory: Vec<u64>,
+) -> Result<Vec<u64>, LoadError> {
+    Ok(run(ebpf, name, None, memory)?.unwrap_or_default())
 }
 
 /// As [`read`]; `None` if there is more by the deadline.
@@ -38,13 +42,14 @@ pub(super) fn read_until(
     name: &'static str,
     deadline: Instant,
 ) -> Result<Option<Vec<u64>>, LoadError> {
-    run(ebpf, name, Some(deadline))
+    run(ebpf, name, Some(deadline), Vec::new())
 }
 
 fn run(
     ebpf: &mut Ebpf,
     name: &'static str,
     deadline: Option<Instant>,
+    mut words: Vec<u64>,
 ) -> Result<Option<Vec<u64>>, LoadError> {
     let iterator: &mut Iter = program(ebpf, name)?;
     let id = iterator.attach().map_err(LoadError::program)?;
@@ -52,7 +57,6 @@ fn run(
     let mut file = link
         .into_file()
         .map_err(|source| LoadError::program(ProgramError::IOError(io::Error::other(source))))?;
-    let mut words: Vec<u64> = Vec::new();
     let mut used = 0;
     loop {
         // Read in place. What is added grows with what there is, and is cleared once.

@@ -103,12 +103,13 @@ impl SurveyProbes {
     }
 
     /// Runs the task iterator over every task; gives its records as words, for every
-    /// part of a record is a multiple of 8 bytes long.
+    /// part of a record is a multiple of 8 bytes long. They are read into this memory,
+    /// whatever is in it.
     ///
     /// # Errors
     /// When the kernel refuses the iterator or a read fails.
-    pub fn read_tasks(&mut self) -> Result<Vec<u64>, LoadError> {
-        let words = iterator::read(&mut self.ebpf, TASKS)?;
+    pub fn read_tasks(&mut self, memory: Vec<u64>) -> Result<Vec<u64>, LoadError> {
+        let words = iterator::read(&mut self.ebpf, TASKS, memory)?;
         self.log.flush();
         if let Some(&task) = words.get(offset_of!(TaskRecord, task) / 8) {
             self.lowest = lowest_kernel_address(task);

@@ -106,7 +106,8 @@ impl<'a> Functions<'a> {
             None => {
                 let stems: Rc<[&'a str]> =
                     stack.iter().map(|&address| self.stem(address)).collect();
-                self.stems.insert(stack.as_slice().into(), Rc::clone(&stems));
+                self.stems
+                    .insert(stack.as_slice().into(), Rc::clone(&stems));
                 stems
             }
         };

@@ -12,7 +12,7 @@ use crate::{
         memory::comm,
     },
     survey::{
-        asking::Asking,
+        asking::{Asking, Extent},
         functions::Functions,
         stack::{Frame, align},
     },
@@ -30,6 +30,10 @@ pub(super) struct TaskLook {
     pub(super) state: TaskState,
     /// Return addresses with their places, innermost first.
     pub(super) frames: Vec<Frame>,
+    /// Kept by [`Asking::of`].
+    pub(super) asking: OnceCell<Extent>,
+    /// Kept by [`Asking::slow_path_of`]: the return address into it.
+    pub(super) slow_path: OnceCell<Option<u64>>,
     words: Range<usize>,
 }
 
@@ -94,6 +98,8 @@ impl Look {
                     record.on_rq != 0,
                 ),
                 frames,
+                asking: OnceCell::new(),
+                slow_path: OnceCell::new(),
                 words,
                 record,
             });
@@ -182,14 +188,16 @@ impl Look {
     pub(super) fn thread(&self, tid: Tid) -> Option<&TaskLook> {
         let by_tid = self.by_tid.get_or_init(|| {
             let tasks = self.tasks.iter().enumerate().rev();
-            tasks.map(|(index, task)| (task.name.key.tid, index)).collect()
+            tasks
+                .map(|(index, task)| (task.name.key.tid, index))
+                .collect()
         });
         by_tid.get(&tid).map(|&index| &self.tasks[index])
     }
 
     /// Keeps of each stack only what the task asks for a lock on, if it does: all that
-    /// counts once a look has been gone through.
-    pub(super) fn forget_callers(&mut self, functions: &mut Functions<'_>) {
+    /// counts once a look has been gone through. Gives the memory of all stacks.
+    pub(super) fn forget_callers(&mut self, functions: &mut Functions<'_>) -> Vec<u64> {
         let mut kept = Vec::new();
         let mut places = Vec::with_capacity(self.tasks.len());
         for task in &self.tasks {
@@ -201,7 +209,7 @@ impl Look {
         for (task, place) in self.tasks.iter_mut().zip(places) {
             task.words = place;
         }
-        self.bytes = kept;
+        std::mem::replace(&mut self.bytes, kept)
     }
 
     /// As if this task had come after the look.

@@ -248,6 +248,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        kernel::symbols::Symbols,
         lock::LockAddr,
         report::example,
         survey::image::{self, Image, TAKEN_AT_NS},
@@ -327,7 +328,15 @@ mod tests {
         survey.taken_at_ns = TAKEN_AT_NS;
         let (layout, symbols) = (image::layout(), symbols());
         let kept = Kept(holds.to_vec());
-        describe(&mut survey, &look, &kept, &layout, &mut Functions::new(&symbols), &mut image).unwrap();
+        describe(
+            &mut survey,
+            &look,
+            &kept,
+            &layout,
+            &mut Functions::new(&symbols),
+            &mut image,
+        )
+        .unwrap();
         let lock = survey.locks.remove(0);
         if let Some(first) = lock.recent_holds.first() {
             let frames: Vec<_> = survey.stacks.frames(first.stack).to_vec();

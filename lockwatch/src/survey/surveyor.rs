@@ -209,7 +209,7 @@ impl Surveyor {
         let until = began + options.deadline;
         let symbols = Arc::clone(&self.kernel.symbols);
         let functions = &mut Functions::new(&symbols);
-        let first = self.look(until, functions)?;
+        let first = self.look(until, Vec::new(), functions)?;
         // Nobody waits, and no CPU seems to hang: nothing can be standing.
         let is_quiet = first.queues.is_empty() && first.sleepers.is_empty() && suspects.is_empty();
         if is_quiet && first.unsettled == 0 && !first.fuse.is_waited_for() {
@@ -224,9 +224,9 @@ impl Surveyor {
         // tasks have been read.
         preliminary(self.conclude(&looks, suspects, began, Vec::new(), functions)?);
         let [mut first] = looks;
-        first.look.forget_callers(functions);
+        let memory = first.look.forget_callers(functions);
         thread::sleep(options.pause.saturating_sub(first.read_at.elapsed()));
-        let mut second = self.look(until, functions)?;
+        let mut second = self.look(until, memory, functions)?;
         let mut paused = options.pause;
         // Under a queue that changes faster than it is read, the next look may have luck.
         for _ in 0..LOOKS_MORE {
@@ -236,7 +236,7 @@ impl Surveyor {
             }
             thread::sleep(options.pause);
             paused += options.pause;
-            let third = self.look(until, functions)?;
+            let third = self.look(until, Vec::new(), functions)?;
             // The two that could read most, the later ones of equals.
             if third.unsettled > first.unsettled.max(second.unsettled) {
                 continue;
@@ -267,8 +267,12 @@ impl Surveyor {
             survey.kernel_log = self.log.log(last.scheduler_offset_ns);
             // After one look there is no time, or more to come.
             if looks.len() > 1 {
-                self.kernel
-                    .describe_sleepers(&mut survey, &last.look, functions, &mut self.probes)?;
+                self.kernel.describe_sleepers(
+                    &mut survey,
+                    &last.look,
+                    functions,
+                    &mut self.probes,
+                )?;
                 if !survey.locks.is_empty() {
                     let recorders = Recorders::find();
                     tracing::debug!(
@@ -299,15 +303,17 @@ impl Surveyor {
         Ok(survey)
     }
 
-    /// One look at everything: tasks, queues, and who could hold what.
+    /// One look at everything: tasks, queues, and who could hold what. The tasks are read
+    /// into this memory, whatever is in it.
     fn look(
         &mut self,
         until: Instant,
+        memory: Vec<u64>,
         functions: &mut Functions<'_>,
     ) -> Result<Sight, SurveyError> {
         let began = Instant::now();
         let woke_ns = own_wake_up();
-        let tasks = self.probes.read_tasks()?;
+        let tasks = self.probes.read_tasks(memory)?;
         let read_at = Instant::now();
         let look = Look::decode(tasks, self.kernel.layout.task.thread_size);
         let (holds, holds_error) = match self.holds.as_mut().map(|source| source.holds()) {
@@ -325,9 +331,9 @@ impl Surveyor {
             &mut self.sleeps,
             &mut self.probes,
         )?;
-        let (queues, unsettled) = self
-            .kernel
-            .queues(&look, &holds, own_tgid, functions, &mut self.probes)?;
+        let (queues, unsettled) =
+            self.kernel
+                .queues(&look, &holds, own_tgid, functions, &mut self.probes)?;
         let waits = fuse::waits(functions, &look);
         let mut asker = Asker {
             layout: &self.kernel.layout,
