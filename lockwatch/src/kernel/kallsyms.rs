@@ -1,20 +1,11 @@
-//! The kernel's symbols, read while other things are done: the kernel takes longer to format
-//! them (75 ms for 120,000) than lockwatch needs for all else together at its start. So they
-//! are read once, for all that needs them.
-
-use std::{
-    io,
-    thread::{self, JoinHandle},
-};
+//! The kernel's symbols, and how it spells the functions of its locks: read once, for all that
+//! needs them, and from its memory where that can be done. The kernel takes longer to format
+//! them (75 ms for 120,000) than lockwatch needs for all else together at its start.
 
 use crate::kernel::{
     lock_functions::is_lock_function,
     symbols::{self, Spelled, Symbols, SymbolsError, spellings},
 };
-
-/// Symbols that a thread reads.
-#[derive(Debug)]
-pub struct ReadingSymbols(JoinHandle<ReadSymbols>);
 
 /// What there is of symbols.
 #[derive(Debug)]
@@ -22,45 +13,24 @@ pub struct ReadSymbols {
     /// The table.
     pub symbols: Result<Symbols, SymbolsError>,
     /// How the functions of locks are spelled, as [`crate::kernel::offer::Offer::symbols`] has
-    /// them, also where addresses are hidden; or why they could not be read. Empty if nobody
-    /// asked for them.
+    /// them, also where addresses are hidden; or why they could not be read.
     pub spelled: Result<Spelled, String>,
 }
 
-impl ReadingSymbols {
-    /// Begins to read. `spelled`: whether somebody wants to know how functions are spelled.
-    ///
-    /// # Errors
-    /// When no thread can be started.
-    pub fn begin(spelled: bool) -> io::Result<Self> {
-        thread::Builder::new()
-            .name("symbols".to_owned())
-            .spawn(move || ReadSymbols::read(spelled))
-            .map(Self)
-    }
-
-    /// Waits until all are read.
-    pub fn wait(self) -> ReadSymbols {
-        self.0
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    }
-}
-
 impl ReadSymbols {
-    fn read(wants_spelled: bool) -> Self {
+    /// From the image's symbols, if they are known already; else as the kernel formats them.
+    pub fn of(image: Option<Symbols>) -> Self {
+        if let Some(symbols) = image {
+            return Self {
+                spelled: Ok(symbols.spellings(is_lock_function)),
+                symbols: Ok(symbols),
+            };
+        }
         match symbols::read() {
-            Ok(text) => {
-                let spelled = if wants_spelled {
-                    spellings(&text, is_lock_function)
-                } else {
-                    Spelled::new()
-                };
-                Self {
-                    symbols: Symbols::of_this_kernel(text),
-                    spelled: Ok(spelled),
-                }
-            }
+            Ok(text) => Self {
+                spelled: Ok(spellings(&text, is_lock_function)),
+                symbols: Symbols::of_this_kernel(text),
+            },
             Err(error) => Self {
                 spelled: Err(error.to_string()),
                 symbols: Err(symbols::unreadable(error)),

@@ -249,7 +249,7 @@ pub fn lock_code(symbols: &Symbols) -> Vec<Range<u64>> {
     let is_new = |ranges: &[Range<u64>], range: &Range<u64>| {
         !ranges.iter().any(|known| known.contains(&range.start))
     };
-    for range in symbols.ranges_where(is_lock_code) {
+    for range in symbols.ranges_in_image_where(is_lock_code) {
         if is_new(&ranges, &range) {
             ranges.push(range);
         }

@@ -6,6 +6,8 @@
 //! must be: by these each table is found, and what does not agree with them is not believed.
 
 mod names;
+#[cfg(test)]
+mod tests;
 
 use std::{
     fs::File,
@@ -70,7 +72,7 @@ impl Scale {
     fn address(self, written: u32, place: u64) -> u64 {
         let signed = i64::from(written.cast_signed());
         match self {
-            Self::From(base) => base + u64::from(written),
+            Self::From(base) => base.wrapping_add(written.into()),
             Self::Complement(base) if signed < 0 => base.wrapping_add_signed(-1 - signed),
             Self::Complement(_) => u64::from(written),
             Self::Place => place.wrapping_add_signed(signed),
@@ -157,10 +159,15 @@ fn find(lines: &[Line], memory: &mut dyn KernelMemory) -> Result<Option<Symbols>
             continue;
         };
         let places = (table..).step_by(4);
-        let addresses = words(&written)
+        let addresses: Vec<u64> = words(&written)
             .zip(places)
-            .map(|(written, place)| scale.address(written, place));
-        return Ok(names.symbols(&tokens, count as usize, addresses));
+            .map(|(written, place)| scale.address(written, place))
+            .collect();
+        // The kernel searches them in halves, so they only rise.
+        if !addresses.is_sorted() {
+            continue;
+        }
+        return Ok(names.symbols(&tokens, &addresses));
     }
     Ok(None)
 }
@@ -178,7 +185,9 @@ fn addresses(
 ) -> Result<Option<(u64, Scale)>, MemoryError> {
     let from = near.saturating_sub(2 * STEP);
     let len = 3 * STEP + 4 * lines.len() as u64;
-    let bytes = image.some(from, len)?;
+    let Some(bytes) = image.some(from, len)? else {
+        return Ok(None);
+    };
     let all: Vec<u32> = words(&bytes).collect();
     let Some(at) = lines.iter().position(|line| is_image_address(line.address)) else {
         return Ok(None);
@@ -209,13 +218,17 @@ fn tables_before(
     table: u64,
     image: &mut Image<'_>,
 ) -> Result<Option<Found>, MemoryError> {
-    let Some(tokens) = Tokens::before(&image.some(table - TOKENS, TOKENS)?) else {
+    let before = image.some(table - TOKENS, TOKENS)?;
+    let Some(tokens) = before.and_then(|bytes| Tokens::before(&bytes)) else {
         return Ok(None);
     };
     // From the end: where the names begin is told by what they say.
     let mut bytes: Vec<u8> = Vec::new();
     while (bytes.len() as u64) < NAMES_MAX {
-        let before = image.some(table - bytes.len() as u64 - STEP * 8, STEP * 8)?;
+        let from = table - bytes.len() as u64 - STEP * 8;
+        let Some(before) = image.some(from, STEP * 8)? else {
+            break;
+        };
         let new = before.len();
         bytes = [before, bytes].concat();
         for at in (0..new).step_by(8) {
@@ -242,7 +255,10 @@ fn tables_behind(
     let mut end = None;
     while (bytes.len() as u64) < NAMES_MAX {
         let searched = bytes.len().saturating_sub(16) & !7;
-        bytes.extend(image.some(table + bytes.len() as u64, STEP * 8)?);
+        let Some(next) = image.some(table + bytes.len() as u64, STEP * 8)? else {
+            break;
+        };
+        bytes.extend(next);
         end = (searched..bytes.len() - 16).step_by(8).find_map(|at| {
             let count = count_at(&bytes[at + 8..])?;
             let is_end = (4 * count as usize).next_multiple_of(8) == at;
@@ -258,7 +274,10 @@ fn tables_behind(
     let mut rest = bytes.split_off(start);
     while (rest.len() as u64) < NAMES_MAX {
         let next = table + (start + rest.len()) as u64;
-        rest.extend(image.some(next, STEP * 8)?);
+        let Some(next) = image.some(next, STEP * 8)? else {
+            break;
+        };
+        rest.extend(next);
         let names_len = names::skip(&rest, count);
         if let Some(tokens) = names_len.and_then(|len| Tokens::within(&rest[len..])) {
             let names = Names::new(rest);
@@ -298,17 +317,21 @@ impl Image<'_> {
             .collect()
     }
 
-    /// These bytes; zeros where there are none.
-    fn some(&mut self, from: u64, len: u64) -> Result<Vec<u8>, MemoryError> {
+    /// These bytes; zeros where some are not there, `None` if all are not.
+    fn some(&mut self, from: u64, len: u64) -> Result<Option<Vec<u8>>, MemoryError> {
         let pieces = Self::pieces(from, len);
         let mut bytes = Vec::with_capacity(len as usize);
+        let mut is_there = false;
         for (read, (_, len)) in self.memory.read_batch(&pieces)?.into_iter().zip(pieces) {
             match read {
-                Some(read) => bytes.extend_from_slice(&read),
+                Some(read) => {
+                    is_there = true;
+                    bytes.extend_from_slice(&read);
+                }
                 None => bytes.resize(bytes.len() + len, 0),
             }
         }
-        Ok(bytes)
+        Ok(is_there.then_some(bytes))
     }
 
     /// These bytes; `None` if one of them is not there.

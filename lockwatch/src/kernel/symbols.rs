@@ -204,6 +204,20 @@ impl Symbols {
         (!entries.is_empty()).then_some(Self { text, entries, all })
     }
 
+    /// Whether these were read from the kernel's own tables
+    /// ([`symbol_tables`](crate::kernel::symbol_tables)), not from /proc/kallsyms.
+    pub fn are_from_tables(&self) -> bool {
+        self.all.is_some()
+    }
+
+    /// Each symbol's address and name, and whether it is a function; by address, then in the
+    /// kernel's order. Those of modules and BPF programs are not among them where they are
+    /// [from tables](Self::are_from_tables).
+    pub fn listed(&self) -> impl Iterator<Item = (u64, &str, bool)> {
+        let entries = self.entries.iter();
+        entries.map(|&entry| (entry.address, self.name(entry), entry.text))
+    }
+
     /// The table that has all symbols, those of modules and of BPF programs, too.
     fn all(&self) -> &Self {
         let read = || {
@@ -307,7 +321,7 @@ impl Symbols {
 
     /// The address range of every function whose stem is wanted.
     pub fn ranges_where(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<Range<u64>> {
-        self.all().ranges_here(is_wanted)
+        self.all().ranges_in_image_where(is_wanted)
     }
 
     /// As [`Self::ranges_of`], of the functions that are in no module. Of all of these lists
@@ -330,12 +344,21 @@ impl Symbols {
         ranges
     }
 
-    fn ranges_here(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<Range<u64>> {
+    /// As [`Self::ranges_where`], of the functions that are in no module where the image's are
+    /// known by themselves: others are not read for it.
+    pub fn ranges_in_image_where(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<Range<u64>> {
         let entries = self.entries.iter().enumerate();
         entries
             .filter(|(_, entry)| entry.text && is_wanted(stem(self.name(**entry))))
             .map(|(index, _)| self.range(index))
             .collect()
+    }
+
+    /// The names of the functions in no module that `wanted` takes by their stem, as they are
+    /// spelled.
+    pub fn spellings(&self, wanted: impl Fn(&str) -> bool) -> Spelled {
+        let functions = self.entries.iter().filter(|entry| entry.text);
+        spellings_of(functions.map(|entry| self.name(*entry)), wanted)
     }
 
     /// From a symbol to the next one that lies elsewhere.
@@ -403,19 +426,27 @@ pub type Spelled = BTreeMap<String, Vec<String>>;
 /// The names of the functions of the kernel's image that `wanted` takes by their stem,
 /// as they are spelled, in the format of /proc/kallsyms: addresses may be hidden.
 pub fn spellings(kallsyms: &str, wanted: impl Fn(&str) -> bool) -> Spelled {
-    let mut found = Spelled::new();
-    for line in kallsyms.lines() {
+    let functions = kallsyms.lines().filter_map(|line| {
         let mut fields = line.split_ascii_whitespace();
         // A fourth field names a module.
-        if let (Some(_), Some("t" | "T" | "w" | "W"), Some(name), None) =
-            (fields.next(), fields.next(), fields.next(), fields.next())
-            && wanted(stem(name))
-            // The rarely run half of a function is entered by a jump from the other.
-            && !name.contains(".cold")
-        {
-            let names = found.entry(stem(name).to_owned()).or_default();
-            names.push(name.to_owned());
+        match (fields.next(), fields.next(), fields.next(), fields.next()) {
+            (Some(_), Some("t" | "T" | "w" | "W"), Some(name), None) => Some(name),
+            _ => None,
         }
+    });
+    spellings_of(functions, wanted)
+}
+
+/// As [`spellings`], of the names of functions.
+fn spellings_of<'n>(
+    functions: impl Iterator<Item = &'n str>,
+    wanted: impl Fn(&str) -> bool,
+) -> Spelled {
+    let mut found = Spelled::new();
+    // The rarely run half of a function is entered by a jump from the other.
+    for name in functions.filter(|name| wanted(stem(name)) && !name.contains(".cold")) {
+        let names = found.entry(stem(name).to_owned()).or_default();
+        names.push(name.to_owned());
     }
     found
 }

@@ -119,19 +119,16 @@ impl Parts {
         })
     }
 
-    /// Reads the kernel's symbols, from its memory if that can be done.
-    ///
-    /// # Errors
-    /// When they cannot be read in any way, or are hidden.
-    pub fn symbols(&mut self) -> Result<Symbols, SymbolsError> {
+    /// The symbols of the kernel's image, from its memory; `None` if they are not found there.
+    pub fn symbols_of_the_image(&mut self) -> Option<Symbols> {
         match symbol_tables::read(&mut self.probes) {
-            Ok(Some(symbols)) => return Ok(symbols),
+            Ok(Some(symbols)) => return Some(symbols),
             Ok(None) => {
                 tracing::info!("the kernel's tables of symbols are not found in its memory");
             }
             Err(error) => tracing::info!("{error}"),
         }
-        Symbols::from_proc()
+        None
     }
 }
 
@@ -148,7 +145,10 @@ impl Surveyor {
         capabilities::check()?;
         let types = Types::read()?;
         let mut parts = Parts::load(&types)?;
-        let symbols = parts.symbols()?;
+        let symbols = match parts.symbols_of_the_image() {
+            Some(symbols) => symbols,
+            None => Symbols::from_proc()?,
+        };
         Self::new(parts, types.layout, symbols)
     }
 

@@ -28,7 +28,13 @@ pub(crate) const GOALS: &[Goal] = &[
         figure: "contended rwsem cycle/export",
         kernel: "6.12",
         value: 1_500.0,
-        what: "added to a cycle with one wait, which is also counted in histograms",
+        what: "added to a cycle with one wait, which is also counted in histograms by class and caller",
+    },
+    Goal {
+        figure: "contended rwsem cycle/export --callers-from 1h",
+        kernel: "6.12",
+        value: 1_500.0,
+        what: "added to a cycle with one wait, which is also counted in histograms by class",
     },
     Goal {
         figure: "read pair/watch --track-holds",

@@ -19,9 +19,13 @@ const SINGLY: [(&str, &str); 3] = [
     ("live_holds", "hold tracking"),
 ];
 /// Others are one feature together.
-const TOGETHER: [(&str, &str); 18] = [
+const TOGETHER: [(&str, &str); 19] = [
     ("live_deadlock", "deadlocks, and the incident at full size"),
     ("live_hung", "hanging tasks, by what they wait for"),
+    (
+        "live_symbols",
+        "symbols from the kernel's own tables, as it lists them",
+    ),
     (
         "live_raw",
         "raw tracepoints do where typed ones are refused",

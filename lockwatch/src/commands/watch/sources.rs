@@ -12,7 +12,7 @@ use crate::{
     detect::Thresholds,
     kernel::{
         capabilities,
-        kallsyms::{ReadSymbols, ReadingSymbols},
+        kallsyms::ReadSymbols,
         layout::Layout,
         offer::{Lockdown, Offer},
         symbols::Symbols,
@@ -77,14 +77,12 @@ impl Sources {
             ends_from: thresholds.wait,
             begins: false,
         };
-        // In the background: the kernel takes its time to format them.
-        let symbols = ReadingSymbols::begin(true).context("cannot start a thread")?;
         let types = Types::read().map_err(|error| match capabilities::check() {
             Ok(()) => anyhow::Error::new(OpenError::from(error)),
             Err(missing) => OpenError::from(missing).into(),
         });
         let types = types.context("nothing can be watched on this host")?;
-        let (parts, trial) = thread::scope(|scope| {
+        let (mut parts, trial) = thread::scope(|scope| {
             let ask = || offer::trial(Some(&types.kernel));
             // Most of its time it waits for the kernel.
             let asking = thread::Builder::new().spawn_scoped(scope, ask);
@@ -95,7 +93,8 @@ impl Sources {
             );
             (parts, trial)
         });
-        let ReadSymbols { symbols, spelled } = symbols.wait();
+        let image = parts.as_mut().ok().and_then(Parts::symbols_of_the_image);
+        let ReadSymbols { symbols, spelled } = ReadSymbols::of(image);
         let surveyor = parts
             .and_then(|parts| Surveyor::new(parts, types.layout.clone(), symbols?))
             .map_err(anyhow::Error::new);

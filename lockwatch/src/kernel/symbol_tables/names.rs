@@ -1,6 +1,6 @@
 //! Names of symbols, packed: each byte stands for a token of one or more letters.
 
-use super::Line;
+use super::{Line, words};
 use crate::kernel::symbols::{Symbols, SymbolsMaker};
 
 /// Tokens, each with its end.
@@ -11,6 +11,9 @@ const INDEX_LEN: usize = 2 * COUNT;
 
 /// The most that tokens and that table take, in bytes; a multiple of 8.
 pub(super) const TOKENS: u64 = 16 * 1024;
+
+/// A marker says where the first of so many names begins (`kallsyms_markers`).
+const MARKED: usize = 256;
 
 /// Digits stand for themselves on every kernel.
 const DIGITS: &[u8] = b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00";
@@ -152,20 +155,27 @@ impl Names {
         &self.0
     }
 
-    /// The symbols with these addresses; `None` if the names do not suffice.
-    pub(super) fn symbols(
-        &self,
-        tokens: &Tokens,
-        count: usize,
-        addresses: impl Iterator<Item = u64>,
-    ) -> Option<Symbols> {
+    /// The symbols with these addresses; `None` if the names do not suffice, or do not lie
+    /// where the markers behind them say.
+    pub(super) fn symbols(&self, tokens: &Tokens, addresses: &[u64]) -> Option<Symbols> {
         let mut rest = &*self.0;
-        let mut made = SymbolsMaker::with_capacity(count);
-        for address in addresses {
+        let mut made = SymbolsMaker::with_capacity(addresses.len());
+        let mut starts = Vec::with_capacity(addresses.len() / MARKED + 1);
+        for (index, &address) in addresses.iter().enumerate() {
+            if index.is_multiple_of(MARKED) {
+                starts.push(self.0.len() - rest.len());
+            }
             let (packed, others) = split(rest)?;
             rest = others;
             made.push(address, |name| tokens.unpack(packed, name))?;
         }
-        made.of_the_image()
+        let end = self.0.len() - rest.len();
+        let markers = self.0.get(end.next_multiple_of(8)..)?;
+        let marked = words(markers).map(|start| start as usize);
+        marked
+            .take(starts.len())
+            .eq(starts)
+            .then(|| made.of_the_image())
+            .flatten()
     }
 }
