@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -30,6 +31,8 @@ const RUNS: u32 = 9;
 const DIAGNOSE: [&str; 5] = ["diagnose", "--format", "json", "--deadline", "60s"];
 /// Between the two looks of a diagnosis (`SurveyOptions::default`).
 const PAUSE: Duration = Duration::from_millis(50);
+/// A shorter wait is no stall: 1 s, and some margin.
+const RIPE: Duration = Duration::from_millis(1_500);
 /// Exit code of `diagnose` for "a stall was found".
 const STALL_FOUND: i32 = 1;
 
@@ -61,6 +64,7 @@ pub(crate) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     for waiters in CROWDS {
         say(format_args!("diagnose: {waiters} tasks that wait …"));
         let lab = Lab::raise(&workspace.release_binary("stall-lab"), SCENARIO, waiters)?;
+        thread::sleep(RIPE);
         let measured = of_crowd(workspace, waiters);
         lab.finish()?;
         figures.extend(measured?);
