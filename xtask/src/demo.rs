@@ -1,21 +1,18 @@
 //! `cargo xtask demo`: a real stall, what lockwatch says of it, and whether that is true.
 
-use std::io::BufRead as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
-use std::sync::mpsc::Receiver;
+use std::process::{Command, ExitCode};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
+use crate::lab::{Lab, tasks_of};
 use crate::process::{self, End, say};
 use crate::workspace::{self, Workspace};
 use crate::{bpf, truth, vm};
 
-/// How long the lab may take to build its stall, and to take it down.
-const LAB_LIMIT: Duration = Duration::from_secs(30);
 /// `diagnose` promises a second; a machine under test may be slow.
 const DIAGNOSE_LIMIT: Duration = Duration::from_secs(30);
 /// `diagnose` counts shorter waits without calling them a stall: 1 s, and some margin.
@@ -123,8 +120,8 @@ struct Site {
 /// Makes the stall, shows the report, and compares; whether all is true.
 fn show(site: &Site, waiters: u32) -> Result<bool> {
     say(format_args!("making a stall with {waiters} waiters …"));
-    let mut lab = Lab::start(&site.stall_lab, waiters)?;
-    let ready = lab.event("ready")?;
+    let lab = Lab::raise(&site.stall_lab, "mmap-read-held", waiters)?;
+    let ready = lab.ready.clone();
     thread::sleep(RIPE);
 
     let mut line = vec!["diagnose"];
@@ -145,7 +142,7 @@ fn show(site: &Site, waiters: u32) -> Result<bool> {
     for verdict in &verdicts {
         println!("  {verdict}");
     }
-    lab.finish(&ready)?;
+    lab.finish()?;
     println!(
         "  clean-up all {} tasks of the lab are gone  ok",
         tasks_of(&ready).len()
@@ -225,124 +222,4 @@ fn diagnose(lockwatch: &Path, arguments: &[&str], on_line: impl FnMut(&str)) -> 
         ),
         End::TimedOut => bail!("`{line}` did not end in {DIAGNOSE_LIMIT:?}"),
     }
-}
-
-/// The running stall lab. However it is left, the stall is ended.
-#[derive(Debug)]
-struct Lab {
-    child: Child,
-    /// Closing it tells the lab to take the stall down.
-    stdin: Option<ChildStdin>,
-    lines: Receiver<String>,
-}
-
-impl Lab {
-    fn start(program: &Path, waiters: u32) -> Result<Self> {
-        let mut child = Command::new(program)
-            .args([
-                "mmap-read-held",
-                "--hold",
-                "60s",
-                "--until-eof",
-                "--waiters",
-            ])
-            .arg(waiters.to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("cannot start {}", program.display()))?;
-        let stdin = child.stdin.take();
-        let stdout = child.stdout.take().context("the lab has no stdout")?;
-        Ok(Self {
-            child,
-            stdin,
-            lines: process::lines_of(stdout),
-        })
-    }
-
-    /// The lab's next line, which must be the named event.
-    fn event(&mut self, name: &str) -> Result<Value> {
-        let line = self.lines.recv_timeout(LAB_LIMIT).map_err(|_| {
-            let state = match self.child.try_wait() {
-                Ok(Some(status)) => format!("it ended with {status}"),
-                _ => format!("nothing came in {LAB_LIMIT:?}"),
-            };
-            anyhow::anyhow!("the stall lab gave no `{name}` event: {state}")
-        })?;
-        let event: Value = serde_json::from_str(&line)
-            .with_context(|| format!("the stall lab wrote no JSON: {line}"))?;
-        ensure!(
-            event["event"] == name,
-            "the stall lab wrote no `{name}` event but {line}"
-        );
-        Ok(event)
-    }
-
-    /// Takes the stall down and looks whether anything of it is left.
-    fn finish(mut self, ready: &Value) -> Result<()> {
-        drop(self.stdin.take());
-        let cleared = self.event("cleared")?;
-        let status = process::wait(&mut self.child, LAB_LIMIT)?
-            .context("the stall lab cleared its stall and does not end")?;
-        ensure!(
-            status.success() && cleared["clean"] == true,
-            "the stall lab could not clean up: {cleared}, {status}"
-        );
-        let left: Vec<String> = tasks_of(ready)
-            .into_iter()
-            // A tid may be somebody else's by now; the name tells.
-            .filter(|(tid, comm)| comm_of(*tid).is_some_and(|now| now == *comm))
-            .map(|(tid, comm)| format!("{comm}[{tid}]"))
-            .collect();
-        ensure!(
-            left.is_empty(),
-            "tasks of the lab are left: {}",
-            left.join(", ")
-        );
-        if let Some(mount) = ready["mount"].as_str().filter(|mount| !mount.is_empty()) {
-            ensure!(!is_mounted(mount)?, "the lab's {mount} is still mounted");
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        if !matches!(self.child.try_wait(), Ok(None)) {
-            return;
-        }
-        say("ending the stall lab …");
-        drop(self.stdin.take());
-        if !matches!(process::wait(&mut self.child, LAB_LIMIT / 6), Ok(Some(_))) {
-            say("the lab ignores the end of its stdin: sending it SIGTERM, then SIGKILL");
-            if let Err(error) = process::end(&mut self.child) {
-                say(format_args!("the stall lab may still run: {error:#}"));
-            }
-        }
-    }
-}
-
-/// Tid and comm of every task that the lab has named and that did not exit before.
-fn tasks_of(ready: &Value) -> Vec<(i64, String)> {
-    ["holders", "waiters", "decoys"]
-        .iter()
-        .flat_map(|list| ready[*list].as_array().into_iter().flatten())
-        .filter(|task| task["exited"] != true)
-        .filter_map(|task| Some((task["tid"].as_i64()?, task["comm"].as_str()?.to_owned())))
-        .collect()
-}
-
-fn comm_of(tid: i64) -> Option<String> {
-    let comm = std::fs::read_to_string(format!("/proc/{tid}/comm")).ok()?;
-    Some(comm.trim_end().to_owned())
-}
-
-fn is_mounted(mount: &str) -> Result<bool> {
-    let mounts = std::fs::File::open("/proc/self/mounts").context("cannot read the mounts")?;
-    for line in std::io::BufReader::new(mounts).lines() {
-        if line?.split(' ').nth(1) == Some(mount) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }

@@ -11,6 +11,7 @@ mod ebpf;
 mod formats;
 mod grid;
 mod kernels;
+mod lab;
 mod learn;
 mod live;
 mod metrics;

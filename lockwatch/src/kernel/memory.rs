@@ -10,6 +10,21 @@ pub trait KernelMemory {
     /// When the reader itself stops working.
     fn read_batch(&mut self, reads: &[(u64, usize)]) -> Result<Vec<Option<Vec<u8>>>, MemoryError>;
 
+    /// As [`Self::read_batch`], and hands each read over in turn instead of keeping it.
+    ///
+    /// # Errors
+    /// As [`Self::read_batch`].
+    fn read_each(
+        &mut self,
+        reads: &[(u64, usize)],
+        take: &mut dyn FnMut(Option<&[u8]>),
+    ) -> Result<(), MemoryError> {
+        for bytes in self.read_batch(reads)? {
+            take(bytes.as_deref());
+        }
+        Ok(())
+    }
+
     /// One read; `None` for an address that is not there.
     ///
     /// # Errors

@@ -148,7 +148,7 @@ impl HoldProbes {
     pub fn snapshot(&mut self) -> Result<Vec<TaskHolds>, LoadError> {
         let mut found = match &self.by_tid {
             None => {
-                let bytes = iterator::read(&mut self.ebpf, TASK_HOLDS)?;
+                let bytes = iterator::read(&mut self.ebpf, TASK_HOLDS, Vec::new())?;
                 <[TaskHolds]>::ref_from_bytes(zerocopy::IntoBytes::as_bytes(bytes.as_slice()))
                     .map_err(|error| LoadError::Iterate(io::Error::other(error.to_string())))?
                     .to_vec()

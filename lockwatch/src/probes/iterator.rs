@@ -27,9 +27,13 @@ where
 }
 
 /// Runs a loaded iterator over everything; gives its records as words, for every part of a
-/// record is a multiple of 8 bytes long.
-pub(super) fn read(ebpf: &mut Ebpf, name: &'static str) -> Result<Vec<u64>, LoadError> {
-    Ok(run(ebpf, name, None)?.unwrap_or_default())
+/// record is a multiple of 8 bytes long. They take the place of what is in `memory`.
+pub(super) fn read(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    memory: Vec<u64>,
+) -> Result<Vec<u64>, LoadError> {
+    Ok(run(ebpf, name, None, memory)?.unwrap_or_default())
 }
 
 /// As [`read`]; `None` if there is more by the deadline.
@@ -38,13 +42,14 @@ pub(super) fn read_until(
     name: &'static str,
     deadline: Instant,
 ) -> Result<Option<Vec<u64>>, LoadError> {
-    run(ebpf, name, Some(deadline))
+    run(ebpf, name, Some(deadline), Vec::new())
 }
 
 fn run(
     ebpf: &mut Ebpf,
     name: &'static str,
     deadline: Option<Instant>,
+    mut words: Vec<u64>,
 ) -> Result<Option<Vec<u64>>, LoadError> {
     let iterator: &mut Iter = program(ebpf, name)?;
     let id = iterator.attach().map_err(LoadError::program)?;
@@ -52,12 +57,18 @@ fn run(
     let mut file = link
         .into_file()
         .map_err(|source| LoadError::program(ProgramError::IOError(io::Error::other(source))))?;
-    let mut buffer = vec![0u64; READ_LEN / 8];
-    let mut words = Vec::new();
+    let mut used = 0;
     loop {
-        match file.read(buffer.as_mut_bytes()) {
-            Ok(0) => return Ok(Some(words)),
-            Ok(len) => words.extend_from_slice(&buffer[..len / 8]),
+        // Read in place. What is added grows with what there is, and is cleared once.
+        if words.len() < used + READ_LEN / 8 {
+            words.resize(words.len() + (words.len() / 4).max(8 * READ_LEN / 8), 0);
+        }
+        match file.read(words[used..used + READ_LEN / 8].as_mut_bytes()) {
+            Ok(0) => {
+                words.truncate(used);
+                return Ok(Some(words));
+            }
+            Ok(len) => used += len / 8,
             // The iterator gives up after a million objects in a row: ask again.
             Err(error)
                 if matches!(

@@ -103,12 +103,13 @@ impl SurveyProbes {
     }
 
     /// Runs the task iterator over every task; gives its records as words, for every
-    /// part of a record is a multiple of 8 bytes long.
+    /// part of a record is a multiple of 8 bytes long. They are read into this memory,
+    /// whatever is in it.
     ///
     /// # Errors
     /// When the kernel refuses the iterator or a read fails.
-    pub fn read_tasks(&mut self) -> Result<Vec<u64>, LoadError> {
-        let words = iterator::read(&mut self.ebpf, TASKS)?;
+    pub fn read_tasks(&mut self, memory: Vec<u64>) -> Result<Vec<u64>, LoadError> {
+        let words = iterator::read(&mut self.ebpf, TASKS, memory)?;
         self.log.flush();
         if let Some(&task) = words.get(offset_of!(TaskRecord, task) / 8) {
             self.lowest = lowest_kernel_address(task);
@@ -173,6 +174,17 @@ impl SurveyProbes {
 impl KernelMemory for SurveyProbes {
     fn read_batch(&mut self, reads: &[(u64, usize)]) -> Result<Vec<Option<Vec<u8>>>, MemoryError> {
         let mut results = Vec::with_capacity(reads.len());
+        self.read_each(reads, &mut |bytes| {
+            results.push(bytes.map(<[u8]>::to_vec));
+        })?;
+        Ok(results)
+    }
+
+    fn read_each(
+        &mut self,
+        reads: &[(u64, usize)],
+        take: &mut dyn FnMut(Option<&[u8]>),
+    ) -> Result<(), MemoryError> {
         let mut rest = reads;
         while !rest.is_empty() {
             let mut count = 0;
@@ -199,12 +211,12 @@ impl KernelMemory for SurveyProbes {
                 } = self.page.get().requests[index];
                 let start = output_offset as usize;
                 let bytes = &self.output.get()[start..start + len as usize];
-                results.push((self.page.get().results[index] == 0).then(|| bytes.to_vec()));
+                take((self.page.get().results[index] == 0).then_some(bytes));
             }
             rest = &rest[count..];
         }
         self.log.flush();
-        Ok(results)
+        Ok(())
     }
 }
 

@@ -4,10 +4,7 @@
 //! `.sched.text`; some of a lock's own functions do not, and come first among the frames.
 
 use crate::{
-    kernel::{
-        arch::is_image_address,
-        sleep_frames::{LOCK_SLOW_PATHS, is_lock_function},
-    },
+    kernel::arch::is_image_address,
     survey::{
         functions::Functions,
         look::{Look, TaskLook},
@@ -22,6 +19,13 @@ pub(super) struct Asking<'a> {
     pub(super) own_frames: usize,
 }
 
+/// How far the asking goes on a stack.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Extent {
+    words: usize,
+    own_frames: usize,
+}
+
 impl<'a> Asking<'a> {
     /// `None` for a task on a CPU, or whose frames are not known.
     pub(super) fn of(
@@ -33,14 +37,17 @@ impl<'a> Asking<'a> {
             return None;
         }
         let words = look.words(task);
-        let caller = task
-            .frames
-            .iter()
-            .position(|frame| !is_lock_function(functions.stem(frame.return_address)));
-        let end = caller.map_or(words.len(), |caller| task.frames[caller].at);
+        let extent = *task.asking.get_or_init(|| {
+            let mut frames = task.frames.iter();
+            let caller = frames.position(|frame| !functions.is_lock_function(frame.return_address));
+            Extent {
+                words: caller.map_or(words.len(), |caller| task.frames[caller].at),
+                own_frames: caller.unwrap_or(task.frames.len()),
+            }
+        });
         Some(Self {
-            words: &words[..end.min(words.len())],
-            own_frames: caller.unwrap_or(task.frames.len()),
+            words: &words[..extent.words.min(words.len())],
+            own_frames: extent.own_frames,
         })
     }
 
@@ -59,12 +66,32 @@ impl<'a> Asking<'a> {
     }
 
     /// The slow path that the caller called, and the return address into it; `None` if the
-    /// task does not wait for a lock.
-    pub(super) fn slow_path<'k>(&self, functions: &mut Functions<'k>) -> Option<(&'k str, u64)> {
-        self.functions(functions)
-            .take_while(|(stem, _)| {
-                !stem.starts_with("schedule") && !stem.starts_with("io_schedule")
-            })
-            .find(|(stem, _)| LOCK_SLOW_PATHS.contains(stem))
+    /// task does not wait for a lock. Looked for once in each task of a look.
+    pub(super) fn slow_path_of<'k>(
+        functions: &mut Functions<'k>,
+        look: &'a Look,
+        task: &TaskLook,
+    ) -> Option<(&'k str, u64)> {
+        let address = *task
+            .slow_path
+            .get_or_init(|| Self::of(functions, look, task)?.slow_path(functions));
+        let address = address?;
+        Some((functions.stem(address), address))
+    }
+
+    fn slow_path(&self, functions: &mut Functions<'_>) -> Option<u64> {
+        for &word in self.words.iter().rev() {
+            if !is_image_address(word) {
+                continue;
+            }
+            let stem = functions.stem(word);
+            if stem.starts_with("schedule") || stem.starts_with("io_schedule") {
+                return None;
+            }
+            if functions.is_slow_path(word) {
+                return Some(word);
+            }
+        }
+        None
     }
 }

@@ -1,9 +1,15 @@
 //! Names of the functions on stacks, each address asked once.
 
+use std::rc::Rc;
+
 use rustc_hash::FxHashMap;
 
 use crate::{
-    kernel::symbols::{Place, Symbols, stem},
+    kernel::{
+        locks::{PERCPU_DRAINS, RT_RWSEM_DRAINS, VMA_DRAINS},
+        sleep_frames::{LOCK_SLOW_PATHS, is_lock_function},
+        symbols::{Place, Symbols, stem},
+    },
     survey::look::TaskLook,
 };
 
@@ -11,7 +17,22 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Functions<'a> {
     symbols: &'a Symbols,
-    known: FxHashMap<u64, Option<(&'a str, u64)>>,
+    known: FxHashMap<u64, Function<'a>>,
+    /// The stems of stacks, by their return addresses.
+    stems: FxHashMap<Rc<[u64]>, Rc<[&'a str]>>,
+    /// Of the stack that is asked for: kept for its memory.
+    stack: Vec<u64>,
+}
+
+/// What is known of a return address.
+#[derive(Clone, Copy, Debug)]
+struct Function<'a> {
+    /// The function it returns into, and its offset there.
+    place: Option<(&'a str, u64)>,
+    stem: &'a str,
+    is_lock_function: bool,
+    is_slow_path: bool,
+    drains: bool,
 }
 
 impl<'a> Functions<'a> {
@@ -20,32 +41,78 @@ impl<'a> Functions<'a> {
         Self {
             symbols,
             known: FxHashMap::default(),
+            stems: FxHashMap::default(),
+            stack: Vec::new(),
         }
+    }
+
+    /// The table behind it.
+    pub(super) const fn symbols(&self) -> &'a Symbols {
+        self.symbols
+    }
+
+    fn function(&mut self, address: u64) -> Function<'a> {
+        let symbols = self.symbols;
+        *self.known.entry(address).or_insert_with(|| {
+            // A call may be the last instruction of its function: look one byte back.
+            let place = symbols
+                .function_at(address - 1)
+                .map(|(name, offset)| (name, offset + 1));
+            let stem = place.map_or("", |(name, _)| stem(name));
+            Function {
+                place,
+                stem,
+                is_lock_function: is_lock_function(stem),
+                is_slow_path: LOCK_SLOW_PATHS.contains(&stem),
+                drains: [PERCPU_DRAINS, RT_RWSEM_DRAINS, VMA_DRAINS]
+                    .iter()
+                    .any(|stems| stems.contains(&stem)),
+            }
+        })
     }
 
     /// The function a return address returns into, and the offset of that address.
     pub(super) fn returned_into(&mut self, address: u64) -> Option<(&'a str, u64)> {
-        // A call may be the last instruction of its function: look one byte back.
-        let symbols = self.symbols;
-        *self.known.entry(address).or_insert_with(|| {
-            symbols
-                .function_at(address - 1)
-                .map(|(name, offset)| (name, offset + 1))
-        })
+        self.function(address).place
     }
 
     /// The stem of that function's name; empty where it is not known.
     pub(super) fn stem(&mut self, address: u64) -> &'a str {
-        self.returned_into(address)
-            .map_or("", |(name, _)| stem(name))
+        self.function(address).stem
+    }
+
+    /// Whether that function is a lock's own.
+    pub(super) fn is_lock_function(&mut self, address: u64) -> bool {
+        self.function(address).is_lock_function
+    }
+
+    /// Whether a task that waits for a lock sleeps in that function.
+    pub(super) fn is_slow_path(&mut self, address: u64) -> bool {
+        self.function(address).is_slow_path
+    }
+
+    /// Whether a writer that has shut a lock waits in that function for its readers.
+    pub(super) fn drains(&mut self, address: u64) -> bool {
+        self.function(address).drains
     }
 
     /// The stems of a task's frames, innermost first.
-    pub(super) fn stems(&mut self, task: &TaskLook) -> Vec<&'a str> {
-        task.frames
-            .iter()
-            .map(|frame| self.stem(frame.return_address))
-            .collect()
+    pub(super) fn stems(&mut self, task: &TaskLook) -> Rc<[&'a str]> {
+        let mut stack = std::mem::take(&mut self.stack);
+        stack.clear();
+        stack.extend(task.frames.iter().map(|frame| frame.return_address));
+        let stems = match self.stems.get(stack.as_slice()) {
+            Some(stems) => Rc::clone(stems),
+            None => {
+                let stems: Rc<[&'a str]> =
+                    stack.iter().map(|&address| self.stem(address)).collect();
+                self.stems
+                    .insert(stack.as_slice().into(), Rc::clone(&stems));
+                stems
+            }
+        };
+        self.stack = stack;
+        stems
     }
 
     /// The place that a return address returns to.

@@ -87,7 +87,7 @@ pub(super) fn pointed_at(
     candidates.dedup();
     match class {
         LockClass::MmapLock => {
-            candidates.retain(|&mm| look.tasks.iter().any(|task| task.record.mm == mm));
+            candidates.retain(|&mm| look.users_of(mm).next().is_some());
         }
         LockClass::SuperUmount => keep_super_blocks(&mut candidates, layout, memory)?,
         _ => keep_inodes(&mut candidates, layout, memory)?,

@@ -1,6 +1,6 @@
 //! One look: every task with its stack, at one moment.
 
-use std::ops::Range;
+use std::{cell::OnceCell, ops::Range};
 
 use lockwatch_ebpf::survey::TaskRecord;
 use rustc_hash::FxHashMap;
@@ -11,7 +11,11 @@ use crate::{
         arch::{ENTRY_FRAME_LEN, PT_REGS_LEN, is_image_address, is_kernel_address},
         memory::comm,
     },
-    survey::stack::{Frame, align},
+    survey::{
+        asking::{Asking, Extent},
+        functions::Functions,
+        stack::{Frame, align},
+    },
     task::{TaskKey, TaskName, TaskState, Tgid, Tid},
 };
 
@@ -26,6 +30,10 @@ pub(super) struct TaskLook {
     pub(super) state: TaskState,
     /// Return addresses with their places, innermost first.
     pub(super) frames: Vec<Frame>,
+    /// Kept by [`Asking::of`].
+    pub(super) asking: OnceCell<Extent>,
+    /// Kept by [`Asking::slow_path_of`]: the return address into it.
+    pub(super) slow_path: OnceCell<Option<u64>>,
     words: Range<usize>,
 }
 
@@ -36,6 +44,9 @@ pub(super) struct Look {
     /// All tasks.
     pub(super) tasks: Vec<TaskLook>,
     by_address: FxHashMap<u64, usize>,
+    /// The tasks of each address space, by its address.
+    by_mm: OnceCell<Vec<(u64, u32)>>,
+    by_tid: OnceCell<FxHashMap<Tid, usize>>,
     stack_bases: Vec<u64>,
     thread_size: u64,
     /// `CLOCK_MONOTONIC` ns of the last task read.
@@ -87,6 +98,8 @@ impl Look {
                     record.on_rq != 0,
                 ),
                 frames,
+                asking: OnceCell::new(),
+                slow_path: OnceCell::new(),
                 words,
                 record,
             });
@@ -106,6 +119,8 @@ impl Look {
             bytes,
             tasks,
             by_address,
+            by_mm: OnceCell::new(),
+            by_tid: OnceCell::new(),
             stack_bases,
             thread_size: thread_size.into(),
         }
@@ -150,6 +165,51 @@ impl Look {
     /// The task whose `task_struct` lies at this address.
     pub(super) fn task_at(&self, address: u64) -> Option<usize> {
         self.by_address.get(&address).copied()
+    }
+
+    /// The tasks that use the address space at this address, of which there is none at 0, in
+    /// the order of the look.
+    pub(super) fn users_of(&self, mm: u64) -> impl Iterator<Item = &TaskLook> {
+        let by_mm = self.by_mm.get_or_init(|| {
+            let tasks = self.tasks.iter().zip(0..);
+            let used = tasks.map(|(task, index)| (task.record.mm, index));
+            let mut by_mm: Vec<(u64, u32)> = used.filter(|(mm, _)| *mm != 0).collect();
+            by_mm.sort_unstable();
+            by_mm
+        });
+        let first = by_mm.partition_point(|(other, _)| *other < mm);
+        by_mm[first..]
+            .iter()
+            .take_while(move |(other, _)| *other == mm)
+            .map(|&(_, index)| &self.tasks[index as usize])
+    }
+
+    /// The thread with this id.
+    pub(super) fn thread(&self, tid: Tid) -> Option<&TaskLook> {
+        let by_tid = self.by_tid.get_or_init(|| {
+            let tasks = self.tasks.iter().enumerate().rev();
+            tasks
+                .map(|(index, task)| (task.name.key.tid, index))
+                .collect()
+        });
+        by_tid.get(&tid).map(|&index| &self.tasks[index])
+    }
+
+    /// Keeps of each stack only what the task asks for a lock on, if it does: all that
+    /// counts once a look has been gone through. Gives the memory of all stacks.
+    pub(super) fn forget_callers(&mut self, functions: &mut Functions<'_>) -> Vec<u64> {
+        let mut kept = Vec::new();
+        let mut places = Vec::with_capacity(self.tasks.len());
+        for task in &self.tasks {
+            let asking = Asking::of(functions, self, task);
+            let start = kept.len();
+            kept.extend_from_slice(asking.map_or(&[], |asking| asking.words));
+            places.push(start..kept.len());
+        }
+        for (task, place) in self.tasks.iter_mut().zip(places) {
+            task.words = place;
+        }
+        std::mem::replace(&mut self.bytes, kept)
     }
 
     /// As if this task had come after the look.

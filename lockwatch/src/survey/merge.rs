@@ -61,6 +61,8 @@ pub(super) struct Merger<'a, 'k> {
     pub(super) clocks: Clocks,
     /// Equal stacks, kept once.
     pub(super) stacks: &'a mut Stacks,
+    /// Their ids, by their return addresses.
+    pub(super) by_addresses: FxHashMap<Vec<u64>, StackId>,
 }
 
 /// Most tasks that are named as merely possible holders of one lock.
@@ -172,13 +174,14 @@ impl Merger<'_, '_> {
     fn caller(&mut self, task: &TaskLook) -> Option<String> {
         let stems = self.functions.stems(task);
         stems
-            .into_iter()
+            .iter()
+            .copied()
             .find(|stem| is_caller(stem))
             .map(ToOwned::to_owned)
     }
 
     pub(super) fn stack(&mut self, look: &Look, task: &TaskLook) -> StackId {
-        let mut frames = Vec::with_capacity(task.frames.len() + 1);
+        let mut addresses = Vec::with_capacity(task.frames.len() + 1);
         // One that the unwinder has left out.
         if let Some((_, address)) = stuck::slow_path(self.functions, look, task)
             && task
@@ -186,12 +189,16 @@ impl Merger<'_, '_> {
                 .iter()
                 .all(|frame| frame.return_address != address)
         {
-            frames.push(self.functions.show(address));
+            addresses.push(address);
         }
-        for frame in &task.frames {
-            frames.push(self.functions.show(frame.return_address));
+        addresses.extend(task.frames.iter().map(|frame| frame.return_address));
+        if let Some(&id) = self.by_addresses.get(&addresses) {
+            return id;
         }
-        self.stacks.intern(frames)
+        let shown = addresses.iter().map(|&at| self.functions.show(at));
+        let id = self.stacks.intern(shown.collect());
+        self.by_addresses.insert(addresses, id);
+        id
     }
 
     fn holders(&mut self, first: Option<&Seen<'_>>, last: &Seen<'_>) -> Vec<Holder> {

@@ -19,7 +19,7 @@ use crate::{
         paths::{Paths, mount_namespace},
         queue::Queue,
     },
-    task::Tgid,
+    task::{Tgid, Tid},
 };
 
 /// What a lock is.
@@ -103,8 +103,8 @@ pub(super) fn own_namespace(
     memory: &mut dyn KernelMemory,
 ) -> Result<Option<u64>, MemoryError> {
     let own_tgid = std::process::id();
-    let own = look.tasks.iter().find(|task| task.name.tgid.0 == own_tgid);
-    match own {
+    let any = || look.tasks.iter().find(|task| task.name.tgid.0 == own_tgid);
+    match look.thread(Tid(own_tgid)).or_else(any) {
         Some(own) => mount_namespace(own.record.task, layout, memory),
         None => Ok(None),
     }
@@ -346,12 +346,8 @@ fn mm_owner(
     layout: &Layout,
     memory: &mut dyn KernelMemory,
 ) -> Result<(bool, Option<(Tgid, String)>), MemoryError> {
-    let users: Vec<_> = look
-        .tasks
-        .iter()
-        .filter(|task| task.record.mm == mm)
-        .collect();
-    if users.is_empty() || mm == 0 {
+    let mut users = look.users_of(mm).peekable();
+    if users.peek().is_none() {
         return Ok((false, None));
     }
     // vfork and CLONE_VM share an mm between processes: its owner gives the name.
@@ -359,15 +355,15 @@ fn mm_owner(
         Some(offset) => memory.read_u64(mm + offset)?,
         None => None,
     };
-    let user = users
-        .iter()
+    let user = look
+        .users_of(mm)
         .find(|task| owner == Some(task.record.task))
-        .or_else(|| users.iter().min_by_key(|task| task.name.key.start_ns));
+        .or_else(|| users.min_by_key(|task| task.name.key.start_ns));
     // Threads have names of their own; the process goes by its leader's.
-    let named = user.and_then(|user| {
+    let named = user.map(|user| {
         let tgid = user.name.tgid;
-        let leader = look.tasks.iter().find(|task| task.name.key.tid.0 == tgid.0);
-        Some((tgid, leader.or(Some(*user))?.name.comm.to_string()))
+        let leader = look.thread(Tid(tgid.0));
+        (tgid, leader.unwrap_or(user).name.comm.to_string())
     });
     Ok((true, named))
 }

@@ -19,7 +19,6 @@ use crate::{
         layout::Layout,
         lock_classes,
         memory::{KernelMemory, MemoryError, comm},
-        symbols::Symbols,
     },
     lock::{Lock, LockClass, LockMode, LockObject, RecentHold, Stacks},
     probes::long_holds::LongHolds,
@@ -39,11 +38,10 @@ pub(super) fn describe(
     look: &Look,
     recorders: &dyn LongHolds,
     layout: &Layout,
-    symbols: &Symbols,
+    functions: &mut Functions<'_>,
     memory: &mut dyn KernelMemory,
 ) -> Result<(), MemoryError> {
     let classes = Classes::new(layout);
-    let mut functions = Functions::new(symbols);
     for lock in &mut survey.locks {
         let began_ns = survey.taken_at_ns.saturating_sub(lock.oldest_wait().0);
         let mut holds = Vec::new();
@@ -67,7 +65,7 @@ pub(super) fn describe(
         }
         lock.recent_holds = told_once(holds)
             .iter()
-            .filter_map(|hold| recent(hold, survey.taken_at_ns, &mut functions, &mut survey.stacks))
+            .filter_map(|hold| recent(hold, survey.taken_at_ns, functions, &mut survey.stacks))
             .collect();
     }
     Ok(())
@@ -250,6 +248,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        kernel::symbols::Symbols,
         lock::LockAddr,
         report::example,
         survey::image::{self, Image, TAKEN_AT_NS},
@@ -329,7 +328,15 @@ mod tests {
         survey.taken_at_ns = TAKEN_AT_NS;
         let (layout, symbols) = (image::layout(), symbols());
         let kept = Kept(holds.to_vec());
-        describe(&mut survey, &look, &kept, &layout, &symbols, &mut image).unwrap();
+        describe(
+            &mut survey,
+            &look,
+            &kept,
+            &layout,
+            &mut Functions::new(&symbols),
+            &mut image,
+        )
+        .unwrap();
         let lock = survey.locks.remove(0);
         if let Some(first) = lock.recent_holds.first() {
             let frames: Vec<_> = survey.stacks.frames(first.stack).to_vec();

@@ -92,7 +92,7 @@ fn known(locks: &[Lock], daemons: &[Daemon]) -> FxHashMap<TaskKey, Awaited> {
 /// The innermost function outside of the scheduler that a task sleeps in.
 fn sleeps_in(functions: &mut Functions<'_>, look: &Look, task: usize) -> Awaited {
     let stems = functions.stems(&look.tasks[task]);
-    match stems.into_iter().find(|stem| is_caller(stem)) {
+    match stems.iter().copied().find(|stem| is_caller(stem)) {
         Some(function) => Awaited::Function(function.to_owned()),
         None => Awaited::Unknown,
     }

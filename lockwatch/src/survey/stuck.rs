@@ -62,5 +62,5 @@ pub(super) fn slow_path<'k>(
     look: &Look,
     task: &TaskLook,
 ) -> Option<(&'k str, u64)> {
-    Asking::of(functions, look, task)?.slow_path(functions)
+    Asking::slow_path_of(functions, look, task)
 }

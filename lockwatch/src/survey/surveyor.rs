@@ -207,23 +207,26 @@ impl Surveyor {
         let began = Instant::now();
         self.fuse.forget_devices();
         let until = began + options.deadline;
-        let first = self.look(until)?;
+        let symbols = Arc::clone(&self.kernel.symbols);
+        let functions = &mut Functions::new(&symbols);
+        let first = self.look(until, Vec::new(), functions)?;
         // Nobody waits, and no CPU seems to hang: nothing can be standing.
         let is_quiet = first.queues.is_empty() && first.sleepers.is_empty() && suspects.is_empty();
         if is_quiet && first.unsettled == 0 && !first.fuse.is_waited_for() {
-            return self.conclude(&[first], suspects, began, Vec::new());
+            return self.conclude(&[first], suspects, began, Vec::new(), functions);
         }
         let looks = [first];
         if began.elapsed() + options.pause > options.deadline {
             let reason = "the deadline left time for one look only: nothing is certain".to_owned();
-            return self.conclude(&looks, suspects, began, vec![reason]);
+            return self.conclude(&looks, suspects, began, vec![reason], functions);
         }
-        // What the first look says is put together during the pause.
-        let seen = Instant::now();
-        preliminary(self.conclude(&looks, suspects, began, Vec::new())?);
-        thread::sleep(options.pause.saturating_sub(seen.elapsed()));
+        // What the first look says is put together during the pause, which begins when all
+        // tasks have been read.
+        preliminary(self.conclude(&looks, suspects, began, Vec::new(), functions)?);
         let [mut first] = looks;
-        let mut second = self.look(until)?;
+        let memory = first.look.forget_callers(functions);
+        thread::sleep(options.pause.saturating_sub(first.read_at.elapsed()));
+        let mut second = self.look(until, memory, functions)?;
         let mut paused = options.pause;
         // Under a queue that changes faster than it is read, the next look may have luck.
         for _ in 0..LOOKS_MORE {
@@ -233,7 +236,7 @@ impl Surveyor {
             }
             thread::sleep(options.pause);
             paused += options.pause;
-            let third = self.look(until)?;
+            let third = self.look(until, Vec::new(), functions)?;
             // The two that could read most, the later ones of equals.
             if third.unsettled > first.unsettled.max(second.unsettled) {
                 continue;
@@ -243,7 +246,7 @@ impl Surveyor {
             }
             second = third;
         }
-        let mut survey = self.conclude(&[first, second], suspects, began, Vec::new())?;
+        let mut survey = self.conclude(&[first, second], suspects, began, Vec::new(), functions)?;
         survey.paused = Nanos::from_duration(paused);
         Ok(survey)
     }
@@ -254,16 +257,22 @@ impl Surveyor {
         suspects: &[Suspect],
         began: Instant,
         degraded: Vec<String>,
+        functions: &mut Functions<'_>,
     ) -> Result<Survey, SurveyError> {
-        let mut survey = self.kernel.conclude(looks, suspects, began, degraded);
+        let kernel = &self.kernel;
+        let mut survey = kernel.conclude(looks, suspects, began, degraded, functions);
         if let Some(last) = looks.last() {
             self.kernel
-                .describe_holders(&mut survey, &last.look, &mut self.probes)?;
+                .describe_holders(&mut survey, &last.look, functions, &mut self.probes)?;
             survey.kernel_log = self.log.log(last.scheduler_offset_ns);
             // After one look there is no time, or more to come.
             if looks.len() > 1 {
-                self.kernel
-                    .describe_sleepers(&mut survey, &last.look, &mut self.probes)?;
+                self.kernel.describe_sleepers(
+                    &mut survey,
+                    &last.look,
+                    functions,
+                    &mut self.probes,
+                )?;
                 if !survey.locks.is_empty() {
                     let recorders = Recorders::find();
                     tracing::debug!(
@@ -275,7 +284,7 @@ impl Surveyor {
                         &last.look,
                         &recorders,
                         &self.kernel.layout,
-                        &self.kernel.symbols,
+                        functions,
                         &mut self.probes,
                     )?;
                 }
@@ -294,14 +303,19 @@ impl Surveyor {
         Ok(survey)
     }
 
-    /// One look at everything: tasks, queues, and who could hold what.
-    fn look(&mut self, until: Instant) -> Result<Sight, SurveyError> {
+    /// One look at everything: tasks, queues, and who could hold what. The tasks are read
+    /// into this memory, whatever is in it.
+    fn look(
+        &mut self,
+        until: Instant,
+        memory: Vec<u64>,
+        functions: &mut Functions<'_>,
+    ) -> Result<Sight, SurveyError> {
         let began = Instant::now();
         let woke_ns = own_wake_up();
-        let look = Look::decode(
-            self.probes.read_tasks()?,
-            self.kernel.layout.task.thread_size,
-        );
+        let tasks = self.probes.read_tasks(memory)?;
+        let read_at = Instant::now();
+        let look = Look::decode(tasks, self.kernel.layout.task.thread_size);
         let (holds, holds_error) = match self.holds.as_mut().map(|source| source.holds()) {
             Some(Ok(holds)) => (holds, None),
             Some(Err(error)) => (Vec::new(), Some(error.to_string())),
@@ -313,13 +327,14 @@ impl Surveyor {
             &look,
             scheduler_offset_ns,
             Some(own_tid()),
+            functions,
             &mut self.sleeps,
             &mut self.probes,
         )?;
-        let (queues, unsettled) = self
-            .kernel
-            .queues(&look, &holds, own_tgid, &mut self.probes)?;
-        let waits = fuse::waits(&mut Functions::new(&self.kernel.symbols), &look);
+        let (queues, unsettled) =
+            self.kernel
+                .queues(&look, &holds, own_tgid, functions, &mut self.probes)?;
+        let waits = fuse::waits(functions, &look);
         let mut asker = Asker {
             layout: &self.kernel.layout,
             symbols: &self.kernel.symbols,
@@ -336,6 +351,7 @@ impl Surveyor {
             fuse,
             unsettled,
             holds_error,
+            read_at,
             took: began.elapsed(),
         })
     }

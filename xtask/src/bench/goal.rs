@@ -67,6 +67,30 @@ pub(crate) const GOALS: &[Goal] = &[
         what: "`export`: from exec to attached",
     },
     Goal {
+        figure: "1469 waiters/diagnose",
+        kernel: "running",
+        value: 60e6,
+        what: "`diagnose` with 1,469 tasks that wait, besides the pause between its looks",
+    },
+    Goal {
+        figure: "1469 waiters/survey",
+        kernel: "running",
+        value: 10e6,
+        what: "a survey with 1,469 tasks that wait, everything loaded",
+    },
+    Goal {
+        figure: "20000 waiters/survey",
+        kernel: "running",
+        value: 150e6,
+        what: "a survey with 20,000 tasks that wait, everything loaded",
+    },
+    Goal {
+        figure: "20000 waiters/survey, peak",
+        kernel: "running",
+        value: 60.0 * 1024.0 * 1024.0,
+        what: "… and the most memory that it takes",
+    },
+    Goal {
         figure: "resident/watch",
         kernel: "6.12",
         value: 25.0 * 1024.0 * 1024.0,

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: what lockwatch costs, and what its peers cost beside it.
 
+mod diagnose;
 mod events;
 mod figure;
 mod goal;
@@ -58,6 +59,8 @@ pub(crate) enum Part {
     Native,
     /// How many events a second go from the kernel to the detectors, and what is lost
     Events,
+    /// How long it takes to say what is stuck, by how many wait
+    Diagnose,
 }
 
 /// What a part needs to know.
@@ -80,7 +83,7 @@ impl Part {
     fn is_steady(self) -> bool {
         match self {
             Self::Start | Self::Locks | Self::Events => true,
-            Self::Native => false,
+            Self::Native | Self::Diagnose => false,
         }
     }
 
@@ -95,6 +98,7 @@ impl Part {
             Self::Locks => locks::measure(bench),
             Self::Native => native::measure(bench),
             Self::Events => events::measure(bench),
+            Self::Diagnose => diagnose::measure(bench),
         }
     }
 }

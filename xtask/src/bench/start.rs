@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
+pub(super) use self::run::peak;
 use self::run::{Memory, Running};
 use super::Bench;
 use super::figure::{Figure, Unit};
@@ -127,7 +128,7 @@ fn memory(binary: &Path) -> Result<BTreeMap<String, Memory>> {
         running.end()?;
         memory.insert(arguments_of(arguments), of_command);
     }
-    let peak = run::peak(binary, &[DIAGNOSE, "--deadline", "60s"])?;
+    let peak = peak(binary, &[DIAGNOSE, "--deadline", "60s"])?;
     let diagnose = Memory {
         peak,
         ..Memory::default()

@@ -97,6 +97,7 @@ fn conclude(first: Option<(&Look, &SeenFuse)>, last: (&Look, &SeenFuse)) -> Vec<
             hz: None,
         },
         stacks: &mut stacks,
+        by_addresses: FxHashMap::default(),
     };
     let sight = |(look, fuse)| Sight { look, fuse };
     daemons(first.map(sight), sight(last), 0, &mut merger)

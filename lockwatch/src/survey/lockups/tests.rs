@@ -164,6 +164,7 @@ impl Made {
                 hz: None,
             },
             stacks: &mut stacks,
+            by_addresses: rustc_hash::FxHashMap::default(),
         };
         (lockups(suspects, &cpus, &mut merger), stacks)
     }

@@ -6,7 +6,7 @@
 use super::{Queue, Row};
 use crate::{
     kernel::{
-        arch::is_kernel_address,
+        arch::{is_image_address, is_kernel_address},
         layout::Layout,
         locks::{LockWord, PERCPU_DRAINS, RT_RWSEM_DRAINS, VMA_DRAINS, VmaLockLayout, WordLayout},
         memory::{KernelMemory, MemoryError, half_word, word},
@@ -37,6 +37,9 @@ pub(in crate::survey) fn find(
         .rt_rwsem
         .map(|rwsem| (rwsem.size, rwsem.word, rwsem.rtmutex as u64));
     for index in 0..look.tasks.len() {
+        if !may_drain(look, functions, index) {
+            continue;
+        }
         let drains = [
             (PERCPU_DRAINS, percpu, LockKind::PercpuRwsem),
             (RT_RWSEM_DRAINS, rwsem, LockKind::Rwsem),
@@ -57,6 +60,19 @@ pub(in crate::survey) fn find(
         }
     }
     Ok(())
+}
+
+/// Whether any word of the asking is of a function that drains a lock: of most tasks none is.
+fn may_drain(look: &Look, functions: &mut Functions<'_>, index: usize) -> bool {
+    let task = &look.tasks[index];
+    if !task.state.is_asleep() {
+        return false;
+    }
+    let Some(asking) = Asking::of(functions, look, task) else {
+        return false;
+    };
+    let mut words = asking.words.iter().filter(|&&word| is_image_address(word));
+    words.any(|&word| functions.drains(word))
 }
 
 fn add(queues: &mut Vec<Queue>, queue: Queue) {

@@ -74,12 +74,19 @@ pub(super) struct Stacked {
 /// the lock and have not run since.
 pub(super) fn on_stacks(look: &Look, rows: &[Row]) -> Vec<Stacked> {
     let mut stacked = Vec::new();
+    let ranges = || rows.iter().flat_map(|row| &row.slow_paths);
+    // Most words lie in none of them.
+    let all = ranges().map(|range| range.start).min().unwrap_or(u64::MAX)
+        ..ranges().map(|range| range.end).max().unwrap_or(0);
     for (index, task) in look.tasks.iter().enumerate() {
         let words = look.words(task);
         let region = asking_len(look, task, rows);
         // The outermost return address into a slow path is the live one; deeper ones
         // can be left from an earlier wait, with an entry that looks the same.
         let candidate = (0..region).rev().find_map(|at| {
+            if !all.contains(&words[at]) {
+                return None;
+            }
             let row = rows
                 .iter()
                 .position(|row| in_ranges(&row.slow_paths, words[at]))?;

@@ -49,9 +49,9 @@ pub(super) fn groups(
     let mut group_of: FxHashMap<u64, usize> = FxHashMap::default();
     let mut by_head: FxHashMap<u64, usize> = FxHashMap::default();
     let mut groups: Vec<Group> = Vec::new();
+    let mut path: Vec<Entry> = Vec::new();
+    let mut on_path = FxHashSet::default();
     for entry in entries {
-        let mut path = Vec::new();
-        let mut on_path = FxHashSet::default();
         let mut at = entry;
         let group = loop {
             if let Some(&group) = group_of.get(&at.address) {
@@ -78,7 +78,9 @@ pub(super) fn groups(
                 }
             }
         };
-        for member in path {
+        for member in path.drain(..) {
+            // One by one: to clear a large table for each entry would take the square of time.
+            on_path.remove(&member.address);
             group_of.insert(member.address, group);
             groups[group].members.push(member);
         }
@@ -147,17 +149,19 @@ fn settle_once(
             .iter()
             .map(|entry| (start_of(layout, entry.address), layout.entry.size)),
     );
-    let mut read = memory.read_batch(&reads)?.into_iter();
-    let locks: Vec<_> = candidates.iter().copied().zip(read.by_ref()).collect();
-    let mut entries: FxHashMap<u64, Entry> = group
-        .members
-        .iter()
-        .zip(read)
-        .filter_map(|(then, bytes)| {
-            let now = parse_entry(look, layout, then.address, &bytes?)?;
-            Some((now.address, now))
-        })
-        .collect();
+    let mut locks = Vec::with_capacity(candidates.len());
+    let mut entries = FxHashMap::default();
+    entries.reserve(group.members.len());
+    let (mut asked, mut members) = (candidates.iter(), group.members.iter());
+    memory.read_each(&reads, &mut |bytes| {
+        if let Some(&lock) = asked.next() {
+            locks.push((lock, bytes.map(<[u8]>::to_vec)));
+        } else if let (Some(then), Some(bytes)) = (members.next(), bytes)
+            && let Some(now) = parse_entry(look, layout, then.address, bytes)
+        {
+            entries.insert(now.address, now);
+        }
+    })?;
     for (lock, bytes) in locks {
         let Some(bytes) = bytes else { continue };
         let (first, end) = match layout.queue {

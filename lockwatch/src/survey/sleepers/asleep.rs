@@ -122,9 +122,12 @@ pub(in crate::survey) fn seen(
     if let Some(bit) = layout.io_wait {
         let byte = |sleeper: &Asleep| (look.tasks[sleeper.task].record.task + bit.byte, 1);
         let reads: Vec<(u64, usize)> = asleep.iter().map(byte).collect();
-        for (sleeper, byte) in asleep.iter_mut().zip(memory.read_batch(&reads)?) {
-            sleeper.io_wait = byte.is_some_and(|byte| byte[0] & bit.mask != 0);
-        }
+        let mut sleepers = asleep.iter_mut();
+        memory.read_each(&reads, &mut |byte| {
+            if let (Some(sleeper), Some(byte)) = (sleepers.next(), byte) {
+                sleeper.io_wait = byte[0] & bit.mask != 0;
+            }
+        })?;
     }
     Ok(asleep)
 }
@@ -158,10 +161,10 @@ fn told(
             [layout.exec_start, layout.group_queue].map(|at| (task.wrapping_add(at), 8))
         })
         .collect();
-    let read = memory.read_batch(&reads)?;
-    let words: Vec<Option<u64>> = (read.iter())
-        .map(|bytes| bytes.as_deref().map(|bytes| word(bytes, 0)))
-        .collect();
+    let mut words: Vec<Option<u64>> = Vec::with_capacity(reads.len());
+    memory.read_each(&reads, &mut |bytes| {
+        words.push(bytes.map(|bytes| word(bytes, 0)));
+    })?;
     let of_groups = run_queues(&words, layout, memory)?;
     // No run queue's clock is ahead of time. Ours was set when we last got the CPU, or by a
     // tick since.

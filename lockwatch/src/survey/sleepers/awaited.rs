@@ -14,7 +14,6 @@ use crate::{
     kernel::{
         layout::Layout,
         memory::{KernelMemory, MemoryError},
-        symbols::Symbols,
     },
     sleeper::{Awaited, Queue, Sleeper},
     survey::{Survey, device, functions::Functions, look::Look},
@@ -36,7 +35,7 @@ pub(in crate::survey) fn describe(
     survey: &mut Survey,
     look: &Look,
     layout: &Layout,
-    symbols: &Symbols,
+    functions: &mut Functions<'_>,
     memory: &mut dyn KernelMemory,
 ) -> Result<(), MemoryError> {
     let is_open = |sleeper: &Sleeper| {
@@ -58,7 +57,6 @@ pub(in crate::survey) fn describe(
     if open.is_empty() {
         return Ok(());
     }
-    let mut functions = Functions::new(symbols);
     let mut patience = Patience::from(Instant::now());
     let mut unasked: FxHashSet<usize> = FxHashSet::default();
     for (sleeper, index) in &mut open {
@@ -82,7 +80,7 @@ pub(in crate::survey) fn describe(
             if let Some(connection) = connection.filter(|it| connections.contains(it)) {
                 sleeper.awaits = Awaited::Fuse(connection);
             }
-        } else if let Some(name) = device::of_task(&mut functions, look, task, layout, memory)? {
+        } else if let Some(name) = device::of_task(functions, look, task, layout, memory)? {
             sleeper.awaits = Awaited::Device(name.clone());
             sleeper.stuck.device = Some(BlockDevice {
                 name,
@@ -97,7 +95,7 @@ pub(in crate::survey) fn describe(
         let mut queues = Queues {
             look,
             layout,
-            symbols,
+            symbols: functions.symbols(),
             memory,
         };
         let asked: Vec<usize> = open.iter().map(|(_, index)| *index).collect();

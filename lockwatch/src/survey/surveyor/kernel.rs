@@ -81,18 +81,18 @@ impl Kernel {
         look: &Look,
         holds: &[TracedHold],
         own_tgid: u32,
+        functions: &mut Functions<'_>,
         memory: &mut dyn KernelMemory,
     ) -> Result<(Vec<SeenQueue>, u32), MemoryError> {
-        let mut functions = Functions::new(&self.symbols);
         let mut found = queue::find(look, &self.rows, memory)?;
-        let pi = queue::find_pi(look, &self.layout.locks, &mut functions, memory)?;
+        let pi = queue::find_pi(look, &self.layout.locks, functions, memory)?;
         found.queues.extend(pi.queues);
         found.unsettled += pi.unsettled;
         queue::find_drained(
             look,
             &self.rows,
             &self.layout,
-            &mut functions,
+            functions,
             memory,
             &mut found.queues,
         )?;
@@ -100,7 +100,7 @@ impl Kernel {
         for mut queue in found.queues {
             let caller = queue.entries.first().and_then(|entry| {
                 let stems = functions.stems(&look.tasks[entry.task]);
-                stems.into_iter().find(|stem| names::is_caller(stem))
+                stems.iter().copied().find(|stem| names::is_caller(stem))
             });
             let identity =
                 names::identify(&queue, caller, look, &self.layout, &self.symbols, memory)?;
@@ -111,7 +111,7 @@ impl Kernel {
             let mut scene = Scene {
                 look,
                 layout: &self.layout,
-                functions: &mut functions,
+                functions,
                 memory,
                 own_tgid,
             };
@@ -136,9 +136,9 @@ impl Kernel {
         &self,
         survey: &mut Survey,
         look: &Look,
+        functions: &mut Functions<'_>,
         memory: &mut dyn KernelMemory,
     ) -> Result<(), MemoryError> {
-        let mut functions = Functions::new(&self.symbols);
         let tasks = look.by_key();
         for holder in survey.locks.iter_mut().flat_map(|lock| &mut lock.holders) {
             let Some(&index) = tasks.get(&holder.task.key) else {
@@ -149,7 +149,7 @@ impl Kernel {
                 holder.cgroup = cgroup::path(task, layout, memory)?;
             }
             if holder.stuck.class == StuckClass::BlockIo {
-                let name = device::of_task(&mut functions, look, task, &self.layout, memory)?;
+                let name = device::of_task(functions, look, task, &self.layout, memory)?;
                 holder.stuck.device = name.map(|name| BlockDevice {
                     name,
                     in_flight: None,
@@ -169,6 +169,7 @@ impl Kernel {
         look: &Look,
         scheduler_offset_ns: Option<i64>,
         own: Option<Tid>,
+        functions: &mut Functions<'_>,
         history: &mut History,
         memory: &mut dyn KernelMemory,
     ) -> Result<Vec<Asleep>, MemoryError> {
@@ -176,9 +177,8 @@ impl Kernel {
             scheduler_offset_ns,
             hz: None,
         };
-        let mut functions = Functions::new(&self.symbols);
         let layout = &self.layout;
-        sleepers::seen(look, &clocks, own, layout, &mut functions, history, memory)
+        sleepers::seen(look, &clocks, own, layout, functions, history, memory)
     }
 
     /// Says what the sleepers wait for. The look is the survey's last one.
@@ -189,9 +189,10 @@ impl Kernel {
         &self,
         survey: &mut Survey,
         look: &Look,
+        functions: &mut Functions<'_>,
         memory: &mut dyn KernelMemory,
     ) -> Result<(), MemoryError> {
-        sleepers::describe(survey, look, &self.layout, &self.symbols, memory)
+        sleepers::describe(survey, look, &self.layout, functions, memory)
     }
 
     /// What looks at the memory of a kernel say that somebody has kept. Its tasks' times
@@ -209,9 +210,10 @@ impl Kernel {
         let began = Instant::now();
         let mut sights = Vec::new();
         let mut history = History::default();
+        let functions = &mut Functions::new(&self.symbols);
         for look in looks {
-            let (queues, unsettled) = self.queues(&look, &[], 0, memory)?;
-            let sleepers = self.sleepers(&look, Some(0), None, &mut history, memory)?;
+            let (queues, unsettled) = self.queues(&look, &[], 0, functions, memory)?;
+            let sleepers = self.sleepers(&look, Some(0), None, functions, &mut history, memory)?;
             sights.push(Sight {
                 scheduler_offset_ns: Some(0),
                 look,
@@ -220,13 +222,14 @@ impl Kernel {
                 fuse: SeenFuse::default(),
                 unsettled,
                 holds_error: None,
+                read_at: began,
                 took: Duration::ZERO,
             });
         }
-        let mut survey = self.conclude(&sights, suspects, began, Vec::new());
+        let mut survey = self.conclude(&sights, suspects, began, Vec::new(), functions);
         if let Some(last) = sights.last() {
-            self.describe_holders(&mut survey, &last.look, memory)?;
-            self.describe_sleepers(&mut survey, &last.look, memory)?;
+            self.describe_holders(&mut survey, &last.look, functions, memory)?;
+            self.describe_sleepers(&mut survey, &last.look, functions, memory)?;
         }
         Ok(survey)
     }
@@ -237,6 +240,7 @@ impl Kernel {
         suspects: &[lockup::Suspect],
         began: Instant,
         mut degraded: Vec<String>,
+        functions: &mut Functions<'_>,
     ) -> Survey {
         degraded.extend(self.layout.locks.degraded.iter().cloned());
         let (first, last) = match looks {
@@ -245,15 +249,15 @@ impl Kernel {
             [] => unreachable!("a survey has at least one look"),
         };
         let mut stacks = Stacks::default();
-        let mut functions = Functions::new(&self.symbols);
         let clocks = clocks(looks);
         if clocks.hz.is_none() {
             degraded.push("the kernel's tick rate could not be told: waits are counted from the last time off CPU".to_owned());
         }
         let mut merger = Merger {
-            functions: &mut functions,
+            functions,
             clocks,
             stacks: &mut stacks,
+            by_addresses: FxHashMap::default(),
         };
         let earlier = first.map(Sight::by_lock);
         let mut locks = Vec::new();
@@ -368,6 +372,8 @@ pub(super) struct Sight {
     pub(super) unsettled: u32,
     /// Why the tracer could not tell its holds.
     pub(super) holds_error: Option<String>,
+    /// When all its tasks had been read.
+    pub(super) read_at: Instant,
     pub(super) took: Duration,
 }
 
