@@ -24,7 +24,7 @@ const TOGETHER: [(&str, &str); 19] = [
     ("live_hung", "hanging tasks, by what they wait for"),
     (
         "live_symbols",
-        "symbols from the kernel's own tables, as it lists them",
+        "symbols in memory are those that the kernel lists",
     ),
     (
         "live_raw",
