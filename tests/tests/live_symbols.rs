@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
-use std::{collections::BTreeSet, fs};
+use std::fs;
 
 use lockwatch::{
     kernel::symbols::{self, Symbols},
