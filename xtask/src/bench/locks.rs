@@ -30,7 +30,7 @@ const TOLERANCE: f64 = 0.03;
 /// The same of whole cycles: they go through the scheduler.
 const OF_CYCLES: f64 = 0.1;
 /// The same of attaching, which waits for other things that the kernel does.
-const OF_ATTACHING: f64 = 0.05;
+const OF_ATTACHING: f64 = 0.1;
 
 /// What the program tells.
 #[derive(Debug, Deserialize)]

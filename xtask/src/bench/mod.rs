@@ -89,7 +89,7 @@ impl Part {
 
     /// Whether it boots virtual machines.
     fn needs_machines(self) -> bool {
-        self == Self::Locks
+        matches!(self, Self::Start | Self::Locks)
     }
 
     fn measure(self, bench: &Bench<'_>) -> Result<Vec<Figure>> {

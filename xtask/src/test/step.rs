@@ -104,7 +104,7 @@ pub(crate) fn steps(workspace: &Workspace, plan: &Plan<'_>) -> Result<Vec<Step>>
         _ => Action::Check(verb(arguments)),
     };
     let kernels = unless_skipped(&["kernels", "--check"]);
-    let bench_vm = unless_skipped(&["bench", "--check", "locks"]);
+    let bench_vm = unless_skipped(&["bench", "--check", "start", "locks"]);
     steps.push(step(VM, 50, vm));
     steps.push(step("kernels", 1, kernels));
     steps.push(check("bench", 5, verb(&["bench", "--check", "--no-vm"])));
