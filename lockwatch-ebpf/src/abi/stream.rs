@@ -134,13 +134,10 @@ pub struct OpenWait {
 
 const _: () = assert!(size_of::<OpenWait>() == 2 * 8 + 2 * 4 + COMM_LEN);
 
-/// Most waits that are open at once in the map `WAITS` where it keeps all of them. It is
-/// preallocated, about 2 MiB.
+/// Most waits in the map `WAITS`: all that are open at once where it keeps them, and beside
+/// `WAIT_SLOTS` those that surveys have found, and what finds no slot. It is preallocated, about
+/// 2 MiB.
 pub const WAITS_MAX: u32 = 16 * 1024;
-
-/// Most waits in the map `WAITS` where `WAIT_SLOTS` keeps them: those that surveys have found,
-/// and what finds no slot. About 0.25 MiB.
-pub const WAITS_BESIDE_SLOTS_MAX: u32 = 2 * 1024;
 
 /// Ways of a [`WaitSet`].
 pub const WAIT_WAYS: usize = 4;

@@ -88,9 +88,10 @@ pub struct Place<'s> {
 pub struct Symbols {
     text: String,
     entries: Vec<Entry>,
-    /// Where these are the kernel image's alone: all that there are, read when one is asked
-    /// for that can only be among them; `None` if they cannot be read then.
-    all: Option<OnceLock<Option<Box<Self>>>>,
+    /// Where these are the kernel image's alone: those of modules and BPF programs, which lie
+    /// behind it, read when one is asked for that can only be among them; `None` if there are
+    /// none then, or they cannot be read.
+    behind: Option<OnceLock<Option<Box<Self>>>>,
 }
 
 /// Symbols of the kernel's image, one after another.
@@ -195,19 +196,23 @@ impl Symbols {
     fn new(
         text: String,
         mut entries: Vec<Entry>,
-        all: Option<OnceLock<Option<Box<Self>>>>,
+        behind: Option<OnceLock<Option<Box<Self>>>>,
     ) -> Option<Self> {
         // Stable: of several names for one address the first listed wins.
         if !entries.is_sorted_by_key(|entry| entry.address) {
             entries.sort_by_key(|entry| entry.address);
         }
-        (!entries.is_empty()).then_some(Self { text, entries, all })
+        (!entries.is_empty()).then_some(Self {
+            text,
+            entries,
+            behind,
+        })
     }
 
     /// Whether these were read from the kernel's own tables
     /// ([`symbol_tables`](crate::kernel::symbol_tables)), not from /proc/kallsyms.
     pub fn are_from_tables(&self) -> bool {
-        self.all.is_some()
+        self.behind.is_some()
     }
 
     /// Each symbol's address and name, and whether it is a function; by address, then in the
@@ -218,20 +223,26 @@ impl Symbols {
         entries.map(|&entry| (entry.address, self.name(entry), entry.text))
     }
 
-    /// The table that has all symbols, those of modules and of BPF programs, too.
-    fn all(&self) -> &Self {
-        let read = || {
-            tracing::debug!("the symbols of modules and BPF programs are read");
-            let all = Self::from_proc();
-            all.inspect_err(|error| tracing::info!("{error}"))
-                .ok()
-                .map(Box::new)
-        };
-        let all = self
-            .all
-            .as_ref()
-            .and_then(|all| all.get_or_init(read).as_ref());
-        all.map_or(self, Box::as_ref)
+    /// The symbols of modules and of BPF programs, where they are not among these.
+    fn behind(&self) -> Option<&Self> {
+        let read = || self.read_behind().map(Box::new);
+        self.behind.as_ref()?.get_or_init(read).as_deref()
+    }
+
+    /// Keeps no more of the file than that: it has as much again as is here already.
+    fn read_behind(&self) -> Option<Self> {
+        tracing::debug!("the symbols of modules and BPF programs are read");
+        let all = Self::from_proc();
+        let all = all.inspect_err(|error| tracing::info!("{error}")).ok()?;
+        let last = self.entries.last()?.address;
+        let mut text = String::new();
+        let mut entries = Vec::new();
+        for entry in all.entries.iter().filter(|entry| entry.address > last) {
+            let start = u32::try_from(text.len()).ok()?;
+            text.push_str(all.name(*entry));
+            entries.push(Entry { start, ..*entry });
+        }
+        Self::new(text, entries, None)
     }
 
     /// The table in which an address is to be looked up: those of modules lie behind the
@@ -239,7 +250,7 @@ impl Symbols {
     fn of(&self, address: u64) -> &Self {
         let is_behind = || (self.entries.last()).is_some_and(|last| address >= last.address);
         if may_be_module_address(address) && is_behind() {
-            self.all()
+            self.behind().unwrap_or(self)
         } else {
             self
         }
@@ -311,7 +322,7 @@ impl Symbols {
             Some(entry.address)
         };
         // What lies in the image lies lower.
-        of(self).or_else(|| of(self.all()))
+        of(self).or_else(|| self.behind().and_then(of))
     }
 
     /// The address range of every function whose name has one of these stems.
@@ -321,7 +332,11 @@ impl Symbols {
 
     /// The address range of every function whose stem is wanted.
     pub fn ranges_where(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<Range<u64>> {
-        self.all().ranges_in_image_where(is_wanted)
+        let mut ranges = self.ranges_in_image_where(&is_wanted);
+        if let Some(behind) = self.behind() {
+            ranges.extend(behind.ranges_in_image_where(&is_wanted));
+        }
+        ranges
     }
 
     /// As [`Self::ranges_of`], of the functions that are in no module. Of all of these lists

@@ -13,8 +13,8 @@ use aya::{
 };
 use lockwatch_ebpf::{
     stream::{
-        Code, Event, OpenWait, RT_WRITERS, StreamConfig, WAIT_SETS, WAIT_SITES,
-        WAITS_BESIDE_SLOTS_MAX, WAITS_MAX, WaitKey, WaitSite, Watched, counter, flags, outcome,
+        Code, Event, OpenWait, RT_WRITERS, StreamConfig, WAIT_SETS, WAIT_SITES, WAITS_MAX, WaitKey,
+        WaitSite, Watched, counter, flags, outcome,
     },
     survey::TaskLayout,
 };
@@ -119,9 +119,7 @@ impl StreamProbes {
             .override_global("WAIT_SITES", &sites, true)
             .override_global("RT_WRITERS", &rt_writers, true);
         if has_slots {
-            loader
-                .map_max_entries("WAIT_SLOTS", WAIT_SETS)
-                .map_max_entries("WAITS", WAITS_BESIDE_SLOTS_MAX);
+            loader.map_max_entries("WAIT_SLOTS", WAIT_SETS);
         }
         log::configure(&mut loader, &log_level);
         let mut ebpf = loader.load(OBJECT).map_err(LoadError::object)?;

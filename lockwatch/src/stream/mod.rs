@@ -147,7 +147,9 @@ impl Stream {
         };
         let rt_writers = symbols
             .filter(|_| layout.locks.rt_rwsem.is_some())
-            .map_or_else(Vec::new, |symbols| symbols.ranges_of(RT_RWSEM_DRAINS));
+            .map_or_else(Vec::new, |symbols| {
+                symbols.ranges_in_image_where(|stem| RT_RWSEM_DRAINS.contains(&stem))
+            });
         let probes = StreamProbes::load(plan, &layout.task, &config, counts, &rt_writers, btf)?;
         let events = probes.events_fd().try_clone_to_owned();
         // SAFETY: an `OwnedFd` keeps its number open and the same for its life.

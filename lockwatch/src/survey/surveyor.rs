@@ -225,9 +225,9 @@ impl Surveyor {
         preliminary(self.conclude(&looks, suspects, began, Vec::new(), functions)?);
         let [mut first] = looks;
         let memory = first.look.forget_callers(functions);
-        thread::sleep(options.pause.saturating_sub(first.read_at.elapsed()));
+        let mut paused = options.pause.saturating_sub(first.read_at.elapsed());
+        thread::sleep(paused);
         let mut second = self.look(until, memory, functions)?;
-        let mut paused = options.pause;
         // Under a queue that changes faster than it is read, the next look may have luck.
         for _ in 0..LOOKS_MORE {
             let is_settled = first.unsettled + second.unsettled == 0;

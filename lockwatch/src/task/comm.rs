@@ -1,6 +1,6 @@
 //! The name of a task, kept where the task is kept.
 
-use std::{borrow::Borrow, fmt, ops::Deref};
+use std::{fmt, ops::Deref};
 
 use lockwatch_ebpf::survey::COMM_LEN;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -56,12 +56,6 @@ impl Deref for Comm {
 
     fn deref(&self) -> &str {
         self.as_str()
-    }
-}
-
-impl Borrow<str> for Comm {
-    fn borrow(&self) -> &str {
-        self
     }
 }
 

@@ -43,7 +43,7 @@ pub(crate) enum Unit {
     Ratio,
     /// More is better.
     PerSecond,
-    /// What happened, such as losses; less is better.
+    /// What happened, such as losses; where it repeats, any other number is wrong.
     Count,
 }
 
@@ -77,10 +77,12 @@ impl Figure {
         let Some(tolerance) = before.tolerance else {
             return false;
         };
-        if self.unit.more_is_better() {
-            self.value < before.value * (1.0 - tolerance)
-        } else {
-            self.value > before.value * (1.0 + tolerance) + self.unit.slack()
+        let room = before.value.abs() * tolerance + self.unit.slack();
+        match self.unit {
+            // What happens in a loop is what its other figures rest on.
+            Unit::Count => (self.value - before.value).abs() > room,
+            unit if unit.more_is_better() => self.value < before.value - room,
+            _ => self.value > before.value + room,
         }
     }
 
