@@ -40,6 +40,21 @@ fn give_back() {
     }
 }
 
+/// Has the allocator hand big pieces (a file of symbols, the stacks of all tasks) back to the
+/// kernel as soon as they are free. By itself, it keeps all pieces as big as the biggest that was
+/// ever freed, and later they are locked.
+pub(super) fn give_back_big_pieces() {
+    // SAFETY: sets a number of the allocator's.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, BIG_PIECE);
+    }
+}
+
+/// Bytes.
+#[cfg(target_env = "gnu")]
+const BIG_PIECE: libc::c_int = 2 << 20;
+
 /// Reads every page of this program and its libraries. Where they lie is asked of the loader:
 /// `/proc/self/maps` would take our mmap_lock, which somebody else may have.
 fn read_files() {

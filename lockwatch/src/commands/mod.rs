@@ -51,6 +51,7 @@ impl From<Outcome> for ExitCode {
 /// When it cannot do what it was asked to; the chain of causes is fit to be printed.
 pub fn run(command: &Command) -> anyhow::Result<Outcome> {
     raise_file_limit();
+    memory::give_back_big_pieces();
     match command {
         Command::Check(args) => check::run(args),
         Command::Diagnose(args) => diagnose::run(args),

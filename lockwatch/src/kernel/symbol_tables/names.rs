@@ -18,9 +18,13 @@ const MARKED: usize = 256;
 /// Digits stand for themselves on every kernel.
 const DIGITS: &[u8] = b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00";
 
+/// Hardly a token is longer, in bytes.
+const PIECE: usize = 16;
+
 /// What the bytes of names stand for.
 #[derive(Debug)]
 pub(super) struct Tokens {
+    /// With a piece more behind it.
     text: Vec<u8>,
     /// Start and end in `text`.
     places: [(u16, u16); COUNT],
@@ -76,19 +80,26 @@ impl Tokens {
         let digits = usize::from(places[usize::from(b'0')].0);
         let is_it = is_filled && text[digits..].starts_with(DIGITS);
         is_it.then(|| Self {
-            text: text.to_vec(),
+            text: [text, &[0; PIECE]].concat(),
             places,
         })
     }
 
-    fn token(&self, byte: u8) -> &[u8] {
-        let (start, end) = self.places[usize::from(byte)];
-        &self.text[usize::from(start)..usize::from(end)]
-    }
-
     fn unpack(&self, packed: &[u8], into: &mut Vec<u8>) {
         for &byte in packed {
-            into.extend_from_slice(self.token(byte));
+            let (start, end) = self.places[usize::from(byte)];
+            let (start, end) = (usize::from(start), usize::from(end));
+            let (len, room) = (end - start, start + PIECE);
+            // A token has a few letters, and a name a few tokens: a copy of fixed length takes a
+            // fraction of what calling for one of the right length does.
+            match self.text.get(start..room) {
+                Some(piece) if len <= PIECE => {
+                    let piece: [u8; PIECE] = piece.try_into().unwrap_or_default();
+                    into.extend_from_slice(&piece);
+                    into.truncate(into.len() - (PIECE - len));
+                }
+                _ => into.extend_from_slice(&self.text[start..end]),
+            }
         }
     }
 
