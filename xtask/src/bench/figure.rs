@@ -111,7 +111,8 @@ impl Unit {
             Self::Instructions | Self::VerifiedInstructions => {
                 format!("{} instructions", thousands(value))
             }
-            Self::Allocations => format!("{value} allocations"),
+            Self::Allocations if value < 0.001 => "less than 0.001 allocations".to_owned(),
+            Self::Allocations => format!("{} allocations", (value * 1e3).round() / 1e3),
             Self::Nanoseconds if value >= 1e9 => format!("{:.2} s", value / 1e9),
             Self::Nanoseconds if value >= 1e6 => format!("{:.1} ms", value / 1e6),
             Self::Nanoseconds if value >= 1e4 => format!("{:.1} µs", value / 1e3),
@@ -119,7 +120,8 @@ impl Unit {
             Self::Bytes if value >= 1024.0 * 1024.0 => {
                 format!("{:.1} MiB", value / (1024.0 * 1024.0))
             }
-            Self::Bytes => format!("{:.1} KiB", value / 1024.0),
+            Self::Bytes if value >= 1024.0 => format!("{:.1} KiB", value / 1024.0),
+            Self::Bytes => format!("{value:.0} B"),
             Self::Ratio => format!("{value:.3}×"),
             Self::PerSecond => format!("{}/s", thousands(value)),
             Self::Count => thousands(value),

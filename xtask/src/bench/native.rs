@@ -23,7 +23,7 @@ use crate::{bpf, demo, packages, process};
 
 /// The kernel of these figures.
 const KERNEL: &str = "running";
-const ROUNDS: usize = 11;
+const ROUNDS: usize = 7;
 /// After a tool has come or gone: it frees what it had.
 const SETTLE: Duration = Duration::from_millis(300);
 
