@@ -9,7 +9,7 @@ use aya::{
     maps::{MapData, PerCpuArray, RingBuf},
     programs::RawTracePoint,
 };
-use lockwatch_ebpf::tally::Firing;
+use lockwatch_ebpf::tally::{Firing, RING_LEN};
 use zerocopy::FromBytes as _;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../object/tally.bpf.o");
@@ -50,12 +50,22 @@ impl Tally {
     /// # Errors
     /// When the kernel refuses them, as one without these tracepoints does.
     pub fn attach(comm: &str) -> Result<Self> {
+        Self::attach_with_room(comm, RING_LEN)
+    }
+
+    /// The same, with so many bytes for what was not taken yet: a storm fires millions of times a
+    /// second, and who takes it waits for a CPU meanwhile.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn attach_with_room(comm: &str, bytes: u32) -> Result<Self> {
         let mut start = [0; 8];
         ensure!(comm.len() < start.len(), "{comm} is too long");
         start[..comm.len()].copy_from_slice(comm.as_bytes());
         let start = u64::from_ne_bytes(start);
         let mut ebpf = EbpfLoader::new()
             .override_global("TALLY_COMM", &start, true)
+            .map_max_entries("FIRINGS", bytes)
             .load(OBJECT)
             .context("the kernel refuses the tally object")?;
         // Ends first: none is seen whose begin is not.
@@ -80,7 +90,8 @@ impl Tally {
         })
     }
 
-    /// Takes what has come out of the ring buffer, which has room for a million.
+    /// Takes what has come out of the ring buffer, which has room for a million
+    /// or as many as were asked for.
     ///
     /// # Errors
     /// When something is no firing.

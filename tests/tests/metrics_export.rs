@@ -91,7 +91,7 @@ fn the_hardest_storm_is_told_to_the_last_wait() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("storm.hlog");
         let (program, address) = export(&path);
-        let mut tally = Tally::attach(storm::COMM).unwrap();
+        let mut tally = Tally::attach_with_room(storm::COMM, 512 << 20).unwrap();
         let begun = Instant::now();
         thread::scope(|scope| {
             let storm = scope.spawn(|| storm.run(8, Duration::from_secs(5)));
