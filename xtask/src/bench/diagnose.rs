@@ -6,11 +6,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::resource::{UsageWho, getrusage};
 use serde::Deserialize;
 
 use super::Bench;
 use super::figure::{Figure, Unit};
+use super::runs::{cpu_of_children, median};
 use super::start::peak;
 use crate::demo;
 use crate::lab::Lab;
@@ -83,7 +83,7 @@ fn of_crowd(workspace: &Workspace, waiters: u32) -> Result<Vec<Figure>> {
     }
     let peak = peak(&lockwatch, &DIAGNOSE)? as f64;
     let surveys = warm(workspace, waiters)?;
-    let of = |value: fn(&Cost) -> u64| surveys.iter().map(|cost| value(cost) as f64).collect();
+    let of = |value: fn(&Cost) -> u64| median(surveys.iter().map(|cost| value(cost) as f64));
     let most = surveys.iter().map(|cost| cost.peak_rss_bytes).max();
     let figure = |name: &str, value, unit| {
         Figure::new(format!("{waiters} waiters/{name}"), RUNNING, value, unit)
@@ -92,14 +92,10 @@ fn of_crowd(workspace: &Workspace, waiters: u32) -> Result<Vec<Figure>> {
         figure("diagnose", median(wall)?, Unit::Nanoseconds),
         figure("diagnose, of a CPU", median(cpu)?, Unit::Nanoseconds),
         figure("diagnose, peak", peak, Unit::Bytes),
-        figure(
-            "survey",
-            median(of(|cost| cost.wall_ns))?,
-            Unit::Nanoseconds,
-        ),
+        figure("survey", of(|cost| cost.wall_ns)?, Unit::Nanoseconds),
         figure(
             "survey, of a CPU",
-            median(of(|cost| cost.cpu_ns))?,
+            of(|cost| cost.cpu_ns)?,
             Unit::Nanoseconds,
         ),
         figure(
@@ -110,14 +106,9 @@ fn of_crowd(workspace: &Workspace, waiters: u32) -> Result<Vec<Figure>> {
     ])
 }
 
-fn median(mut values: Vec<f64>) -> Result<f64> {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().context("no run")
-}
-
 /// From exec to the end, and how long it had a CPU.
 fn cold(lockwatch: &Path) -> Result<(Duration, Duration)> {
-    let before = of_children()?;
+    let before = cpu_of_children()?;
     let began = Instant::now();
     let status = Command::new(lockwatch)
         .args(DIAGNOSE)
@@ -130,20 +121,7 @@ fn cold(lockwatch: &Path) -> Result<(Duration, Duration)> {
         status.code() == Some(STALL_FOUND),
         "`lockwatch diagnose` ended with {status} while a stall stands"
     );
-    Ok((took, of_children()?.saturating_sub(before)))
-}
-
-/// CPU time of all children that have ended.
-fn of_children() -> Result<Duration> {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
-    let times = [usage.user_time(), usage.system_time()];
-    Ok(times
-        .map(|time| {
-            let micros = 1_000_000 * time.tv_sec() as u64 + time.tv_usec() as u64;
-            Duration::from_micros(micros)
-        })
-        .iter()
-        .sum())
+    Ok((took, cpu_of_children()?.saturating_sub(before)))
 }
 
 /// What surveys cost that are taken one after the other; the first warms up.

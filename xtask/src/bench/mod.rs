@@ -8,6 +8,7 @@ mod locks;
 mod native;
 mod page;
 mod peers;
+mod runs;
 mod start;
 
 use std::process::ExitCode;

@@ -18,11 +18,11 @@ use self::load::{Load, Spent};
 use self::tool::Tool;
 use super::Bench;
 use super::figure::{Figure, Unit};
+use super::runs::median;
 use crate::process::say;
+use crate::verified::RUNNING;
 use crate::{bpf, demo, packages, process};
 
-/// The kernel of these figures.
-const KERNEL: &str = "running";
 const ROUNDS: usize = 7;
 /// After a tool has come or gone: it frees what it had.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -57,17 +57,17 @@ pub(crate) fn measure(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for ((load, tool), ratios) in &spent {
         let name = format!("{}/{}", loads[*load].name, tools[*tool].name);
-        let cpu = median(ratios.iter().map(|ratio| ratio.cpu));
-        let wall = median(ratios.iter().map(|ratio| ratio.wall));
+        let cpu = median(ratios.iter().map(|ratio| ratio.cpu))?;
+        let wall = median(ratios.iter().map(|ratio| ratio.wall))?;
         figures.push(Figure::new(
             format!("{name}: CPU time"),
-            KERNEL,
+            RUNNING,
             cpu,
             Unit::Ratio,
         ));
         figures.push(Figure::new(
             format!("{name}: elapsed"),
-            KERNEL,
+            RUNNING,
             wall,
             Unit::Ratio,
         ));
@@ -93,28 +93,5 @@ impl Ratio {
             cpu: over(with.cpu, bare.cpu),
             wall: over(with.wall, bare.wall),
         }
-    }
-}
-
-/// Of values that are there.
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    if values.len().is_multiple_of(2) {
-        f64::midpoint(values[middle - 1], values[middle])
-    } else {
-        values[middle]
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_median_is_in_the_middle() {
-        assert_eq!(median([3.0, 1.0, 2.0].into_iter()), 2.0);
-        assert_eq!(median([4.0, 1.0, 2.0, 3.0].into_iter()), 2.5);
     }
 }

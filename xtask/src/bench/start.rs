@@ -14,6 +14,7 @@ pub(super) use self::run::peak;
 use self::run::{Memory, Running};
 use super::Bench;
 use super::figure::{Figure, Unit};
+use super::runs::median;
 use crate::process::{self, say};
 use crate::verified::{self, Cell, Loaded, Programs, RUNNING, Table};
 use crate::vm::{self, Besides, Question, Settings};
@@ -99,17 +100,12 @@ fn times(binary: &Path) -> Result<Vec<Figure>> {
         let diagnose = took.entry(DIAGNOSE.to_owned()).or_default();
         diagnose.push(run::to_its_end(binary, &[DIAGNOSE])?);
     }
-    let figures = took.into_iter().map(|(command, mut times)| {
-        times.sort_unstable();
-        let median = times[times.len() / 2].as_nanos() as f64;
-        Figure::new(
-            format!("ready/{command}"),
-            RUNNING,
-            median,
-            Unit::Nanoseconds,
-        )
+    let figures = took.into_iter().map(|(command, times)| {
+        let median = median(times.iter().map(|time| time.as_nanos() as f64))?;
+        let name = format!("ready/{command}");
+        Ok(Figure::new(name, RUNNING, median, Unit::Nanoseconds))
     });
-    Ok(figures.collect())
+    figures.collect()
 }
 
 /// As the commands are called in figures: without what is of no account.

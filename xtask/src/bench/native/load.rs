@@ -4,10 +4,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeValLike as _;
 
 use crate::bench::Bench;
+use crate::bench::runs::cpu_of_children;
 use crate::packages::Program;
 use crate::process::{self, say};
 
@@ -154,11 +153,4 @@ impl Load {
             wall,
         })
     }
-}
-
-/// Of all children that have ended and were waited for, and theirs.
-fn cpu_of_children() -> Result<Duration> {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).context("getrusage")?;
-    let us = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
-    Ok(Duration::from_micros(us.unsigned_abs()))
 }
