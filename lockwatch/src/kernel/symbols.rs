@@ -6,7 +6,13 @@
 //!
 //! [`symbol_tables`]: crate::kernel::symbol_tables
 
-use std::{collections::BTreeMap, fs, io, ops::Range, sync::OnceLock};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, BufRead, BufReader},
+    ops::Range,
+    sync::OnceLock,
+};
 
 use rustc_hash::FxHashMap;
 
@@ -131,12 +137,26 @@ impl SymbolsMaker {
         Some(())
     }
 
-    /// All of them; `None` if they are no text.
+    /// All of them; `None` if there are none, or they are no text.
     pub(super) fn of_the_image(self) -> Option<Symbols> {
+        self.finish(Some(OnceLock::new()))
+    }
+
+    fn finish(self, behind: Option<OnceLock<Option<Box<Symbols>>>>) -> Option<Symbols> {
         let Self { text, entries } = self;
         let text = String::from_utf8(text).ok()?;
-        Symbols::new(text, entries, Some(OnceLock::new()))
+        Symbols::new(text, entries, behind)
     }
+}
+
+/// Address, letter of its kind and name of a line in the format of /proc/kallsyms.
+fn fields(line: &str) -> Option<(u64, u8, &str)> {
+    let mut fields = line.split_ascii_whitespace();
+    let address = u64::from_str_radix(fields.next()?, 16).ok()?;
+    let &[kind] = fields.next()?.as_bytes() else {
+        return None;
+    };
+    Some((address, kind, fields.next()?))
 }
 
 impl Symbols {
@@ -166,16 +186,7 @@ impl Symbols {
     pub fn parse(text: String) -> Result<Self, SymbolsError> {
         let mut entries = Vec::with_capacity(text.len() / 40);
         let base = text.as_ptr() as usize;
-        for line in text.lines() {
-            let mut fields = line.split_ascii_whitespace();
-            let (Some(address), Some(kind), Some(name)) =
-                (fields.next(), fields.next(), fields.next())
-            else {
-                continue;
-            };
-            let Ok(address) = u64::from_str_radix(address, 16) else {
-                continue;
-            };
+        for (address, kind, name) in text.lines().filter_map(fields) {
             let start = name.as_ptr() as usize - base;
             let (Ok(start), Ok(len)) = (u32::try_from(start), u16::try_from(name.len())) else {
                 break;
@@ -185,7 +196,7 @@ impl Symbols {
                     address,
                     start,
                     len,
-                    text: kind.len() == 1 && is_text(kind.as_bytes()[0]),
+                    text: is_text(kind),
                 });
             }
         }
@@ -229,20 +240,45 @@ impl Symbols {
         self.behind.as_ref()?.get_or_init(read).as_deref()
     }
 
-    /// Keeps no more of the file than that: it has as much again as is here already.
+    /// Reads the symbols of modules and of BPF programs now, if they will have to be: while a
+    /// CPU is locked up it can take seconds.
+    pub fn read_ahead(&self) {
+        self.behind();
+    }
+
+    /// Line by line: the file has as much again as is here already.
     fn read_behind(&self) -> Option<Self> {
         tracing::debug!("the symbols of modules and BPF programs are read");
-        let all = Self::from_proc();
-        let all = all.inspect_err(|error| tracing::info!("{error}")).ok()?;
-        let last = self.entries.last()?.address;
-        let mut text = String::new();
-        let mut entries = Vec::new();
-        for entry in all.entries.iter().filter(|entry| entry.address > last) {
-            let start = u32::try_from(text.len()).ok()?;
-            text.push_str(all.name(*entry));
-            entries.push(Entry { start, ..*entry });
+        let read = || {
+            let file = BufReader::new(File::open(KALLSYMS)?);
+            self.those_behind(file)
+        };
+        read()
+            .inspect_err(|error| tracing::info!("{KALLSYMS} cannot be read: {error}"))
+            .ok()?
+    }
+
+    /// Of a file in the format of /proc/kallsyms, what lies behind all that is here; `None` if
+    /// nothing does.
+    fn those_behind(&self, mut file: impl BufRead) -> io::Result<Option<Self>> {
+        let last = self.entries.last().map_or(0, |entry| entry.address);
+        let mut made = SymbolsMaker::with_capacity(0);
+        let mut line = String::new();
+        while file.read_line(&mut line)? != 0 {
+            if let Some((address, kind, name)) = fields(&line)
+                && address > last
+            {
+                let spell = |text: &mut Vec<u8>| {
+                    text.push(kind);
+                    text.extend_from_slice(name.as_bytes());
+                };
+                if made.push(address, spell).is_none() {
+                    break;
+                }
+            }
+            line.clear();
         }
-        Self::new(text, entries, None)
+        Ok(made.finish(None))
     }
 
     /// The table in which an address is to be looked up: those of modules lie behind the
@@ -552,6 +588,24 @@ mod tests {
         let trampoline = 0xffff_ffff_c000_8010;
         assert_eq!(symbols.stem_of_return(trampoline), "last_of_module");
         assert!(!bounds.is_kernel(trampoline) && !bounds.is_module(trampoline));
+    }
+
+    #[test]
+    fn of_a_file_only_what_is_behind_is_taken() {
+        let file = "ffffffff81000100 T iterate_dir\n\
+            ffffffff82000000 D some_data\n\
+            garbage\n\
+            ffffffffc0001000 t last_of_module\t[xfs]\n\
+            ffffffffc0000000 T first_of_module\t[xfs]\n";
+        let behind = sample().those_behind(file.as_bytes()).unwrap().unwrap();
+        let listed: Vec<_> = behind.listed().collect();
+        let expected = [
+            (0xffff_ffff_c000_0000, "first_of_module", true),
+            (0xffff_ffff_c000_1000, "last_of_module", true),
+        ];
+        assert_eq!(listed, expected);
+        let image = "ffffffff81000100 T iterate_dir\n";
+        assert!(sample().those_behind(image.as_bytes()).unwrap().is_none());
     }
 
     #[test]
