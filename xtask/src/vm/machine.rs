@@ -245,7 +245,10 @@ mod tests {
             found.as_deref(),
             Some("[ 2.0] Kernel panic - not syncing: why")
         );
-        assert_eq!(find_last_words("watchdog: fine\n", &mut Duration::default()), None);
+        assert_eq!(
+            find_last_words("watchdog: fine\n", &mut Duration::default()),
+            None
+        );
     }
 
     #[test]
