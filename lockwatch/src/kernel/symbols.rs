@@ -119,19 +119,16 @@ impl SymbolsMaker {
         }
     }
 
-    /// One more; `spell` writes the letter of its kind and its name. `None` if there is no
-    /// room for it.
-    pub(super) fn push(&mut self, address: u64, spell: impl FnOnce(&mut Vec<u8>)) -> Option<()> {
-        let before = self.text.len();
-        spell(&mut self.text);
-        let kind = *self.text.get(before)?;
+    /// One more, of a kind with this letter. `None` if there is no room for it.
+    pub(super) fn push(&mut self, address: u64, kind: u8, name: &[u8]) -> Option<()> {
         let entry = Entry {
             address,
-            start: u32::try_from(before + 1).ok()?,
-            len: u16::try_from(self.text.len() - before - 1).ok()?,
+            start: u32::try_from(self.text.len()).ok()?,
+            len: u16::try_from(name.len()).ok()?,
             text: is_text(kind),
         };
         if address != 0 {
+            self.text.extend_from_slice(name);
             self.entries.push(entry);
         }
         Some(())
@@ -268,11 +265,7 @@ impl Symbols {
             if let Some((address, kind, name)) = fields(&line)
                 && address > last
             {
-                let spell = |text: &mut Vec<u8>| {
-                    text.push(kind);
-                    text.extend_from_slice(name.as_bytes());
-                };
-                if made.push(address, spell).is_none() {
+                if made.push(address, kind, name.as_bytes()).is_none() {
                     break;
                 }
             }

@@ -41,26 +41,33 @@ impl Image<'_> {
 
     /// These bytes; zeros where some are not there, `None` if all are not.
     pub(super) fn some(&mut self, from: u64, len: u64) -> Result<Option<Vec<u8>>, MemoryError> {
-        let pieces = Self::pieces(from, len);
-        let mut bytes = Vec::with_capacity(len as usize);
-        let mut is_there = false;
-        for (read, (_, len)) in self.memory.read_batch(&pieces)?.into_iter().zip(pieces) {
-            match read {
-                Some(read) => {
-                    is_there = true;
-                    bytes.extend_from_slice(&read);
-                }
-                None => bytes.resize(bytes.len() + len, 0),
-            }
-        }
-        Ok(is_there.then_some(bytes))
+        let (bytes, missing) = self.read(from, len)?;
+        Ok((missing < len).then_some(bytes))
     }
 
     /// These bytes; `None` if one of them is not there.
     pub(super) fn all(&mut self, from: u64, len: u64) -> Result<Option<Vec<u8>>, MemoryError> {
-        let read = self.memory.read_batch(&Self::pieces(from, len))?;
-        let read: Option<Vec<Vec<u8>>> = read.into_iter().collect();
-        Ok(read.map(|read| read.concat()))
+        let (bytes, missing) = self.read(from, len)?;
+        Ok((missing == 0).then_some(bytes))
+    }
+
+    /// These bytes, zeros where some are not there, and how many these are.
+    fn read(&mut self, from: u64, len: u64) -> Result<(Vec<u8>, u64), MemoryError> {
+        let pieces = Self::pieces(from, len);
+        let mut bytes = Vec::with_capacity(len as usize);
+        let mut missing = 0;
+        let mut lens = pieces.iter().map(|&(_, len)| len);
+        self.memory.read_each(&pieces, &mut |read| {
+            let len = lens.next().unwrap_or_default();
+            match read {
+                Some(read) => bytes.extend_from_slice(read),
+                None => {
+                    missing += len as u64;
+                    bytes.resize(bytes.len() + len, 0);
+                }
+            }
+        })?;
+        Ok((bytes, missing))
     }
 
     /// The first of each row of places where numbers rise or fall as in a table of addresses.

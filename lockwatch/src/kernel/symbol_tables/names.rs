@@ -18,16 +18,54 @@ pub(super) const MARKED: usize = 256;
 /// Digits stand for themselves on every kernel.
 const DIGITS: &[u8] = b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00";
 
-/// Hardly a token is longer, in bytes.
+/// Hardly a token is longer, in bytes: copies of fixed length take a fraction of the time.
 const PIECE: usize = 16;
 
 /// What the bytes of names stand for.
 #[derive(Debug)]
-pub(super) struct Tokens {
-    /// With a piece more behind it.
-    text: Vec<u8>,
-    /// Start and end in `text`.
-    places: [(u16, u16); COUNT],
+pub(super) struct Tokens(Box<[Token; COUNT]>);
+
+#[derive(Debug)]
+struct Token {
+    len: usize,
+    /// What fits of it.
+    piece: [u8; PIECE],
+    /// All of it, if it is longer.
+    long: Vec<u8>,
+}
+
+impl Token {
+    const EMPTY: Self = Self {
+        len: 0,
+        piece: [0; PIECE],
+        long: Vec::new(),
+    };
+
+    fn new(text: &[u8]) -> Self {
+        let mut piece = [0; PIECE];
+        for (into, &byte) in piece.iter_mut().zip(text) {
+            *into = byte;
+        }
+        let is_long = text.len() > PIECE;
+        Self {
+            len: text.len(),
+            piece,
+            long: if is_long { text.to_vec() } else { Vec::new() },
+        }
+    }
+}
+
+/// Room for one name.
+#[derive(Debug)]
+struct Unpacked([u8; Unpacked::LEN]);
+
+impl Unpacked {
+    /// Bytes: `KSYM_NAME_LEN`, the letter of its kind and a piece, of which a part may count.
+    const LEN: usize = 512 + 1 + PIECE;
+
+    const fn new() -> Self {
+        Self([0; Self::LEN])
+    }
 }
 
 impl Tokens {
@@ -70,57 +108,54 @@ impl Tokens {
 
     /// `None` if the index is not that of this text.
     fn of(text: &[u8], index: &[u8], alignment: usize) -> Option<Self> {
-        let mut places = [(0, 0); COUNT];
+        let mut tokens = Box::new([const { Token::EMPTY }; COUNT]);
         let mut next = 0;
-        for (place, start) in places.iter_mut().zip(index.chunks_exact(2)) {
+        for (token, start) in tokens.iter_mut().zip(index.chunks_exact(2)) {
             let start = u16::from_le_bytes(start.try_into().ok()?);
             if usize::from(start) != next {
                 return None;
             }
-            let len = text.get(next..)?.iter().position(|&byte| byte == 0)?;
-            *place = (start, start.checked_add(len.try_into().ok()?)?);
+            let rest = text.get(next..)?;
+            let len = rest.iter().position(|&byte| byte == 0)?;
+            *token = Token::new(&rest[..len]);
             next += len + 1;
         }
         // What is behind the last one fills up to a multiple.
         let is_filled = text.len() - next < alignment && text[next..].iter().all(|&byte| byte == 0);
-        let digits = usize::from(places[usize::from(b'0')].0);
-        let is_it = is_filled && text[digits..].starts_with(DIGITS);
-        is_it.then(|| Self {
-            text: [text, &[0; PIECE]].concat(),
-            places,
-        })
+        let digits = usize::from(b'0')..=usize::from(b'9');
+        let mut digits = tokens[digits].iter().zip(b'0'..);
+        let has_digits = digits.all(|(token, digit)| token.len == 1 && token.piece[0] == digit);
+        (is_filled && has_digits).then_some(Self(tokens))
     }
 
-    fn unpack(&self, packed: &[u8], into: &mut Vec<u8>) {
+    /// The letter of its kind and the name; `None` if no name is so long.
+    fn unpack<'r>(&self, packed: &[u8], room: &'r mut Unpacked) -> Option<&'r [u8]> {
+        let mut at = 0;
         for &byte in packed {
-            let (start, end) = self.places[usize::from(byte)];
-            let (start, end) = (usize::from(start), usize::from(end));
-            let (len, room) = (end - start, start + PIECE);
-            // A token has a few letters, and a name a few tokens: a copy of fixed length takes a
-            // fraction of what calling for one of the right length does.
-            match self.text.get(start..room) {
-                Some(piece) if len <= PIECE => {
-                    let piece: [u8; PIECE] = piece.try_into().unwrap_or_default();
-                    into.extend_from_slice(&piece);
-                    into.truncate(into.len() - (PIECE - len));
-                }
-                _ => into.extend_from_slice(&self.text[start..end]),
+            let token = &self.0[usize::from(byte)];
+            if token.len <= PIECE {
+                room.0
+                    .get_mut(at..at + PIECE)?
+                    .copy_from_slice(&token.piece);
+            } else {
+                let into = room.0.get_mut(at..at + token.len)?;
+                into.copy_from_slice(&token.long);
             }
+            at += token.len;
         }
+        room.0.get(..at)
     }
 
     /// Whether these names are those of the lines.
     pub(super) fn spell(&self, names: &[u8], lines: &[Line]) -> bool {
         let mut rest = names;
-        let mut spelled = Vec::new();
+        let mut room = Unpacked::new();
         lines.iter().all(|line| {
             let Some((packed, others)) = split(rest) else {
                 return false;
             };
             rest = others;
-            spelled.clear();
-            self.unpack(packed, &mut spelled);
-            spelled == line.spelled.as_bytes()
+            self.unpack(packed, &mut room) == Some(line.spelled.as_bytes())
         })
     }
 }
@@ -222,13 +257,15 @@ impl Names {
         let mut rest = &*self.0;
         let mut made = SymbolsMaker::with_capacity(addresses.len());
         let mut starts = Vec::with_capacity(addresses.len() / MARKED + 1);
+        let mut room = Unpacked::new();
         for (index, &address) in addresses.iter().enumerate() {
             if index.is_multiple_of(MARKED) {
                 starts.push(self.0.len() - rest.len());
             }
             let (packed, others) = split(rest)?;
             rest = others;
-            made.push(address, |name| tokens.unpack(packed, name))?;
+            let (&kind, name) = tokens.unpack(packed, &mut room)?.split_first()?;
+            made.push(address, kind, name)?;
         }
         let end = self.0.len() - rest.len();
         let markers = self.0.get(end.next_multiple_of(alignment)..)?;
