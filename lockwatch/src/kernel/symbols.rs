@@ -14,9 +14,10 @@ use std::{
     sync::OnceLock,
 };
 
-use rustc_hash::FxHashMap;
-
-use crate::kernel::arch::may_be_module_address;
+use crate::kernel::{
+    arch::may_be_module_address,
+    stems::{Stems, stem},
+};
 
 /// Where the kernel shows its symbols.
 pub const KALLSYMS: &str = "/proc/kallsyms";
@@ -264,10 +265,9 @@ impl Symbols {
         while file.read_line(&mut line)? != 0 {
             if let Some((address, kind, name)) = fields(&line)
                 && address > last
+                && made.push(address, kind, name.as_bytes()).is_none()
             {
-                if made.push(address, kind, name.as_bytes()).is_none() {
-                    break;
-                }
+                break;
             }
             line.clear();
         }
@@ -371,16 +371,15 @@ impl Symbols {
     /// As [`Self::ranges_of`], of the functions that are in no module. Of all of these lists
     /// at once: names are long, and many.
     pub fn ranges_in_image(&self, lists: &[&[&str]]) -> Vec<Vec<Range<u64>>> {
-        let stems = lists.iter().enumerate();
-        let lists_of: FxHashMap<&str, Vec<usize>> = stems
-            .flat_map(|(list, stems)| stems.iter().map(move |&stem| (stem, list)))
-            .fold(FxHashMap::default(), |mut lists_of, (stem, list)| {
-                lists_of.entry(stem).or_insert_with(Vec::new).push(list);
-                lists_of
-            });
+        let mut lists_of = Stems::<Vec<usize>>::default();
+        for (list, stems) in lists.iter().enumerate() {
+            for stem in *stems {
+                lists_of.entry(stem).push(list);
+            }
+        }
         let mut ranges = vec![Vec::new(); lists.len()];
         for (index, entry) in self.entries.iter().enumerate() {
-            let lists = || lists_of.get(stem(self.name(*entry)));
+            let lists = || lists_of.of_name(self.name(*entry));
             for &list in entry.text.then(lists).flatten().into_iter().flatten() {
                 ranges[list].push(self.range(index));
             }
@@ -398,9 +397,8 @@ impl Symbols {
             .collect()
     }
 
-    /// The names of the functions in no module that `wanted` takes by their stem, as they are
-    /// spelled.
-    pub fn spellings(&self, wanted: impl Fn(&str) -> bool) -> Spelled {
+    /// The names of the functions in no module that have a wanted stem, as they are spelled.
+    pub fn spellings(&self, wanted: &Stems<'_, ()>) -> Spelled {
         let functions = self.entries.iter().filter(|entry| entry.text);
         spellings_of(functions.map(|entry| self.name(*entry)), wanted)
     }
@@ -467,9 +465,9 @@ impl CodeBounds {
 /// Stems of functions with every name as it is spelled.
 pub type Spelled = BTreeMap<String, Vec<String>>;
 
-/// The names of the functions of the kernel's image that `wanted` takes by their stem,
-/// as they are spelled, in the format of /proc/kallsyms: addresses may be hidden.
-pub fn spellings(kallsyms: &str, wanted: impl Fn(&str) -> bool) -> Spelled {
+/// The names of the functions of the kernel's image that have a wanted stem, as they are
+/// spelled, in the format of /proc/kallsyms: addresses may be hidden.
+pub fn spellings(kallsyms: &str, wanted: &Stems<'_, ()>) -> Spelled {
     let functions = kallsyms.lines().filter_map(|line| {
         let mut fields = line.split_ascii_whitespace();
         // A fourth field names a module.
@@ -482,27 +480,14 @@ pub fn spellings(kallsyms: &str, wanted: impl Fn(&str) -> bool) -> Spelled {
 }
 
 /// As [`spellings`], of the names of functions.
-fn spellings_of<'n>(
-    functions: impl Iterator<Item = &'n str>,
-    wanted: impl Fn(&str) -> bool,
-) -> Spelled {
+fn spellings_of<'n>(functions: impl Iterator<Item = &'n str>, wanted: &Stems<'_, ()>) -> Spelled {
     let mut found = Spelled::new();
     // The rarely run half of a function is entered by a jump from the other.
-    for name in functions.filter(|name| wanted(stem(name)) && !name.contains(".cold")) {
+    for name in functions.filter(|name| wanted.of_name(name).is_some() && !name.contains(".cold")) {
         let names = found.entry(stem(name).to_owned()).or_default();
         names.push(name.to_owned());
     }
     found
-}
-
-/// A function's name without the suffixes that compilers add and that differ per
-/// build: `.isra.0`, `.constprop.0`, `.part.0`, `.cold`, `.llvm.123`.
-pub fn stem(name: &str) -> &str {
-    // By bytes: for so short a text, faster than what `find` does.
-    match name.bytes().position(|byte| byte == b'.') {
-        Some(dot) if dot > 0 => &name[..dot],
-        _ => name,
-    }
 }
 
 #[cfg(test)]
@@ -562,7 +547,7 @@ mod tests {
             0000000000000000 t __down.isra.0.cold\n\
             0000000000000000 t __down\t[module]\n\
             0000000000000000 D up_read\n";
-        let found = spellings(text, |stem| ["__down", "up_read"].contains(&stem));
+        let found = spellings(text, &Stems::from_iter(["__down", "up_read"]));
         let expected = ("__down".to_owned(), vec!["__down.isra.0".to_owned()]);
         assert_eq!(found, BTreeMap::from([expected]));
     }

@@ -8,7 +8,8 @@ use crate::{
     kernel::{
         locks::{PERCPU_DRAINS, RT_RWSEM_DRAINS, VMA_DRAINS},
         sleep_frames::{LOCK_SLOW_PATHS, is_lock_function},
-        symbols::{Place, Symbols, stem},
+        stems::stem,
+        symbols::{Place, Symbols},
     },
     survey::look::TaskLook,
 };
