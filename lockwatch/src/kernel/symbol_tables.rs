@@ -220,8 +220,8 @@ fn tables_behind(
         }
     };
     let mut rest = bytes.split_off(start);
-    let count_of_all = count as usize;
-    let mut most = count_of_all * NAME_MEAN_MAX;
+    let symbols = count as usize;
+    let mut most = rest.len() + symbols * NAME_MEAN_MAX;
     while rest.len() < most {
         let next = table + (start + rest.len()) as u64;
         let Some(next) = image.some(next, STEP * 8)? else {
@@ -239,8 +239,8 @@ fn tables_behind(
                 .spell(names.bytes(), lines)
                 .then_some((count, names, tokens)));
         }
-        // Sequences take 3 bytes a symbol, markers far less.
-        most = most.min(names_len + 4 * count_of_all + TOKENS as usize);
+        // Sequences take up to 4 bytes a symbol, markers far less.
+        most = most.min(names_len + 5 * symbols + TOKENS as usize);
     }
     Ok(None)
 }
