@@ -31,7 +31,7 @@ fn attach() -> (StreamProbes, Plan) {
     let mut offer = offer::ask(Some(&types));
     let why = "by the test".to_owned();
     offer.refused.insert(Mechanism::TpBtf, why);
-    let plan = plan(&offer, Wanted { holds: false });
+    let plan = plan(&offer, Wanted::WITHOUT_HOLDS);
     let raw = |hook: &Hook| hook.mechanism == Mechanism::RawTp;
     assert!(plan.hooks.iter().any(raw), "{plan:#?}");
     let config = StreamConfig {

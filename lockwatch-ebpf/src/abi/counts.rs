@@ -147,8 +147,17 @@ impl ClassRule {
 /// Rules there is room for.
 pub const CLASSES: usize = 10;
 
-/// Pieces of code there is room for that ask for locks on behalf of a caller.
-pub const LOCK_CODE: usize = 24;
+/// Pieces of code there is room for that ask for locks on behalf of a caller. They are in
+/// order of their addresses, with [`NO_CODE`] behind the last. A power of 2.
+pub const LOCK_CODE: usize = 32;
+
+const _: () = assert!(LOCK_CODE.is_power_of_two());
+
+/// No piece of code, behind all that are.
+pub const NO_CODE: Code = Code {
+    start: u64::MAX,
+    len: 0,
+};
 
 /// Values of each kind that can be asked for at once.
 pub const WANTED: usize = 8;

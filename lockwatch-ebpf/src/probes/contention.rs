@@ -69,13 +69,7 @@ fn begin(ctx: &impl EbpfContext, lock: u64, wait_flags: u32) -> i32 {
             wait_flags = flags::RT | flags::WRITE;
         }
     }
-    waits::begin(
-        &key,
-        At::Slots,
-        tgid,
-        task::start_time_ns(current),
-        wait_flags,
-    );
+    waits::begin(&key, At::Slots, current, tgid, wait_flags);
     debug!(
         ctx,
         "wait begins: tid {} lock {:x} flags {}", key.tid, key.lock, wait_flags

@@ -17,8 +17,8 @@ use aya_ebpf::{
 };
 use lockwatch_ebpf::{
     counts::{
-        CLASSES, ClassRule, Count, CountConfig, CountKey, HELD, LOCK_CODE, TRACERS_MAX,
-        WANTED as WANTED_MAX, Wanted, bucket_of, caller, lost,
+        CLASS_IS_ADDRESS, CLASSES, ClassRule, Count, CountConfig, CountKey, HELD, LOCK_CODE,
+        NO_CODE, TRACERS_MAX, WANTED as WANTED_MAX, Wanted, bucket_of, caller, lost,
     },
     stream::{Code, flags},
     survey::COMM_LEN,
@@ -35,10 +35,9 @@ static COUNT_CONFIG: CountConfig = CountConfig {
     _pad: 0,
 };
 
-/// Code of the locks themselves, and what asks for them on behalf of others; none is behind
-/// an empty one.
+/// Code of the locks themselves, and what asks for them on behalf of others, by address.
 #[unsafe(no_mangle)]
-static LOCK_CODE_AT: [Code; LOCK_CODE] = [Code { start: 0, len: 0 }; LOCK_CODE];
+static LOCK_CODE_AT: [Code; LOCK_CODE] = [NO_CODE; LOCK_CODE];
 
 /// What contains a lock; rule n is class n + 1.
 #[unsafe(no_mangle)]
@@ -68,6 +67,8 @@ static COUNTS_LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(lost::COUNT
 /// Frames in which the caller is looked for: this program's own, the tracer's, and those of
 /// the lock come first.
 const FRAMES: usize = 16;
+/// Frames in which it is looked for first.
+const NEAR: usize = 8;
 
 /// True if anything is counted; what depends on it is dropped by the verifier else.
 #[inline(always)]
@@ -97,8 +98,9 @@ fn count_one(ctx: *mut c_void, lock: u64, class: u64, how: u32, ns: u64) {
     } else {
         lock
     };
-    let ids = bpf_get_current_pid_tgid();
-    if (ids >> 32) as u32 == global!(COUNT_CONFIG.own_tgid) || !is_task_wanted(ids) {
+    // Waits of ours have been told apart before, by what is kept of them.
+    let is_ours = how & HELD != 0 && is_of(global!(COUNT_CONFIG.own_tgid));
+    if is_ours || !is_task_wanted() {
         return;
     }
     let class = hidden(if class == 0 {
@@ -193,7 +195,12 @@ fn matches(lock: u64, offset: u64, pointer: u64, hop: u64, back: u64, same: u64)
     let base = lock.wrapping_sub(offset);
     let mut found = word(base.wrapping_add(pointer));
     if hop != ClassRule::NONE {
-        found = word(found.wrapping_add(hop));
+        // Most of what is there in other objects is no address, and need not be tried.
+        found = if found >= CLASS_IS_ADDRESS {
+            word(found.wrapping_add(hop))
+        } else {
+            0
+        };
     }
     if same != ClassRule::NONE {
         found != 0 && found == word(base.wrapping_add(same))
@@ -215,23 +222,41 @@ pub(crate) fn word(at: u64) -> u64 {
 #[inline(always)]
 fn caller_of(ctx: *mut c_void) -> u64 {
     let mut frames = MaybeUninit::<[u64; FRAMES]>::uninit();
-    // SAFETY: the buffer is as long as said; what is behind the result's length is zeroed.
-    let len = unsafe {
-        bpf_get_stack(
-            ctx,
-            frames.as_mut_ptr().cast(),
-            size_of::<[u64; FRAMES]>() as u32,
-            0,
-        )
-    };
+    let frames = frames.as_mut_ptr().cast::<u64>();
+    // Most callers are near, and each frame is dear to unwind.
+    let len = stack::<{ (NEAR * size_of::<u64>()) as u32 }>(ctx, frames);
     if len <= 0 {
         return caller::UNKNOWN;
     }
-    let frames = frames.as_ptr().cast::<u64>();
+    let found = caller_in(frames, NEAR as u64);
+    if found != caller::UNKNOWN {
+        return found;
+    }
+    if len < (NEAR * size_of::<u64>()) as i64
+        || stack::<{ (FRAMES * size_of::<u64>()) as u32 }>(ctx, frames) <= 0
+    {
+        return caller::UNKNOWN;
+    }
+    caller_in(frames, FRAMES as u64)
+}
+
+/// The innermost frames of this task's stack; what is behind the result's length is zeroed.
+#[inline(always)]
+fn stack<const LEN: u32>(ctx: *mut c_void, frames: *mut u64) -> i64 {
+    // SAFETY: the buffer has room for `FRAMES` frames, which is no less.
+    unsafe { bpf_get_stack(ctx, frames.cast(), LEN, 0) }
+}
+
+/// The same, among the first `count` of these frames. A function of its own: it is called twice.
+#[inline(never)]
+fn caller_in(frames: *const u64, count: u64) -> u64 {
     let mut is_in_lock = false;
-    for index in 0..FRAMES {
+    for index in 0..FRAMES as u64 {
+        if index == count {
+            break;
+        }
         // SAFETY: in bounds; the kernel has written to all of it.
-        let at = unsafe { frames.add(index).read_volatile() };
+        let at = unsafe { frames.add(index as usize).read_volatile() };
         if at == 0 {
             break;
         }
@@ -245,26 +270,37 @@ fn caller_of(ctx: *mut c_void) -> u64 {
 }
 
 /// A return address may lie one byte behind the function's last call. A function of its own,
-/// or the compiler keeps all of the table in registers; and without branches, each of which a
-/// verifier would follow to the end.
+/// and without branches, each of which a verifier would follow to the end: the last piece that
+/// begins at or before the address is found by halving.
 #[inline(never)]
 fn is_in_lock_code(return_address: u64) -> bool {
     let at = return_address.wrapping_sub(1);
-    let mut is_in = 0;
-    for code in &LOCK_CODE_AT {
-        let code = global::read(code);
-        if code.len == 0 {
-            break;
-        }
-        is_in |= is_less(at.wrapping_sub(code.start), code.len);
+    let mut found = 0;
+    let mut half = LOCK_CODE as u64 / 2;
+    while half > 0 {
+        let start = global::read(&code_at(found + half).start);
+        // All are addresses of the kernel, so that the sign tells which is higher.
+        let is_before = whole(at.wrapping_sub(start).cast_signed() >> 63);
+        found += half & !is_before.cast_unsigned();
+        half /= 2;
     }
-    is_in != 0
+    let code = code_at(found);
+    at.wrapping_sub(global::read(&code.start)) < global::read(&code.len)
 }
 
-/// 1 if `left < right`: what a subtraction borrows.
+/// The same, which the compiler cannot look into: it would branch on its sign.
 #[inline(always)]
-fn is_less(left: u64, right: u64) -> u64 {
-    ((!left & right) | ((!left | right) & left.wrapping_sub(right))) >> 63
+fn whole(mut value: i64) -> i64 {
+    // SAFETY: a register is what it is.
+    unsafe {
+        core::arch::asm!("{0} = {0}", inout(reg) value, options(pure, nomem, nostack));
+    }
+    value
+}
+
+#[inline(always)]
+fn code_at(index: u64) -> &'static Code {
+    &LOCK_CODE_AT[index as usize & (LOCK_CODE - 1)]
 }
 
 /// The same, but no verifier knows which: it would go on apart for each constant that a value
@@ -280,11 +316,18 @@ fn is_in_tracer(at: u64) -> bool {
     global!(COUNT_CONFIG.tracers) != 0 && TRACERS.get_ptr(at >> 12).is_some()
 }
 
+/// True if the running task is of this thread group.
+#[inline(always)]
+fn is_of(tgid: u32) -> bool {
+    (bpf_get_current_pid_tgid() >> 32) as u32 == tgid
+}
+
 /// True for the tasks that were asked for, if any were.
 #[inline(always)]
-fn is_task_wanted(ids: u64) -> bool {
+fn is_task_wanted() -> bool {
     let mut is_wanted = true;
     if global!(WANTED.pid_count) != 0 {
+        let ids = bpf_get_current_pid_tgid();
         is_wanted = is_one(global!(WANTED.pid_count), |index| {
             let pid = global::read(&WANTED.pids[index]);
             pid == ids as u32 || pid == (ids >> 32) as u32

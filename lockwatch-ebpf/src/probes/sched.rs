@@ -5,13 +5,13 @@
 //! entries that user space has put into a map of their own, and never insert,
 //! remove, reserve or wake.
 
-use core::ptr;
+use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
     EbpfContext,
     helpers::generated::{bpf_get_stack, bpf_ktime_get_ns},
     macros::{btf_tracepoint, map, raw_tracepoint},
-    maps::{Array, HashMap, PerCpuArray},
+    maps::{HashMap, PerCpuArray},
     programs::{BtfTracePointContext, RawTracePointContext},
 };
 use lockwatch_ebpf::stream::{SLEEP_FRAMES, SLEEPS, WATCHED_MAX, Watched, phase, sleep};
@@ -25,10 +25,11 @@ use super::{
 #[map]
 static WATCHED: HashMap<u32, Watched> = HashMap::with_max_entries(WATCHED_MAX, 0);
 
-/// 1 while `WATCHED` has entries. The verifier turns the lookup into a plain load,
-/// so that a host without a stall pays a few instructions per switch.
-#[map]
-static WATCHING: Array<u32> = Array::with_max_entries(1, 0);
+/// 1 while `WATCHED` has entries. A global that user space stores to: one load from a known
+/// address is all that a host without a stall pays per switch.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".data.watching")]
+static mut WATCHING: u32 = 0;
 
 /// A stack under construction.
 #[map]
@@ -42,9 +43,17 @@ static STACK: PerCpuArray<[u64; SLEEP_FRAMES]> = PerCpuArray::with_max_entries(1
 /// stacks of their sleeps.
 #[btf_tracepoint(function = "sched_switch")]
 fn sched_switch(ctx: BtfTracePointContext) -> i32 {
-    if !is_watching() {
-        return 0;
+    if is_watching() {
+        switched_typed(ctx.as_ptr());
     }
+    0
+}
+
+/// What is to be done while anything is watched. A function of its own, as are the three like
+/// it: a program saves all registers that it uses anywhere before its first instruction.
+#[inline(never)]
+fn switched_typed(ctx: *mut c_void) -> i32 {
+    let ctx = BtfTracePointContext::new(ctx);
     // SAFETY: both are the tracepoint's own typed arguments.
     let (prev, next) = unsafe { (Trusted::new(ctx.arg(1)), Trusted::new(ctx.arg(2))) };
     switched(&ctx, ctx.arg(0), prev, next)
@@ -54,9 +63,15 @@ fn sched_switch(ctx: BtfTracePointContext) -> i32 {
 /// watched.
 #[raw_tracepoint(tracepoint = "sched_switch")]
 fn raw_sched_switch(ctx: RawTracePointContext) -> i32 {
-    if !is_watching() {
-        return 0;
+    if is_watching() {
+        switched_raw(ctx.as_ptr());
     }
+    0
+}
+
+#[inline(never)]
+fn switched_raw(ctx: *mut c_void) -> i32 {
+    let ctx = RawTracePointContext::new(ctx);
     switched(&ctx, ctx.arg(0), Word(ctx.arg(1)), Word(ctx.arg(2)))
 }
 
@@ -87,9 +102,15 @@ fn switched(ctx: &impl EbpfContext, preempted: u64, prev: impl Access, next: imp
 /// one lookup. Emits nothing.
 #[btf_tracepoint(function = "sched_wakeup")]
 fn sched_wakeup(ctx: BtfTracePointContext) -> i32 {
-    if !is_watching() {
-        return 0;
+    if is_watching() {
+        woken_typed(ctx.as_ptr());
     }
+    0
+}
+
+#[inline(never)]
+fn woken_typed(ctx: *mut c_void) -> i32 {
+    let ctx = BtfTracePointContext::new(ctx);
     // SAFETY: the tracepoint's own typed argument.
     woken(unsafe { Trusted::new(ctx.arg(0)) })
 }
@@ -97,9 +118,15 @@ fn sched_wakeup(ctx: BtfTracePointContext) -> i32 {
 /// The same by raw_tp.
 #[raw_tracepoint(tracepoint = "sched_wakeup")]
 fn raw_sched_wakeup(ctx: RawTracePointContext) -> i32 {
-    if !is_watching() {
-        return 0;
+    if is_watching() {
+        woken_raw(ctx.as_ptr());
     }
+    0
+}
+
+#[inline(never)]
+fn woken_raw(ctx: *mut c_void) -> i32 {
+    let ctx = RawTracePointContext::new(ctx);
     woken(Word(ctx.arg(0)))
 }
 
@@ -115,10 +142,8 @@ fn woken(task: impl Access) -> i32 {
 
 #[inline(always)]
 fn is_watching() -> bool {
-    // SAFETY: an aligned load from a map value that user space stores to.
-    WATCHING
-        .get_ptr(0)
-        .is_some_and(|flag| unsafe { flag.read_volatile() } != 0)
+    // SAFETY: an aligned load of a global.
+    unsafe { (&raw const WATCHING).read_volatile() != 0 }
 }
 
 /// Closes the current phase of a watched task and opens the one that `next` says.

@@ -5,9 +5,7 @@
 
 use core::arch::asm;
 
-use aya_ebpf::{
-    bindings::BPF_F_MMAPABLE, helpers::generated::bpf_get_current_comm, macros::map, maps::Array,
-};
+use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use lockwatch_ebpf::{
     stream::{OpenWait, WAIT_IS_WRITTEN, WAIT_SETS, WAIT_WAYS, WaitKey, WaitSet, WaitSlot},
     survey::COMM_LEN,
@@ -87,11 +85,11 @@ impl Slot {
         unsafe { &raw mut (*self.slot).wait }
     }
 
-    /// Writes the wait for which it was taken, with the name of the running task.
+    /// Writes the wait for which it was taken, but the task's name as the words in `comm`.
     #[inline(always)]
-    pub(super) fn write(self, lock: u64, wait: &OpenWait) {
+    pub(super) fn write(self, lock: u64, wait: &OpenWait, comm: [u64; COMM_LEN / 8]) {
         // Volatile, to stay in this order.
-        // SAFETY: this task has the slot; the name has as many bytes as said.
+        // SAFETY: this task has the slot; names are aligned in it.
         unsafe {
             (&raw mut (*self.slot).lock).write_volatile(lock);
             let to = self.wait();
@@ -99,7 +97,9 @@ impl Slot {
             (&raw mut (*to).start_time_ns).write_volatile(wait.start_time_ns);
             (&raw mut (*to).tgid).write_volatile(wait.tgid);
             (&raw mut (*to).flags).write_volatile(wait.flags);
-            bpf_get_current_comm((&raw mut (*to).comm).cast(), COMM_LEN as u32);
+            let name = (&raw mut (*to).comm).cast::<u64>();
+            name.write_volatile(comm[0]);
+            name.add(1).write_volatile(comm[1]);
             (&raw mut (*self.slot).id).write_volatile(self.id | WAIT_IS_WRITTEN);
         }
     }

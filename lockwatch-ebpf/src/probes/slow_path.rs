@@ -21,7 +21,6 @@ use super::{
     argument::word,
     counts,
     global::global,
-    task,
     waits::{self, At},
 };
 
@@ -124,13 +123,7 @@ fn begin(lock: u64, wait_flags: u32) -> i32 {
         let key = waits::key(lock, ids);
         // SAFETY: no preconditions. Not typed: that can be had from 5.11 on only.
         let current = Word(unsafe { bpf_get_current_task() });
-        waits::begin(
-            &key,
-            At::Hash,
-            tgid,
-            task::start_time_ns(current),
-            wait_flags,
-        );
+        waits::begin(&key, At::Hash, current, tgid, wait_flags);
     }
     0
 }

@@ -1,6 +1,9 @@
 //! The members of `task_struct` that the stream's programs need.
 
-use lockwatch_ebpf::survey::TaskLayout;
+use lockwatch_ebpf::{
+    Member,
+    survey::{COMM_LEN, TaskLayout},
+};
 
 use super::{access::Access, global::global};
 
@@ -36,3 +39,19 @@ reader!(
     /// `TASK_*` bits; 0 = can run.
     state -> u32, state
 );
+
+/// Its name: the words of its bytes in memory, which may have anything behind the first 0.
+#[inline(always)]
+pub(super) fn comm(task: impl Access) -> [u64; COMM_LEN / 8] {
+    let offset = global!(TASK_LAYOUT.comm).offset;
+    let word = |index: u32| {
+        let member = Member {
+            offset: offset + index * 8,
+            size: 8,
+        };
+        // SAFETY: the layout describes `task_struct` of this kernel, whose names have
+        // `COMM_LEN` bytes.
+        unsafe { task.load(member) }
+    };
+    [word(0), word(1)]
+}

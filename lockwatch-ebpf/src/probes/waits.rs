@@ -4,7 +4,7 @@ use aya_ebpf::{
     EbpfContext,
     helpers::{bpf_get_current_comm, generated::bpf_ktime_get_ns},
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    maps::{HashMap, PerCpuArray, RingBuf},
 };
 use lockwatch_ebpf::{
     counts::lost,
@@ -16,9 +16,11 @@ use lockwatch_ebpf::{
 };
 
 use super::{
+    access::Access,
     counts,
     global::global,
     slots::{Set, Slot},
+    task,
 };
 
 #[unsafe(no_mangle)]
@@ -34,9 +36,10 @@ static STREAM_CONFIG: StreamConfig = StreamConfig {
 #[map]
 static WAITS: HashMap<WaitKey, OpenWait> = HashMap::with_max_entries(WAITS_MAX, 0);
 
-/// 1 once `WAITS` has had an entry beside the slots.
-#[map]
-static WAITS_HASHED: Array<u32> = Array::with_max_entries(1, 0);
+/// 1 once `WAITS` has had an entry beside the slots; user space stores to it, too.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".data.hashed")]
+static mut WAITS_HASHED: u32 = 0;
 
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(RING_LEN, 0);
@@ -90,19 +93,17 @@ fn slot(key: &WaitKey, at: At) -> Option<Slot> {
     Set::of(key.tid)?.find(key)
 }
 
-/// True if the hash may have a wait. The verifier turns the lookup into a plain load.
+/// True if the hash may have a wait.
 #[inline(always)]
 fn is_hashed(at: At) -> bool {
-    at == At::Hash
-        || WAITS_HASHED
-            .get_ptr(0)
-            // SAFETY: an aligned load from the map's value.
-            .is_some_and(|flag| unsafe { flag.read_volatile() } != 0)
+    // SAFETY: an aligned load of a global.
+    at == At::Hash || unsafe { (&raw const WAITS_HASHED).read_volatile() } != 0
 }
 
-/// This task, which began at `start_time_ns`, begins to wait.
+/// This task, `current`, begins to wait.
 #[inline(always)]
-pub(super) fn begin(key: &WaitKey, at: At, tgid: u32, start_time_ns: u64, wait_flags: u32) {
+pub(super) fn begin(key: &WaitKey, at: At, current: impl Access, tgid: u32, wait_flags: u32) {
+    let start_time_ns = task::start_time_ns(current);
     // A mutex begins again each time it goes from spinning to sleeping and back:
     // that is one wait. Every other lock begins once, so that an open wait is a
     // left-over whose end we missed.
@@ -136,7 +137,7 @@ pub(super) fn begin(key: &WaitKey, at: At, tgid: u32, start_time_ns: u64, wait_f
         flags: wait_flags,
         comm: [0; COMM_LEN],
     };
-    if !keep(key, at, open, &mut wait) {
+    if !keep(key, at, current, open, &mut wait) {
         count(counter::LOST_WAIT);
         if counts::are_on() {
             counts::count_lost(lost::WAITS);
@@ -152,10 +153,16 @@ pub(super) fn begin(key: &WaitKey, at: At, tgid: u32, start_time_ns: u64, wait_f
     }
 }
 
-/// Keeps a wait of the running task, in the place of an older one on the same lock; false if
+/// Keeps a wait of the running task, `current`, in the place of an older one on the same lock; false if
 /// there is no room.
 #[inline(always)]
-fn keep(key: &WaitKey, at: At, old: Option<Slot>, wait: &mut OpenWait) -> bool {
+fn keep(
+    key: &WaitKey,
+    at: At,
+    current: impl Access,
+    old: Option<Slot>,
+    wait: &mut OpenWait,
+) -> bool {
     if let Some(slot) = old {
         slot.leave();
     }
@@ -163,14 +170,12 @@ fn keep(key: &WaitKey, at: At, old: Option<Slot>, wait: &mut OpenWait) -> bool {
         && let Some(set) = Set::of(key.tid)
         && let Some(slot) = set.take(wait_id(key.tid, wait.since_ns))
     {
-        slot.write(key.lock, wait);
+        slot.write(key.lock, wait, task::comm(current));
         return true;
     }
-    if at == At::Slots
-        && let Some(flag) = WAITS_HASHED.get_ptr_mut(0)
-    {
-        // SAFETY: an aligned store to the map's value; it never becomes 0 again.
-        unsafe { flag.write_volatile(1) };
+    if at == At::Slots {
+        // SAFETY: an aligned store to a global; it never becomes 0 again.
+        unsafe { (&raw mut WAITS_HASHED).write_volatile(1) };
     }
     wait.comm = bpf_get_current_comm().unwrap_or([0; COMM_LEN]);
     WAITS.insert(key, *wait, 0).is_ok()
@@ -252,8 +257,10 @@ pub(super) fn end(ctx: &impl EbpfContext, key: &WaitKey, at: At, lock: u64, resu
         }
     }
     // Counted once, behind all that: else a verifier goes through the counting for each place
-    // in which a wait may be.
-    counts::count(ctx, lock, 0, wait.flags, waited_ns);
+    // in which a wait may be. One that user space has entered may be our own.
+    if is_wanted(wait.tgid) {
+        counts::count(ctx, lock, 0, wait.flags, waited_ns);
+    }
     true
 }
 

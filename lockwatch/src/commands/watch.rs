@@ -28,7 +28,13 @@ use tokio::{
     time::sleep,
 };
 
-use self::{filter::Filter, output::Output, reports::Reports, sources::Sources, ticks::Ticks};
+use self::{
+    filter::Filter,
+    output::Output,
+    reports::Reports,
+    sources::{Asked, Sources},
+    ticks::Ticks,
+};
 pub(super) use self::{
     output::Summary,
     session::Session,
@@ -70,7 +76,7 @@ async fn watch(args: &WatchArgs) -> anyhow::Result<Outcome> {
     be_real_time(args.sources.priority)?;
     // Everything is loaded and attached before the first wait is looked at: later,
     // on a host that hangs, it might not be possible.
-    let sources = Sources::open(thresholds, &args.sources, None)?;
+    let sources = Sources::open(thresholds, &args.sources, Asked::STALLS)?;
     let stdout = Box::new(io::BufWriter::new(io::stdout()));
     let mut output = Output::new(stdout, args.format, args.look.for_stdout());
     let reports = Reports::new(thresholds, detectors);
@@ -119,7 +125,7 @@ pub(super) fn record(
     event_loop()?.block_on(async {
         let thresholds = cli::thresholds(args.threshold, args.hang, Some(args.lockup));
         be_real_time(args.sources.priority)?;
-        let sources = Sources::open(thresholds, &args.sources, None)?;
+        let sources = Sources::open(thresholds, &args.sources, Asked::BARE)?;
         let gap = |gap: &Gap| format!("{}: {}; {}", gap.missing, gap.why, gap.cost);
         let gaps = sources.gaps.iter().map(gap).collect();
         let header = Header::now(thresholds, sources.said.clone(), gaps);
@@ -151,7 +157,7 @@ pub(super) fn export<B: Beside>(
     event_loop()?.block_on(async {
         let thresholds = cli::thresholds(args.threshold, args.hang, Some(args.lockup));
         be_real_time(args.sources.priority)?;
-        let sources = Sources::open(thresholds, &args.sources, Some(counting))?;
+        let sources = Sources::open(thresholds, &args.sources, Asked::counts(counting))?;
         ensure!(sources.counts.is_some(), CANNOT_COUNT);
         let mut beside = start(&sources.said, &sources.gaps).await?;
         lock_memory();
@@ -179,7 +185,7 @@ pub(super) fn count(
 ) -> anyhow::Result<(Snapshot, Timestamp, Vec<Gap>)> {
     event_loop()?.block_on(async {
         be_real_time(args.priority)?;
-        let sources = Sources::open(Thresholds::NONE, args, Some(counting))?;
+        let sources = Sources::open(Thresholds::NONE, args, Asked::counts(counting))?;
         let counts = sources.counts.context(CANNOT_COUNT)?;
         // To find out what can be attached takes longer than to attach it.
         let from = Timestamp::now();

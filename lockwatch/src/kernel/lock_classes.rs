@@ -238,7 +238,8 @@ pub fn tracer_pages(symbols: &Symbols) -> Vec<u64> {
     pages
 }
 
-/// The code of locks, and of what asks for them on behalf of others: callers are outside.
+/// The code of locks, and of what asks for them on behalf of others, by address: callers are
+/// outside.
 /// Without what finds no room the program names a function that is none's caller, but
 /// never one that was not on the stack.
 pub fn lock_code(symbols: &Symbols) -> Vec<Range<u64>> {
@@ -264,12 +265,29 @@ pub fn lock_code(symbols: &Symbols) -> Vec<Range<u64>> {
     }
     joined.sort_by_key(|range| std::cmp::Reverse(range.end - range.start));
     joined.truncate(LOCK_CODE);
+    joined.sort_unstable_by_key(|range| range.start);
     joined
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pieces_of_lock_code_are_in_order_whatever_their_lengths() {
+        let text = "ffffffff81000000 T up_read\nffffffff81000010 T bystander\n\
+            ffffffff82000000 T __sched_text_start\nffffffff82009000 T __sched_text_end\n\
+            ffffffff83000000 T up_write\nffffffff83000800 T another\n";
+        let symbols = Symbols::parse(text.to_owned()).expect("addresses");
+        let image = 0xffff_ffff_8000_0000_u64;
+        let at = |offset: u64, len: u64| image + offset..image + offset + len;
+        let code = [
+            at(0x100_0000, 0x10),
+            at(0x200_0000, 0x9000),
+            at(0x300_0000, 0x800),
+        ];
+        assert_eq!(lock_code(&symbols), code);
+    }
 
     #[test]
     fn a_driver_with_pipes_of_its_own_is_no_pipe() {

@@ -25,6 +25,22 @@ use crate::lock::LockMode;
 pub struct Wanted {
     /// Who holds a lock, exactly, from acquiring to releasing it.
     pub holds: bool,
+    /// How the holders of stalled locks spend their time: two hooks of the scheduler, which
+    /// cost something at every switch.
+    pub holder_times: bool,
+}
+
+impl Wanted {
+    /// All there is.
+    pub const ALL: Self = Self {
+        holds: true,
+        holder_times: true,
+    };
+    /// Waits alone, and what holders do meanwhile.
+    pub const WITHOUT_HOLDS: Self = Self {
+        holds: false,
+        ..Self::ALL
+    };
 }
 
 /// What a hook is for. Argument positions count from 0, as the program sees them
@@ -203,7 +219,7 @@ pub fn plan(offer: &Offer, wanted: Wanted) -> Plan {
             "the state of tasks is kept in a hash map, not in task storage: {why}"
         ));
     }
-    task::add(&mut plan, offer);
+    task::add(&mut plan, offer, wanted);
     lockup::add(&mut plan, offer);
     plan.gaps.sort_by_key(|gap| gap.subject);
     plan
@@ -227,6 +243,12 @@ impl Plan {
     pub fn calls_from_trampolines(&self) -> bool {
         let mut hooks = self.hooks.iter();
         hooks.any(|hook| hook.mechanism == Mechanism::Fexit)
+    }
+
+    /// Whether it is seen how holders spend their time.
+    pub fn sees_holder_times(&self) -> bool {
+        let switches = |hook: &Hook| matches!(hook.purpose, Purpose::HolderSwitch { .. });
+        self.hooks.iter().any(switches)
     }
 
     /// Whether lock waits are seen as they begin.

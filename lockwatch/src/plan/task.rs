@@ -1,7 +1,7 @@
 //! Hooks that see how holders spend their time, and tasks that exit.
 
 use super::{
-    Gap, Hook, Offer, Plan, Purpose, State, Subject,
+    Gap, Hook, Offer, Plan, Purpose, State, Subject, Wanted,
     place::{count, positions, tracepoint},
 };
 use crate::kernel::lock_functions::tracepoint::{SCHED_PROCESS_FREE, SCHED_SWITCH, SCHED_WAKEUP};
@@ -10,8 +10,8 @@ const TASK: &str = "struct task_struct *";
 
 /// Adds the scheduler's hooks, for stalls that are seen as they stand, and the one that
 /// keeps the table of holds clean.
-pub(super) fn add(plan: &mut Plan, offer: &Offer) {
-    if plan.sees_waits() {
+pub(super) fn add(plan: &mut Plan, offer: &Offer, wanted: Wanted) {
+    if wanted.holder_times && plan.sees_waits() {
         holder_times(plan, offer);
     }
     let holds = plan.hooks.iter().any(|hook| {

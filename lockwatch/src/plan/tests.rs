@@ -46,7 +46,7 @@ pub(crate) const KERNELS: [&str; 12] = [
 ];
 
 fn planned(kernel: &str) -> Plan {
-    plan(&offer(kernel), Wanted { holds: true })
+    plan(&offer(kernel), Wanted::ALL)
 }
 
 /// A plan as the snapshots have it: a line for each decision.
@@ -121,7 +121,7 @@ fn positions_in_mmap_lock_tracepoints_follow_their_arguments() {
     let purposes = |kernel| {
         let mut offer = offer(kernel);
         forbid(&mut offer, &[Mechanism::Fentry, Mechanism::Fexit]);
-        let plan = plan(&offer, Wanted { holds: true });
+        let plan = plan(&offer, Wanted::ALL);
         plan.hooks
             .iter()
             .map(|hook| hook.purpose)
@@ -177,7 +177,7 @@ fn without_types_kprobes_would_see_begins_but_nothing_can_run() {
     ] {
         let mut offer = offer(kernel);
         offer.lacking.remove(&Feature::RingBuffer);
-        let plan = plan(&offer, Wanted { holds: true });
+        let plan = plan(&offer, Wanted::ALL);
         let found = targets(&plan, Mechanism::Kprobe);
         assert_eq!(found, names.iter().copied().collect(), "{kernel}");
         assert_eq!(found.len(), plan.hooks.len(), "{kernel}: nothing else");
@@ -196,7 +196,7 @@ fn a_clone_or_a_release_out_of_sight_leaves_no_hold_for_ever() {
         "up_read".to_owned(),
         vec!["up_read".into(), "up_read.isra.0".into()],
     );
-    let plan = plan(&offer, Wanted { holds: true });
+    let plan = plan(&offer, Wanted::ALL);
     let holds = |hook: &Hook| matches!(hook.purpose, Purpose::Acquire { .. });
     assert!(!plan.hooks.iter().any(holds));
     assert!(
@@ -209,7 +209,7 @@ fn a_clone_or_a_release_out_of_sight_leaves_no_hold_for_ever() {
 fn where_typed_tracepoints_are_refused_raw_ones_do() {
     let mut offer = offer("6.18-restricted");
     forbid(&mut offer, &[Mechanism::TpBtf]);
-    let raw = plan(&offer, Wanted { holds: true });
+    let raw = plan(&offer, Wanted::ALL);
     let typed = planned("6.18-restricted");
     assert_eq!(
         targets(&raw, Mechanism::RawTp),
@@ -224,7 +224,7 @@ fn what_a_raw_tracepoint_must_read_and_may_not_is_a_gap() {
     let mut offer = offer("6.18-restricted");
     forbid(&mut offer, &[Mechanism::TpBtf]);
     offer.lockdown = Some(Lockdown::Confidentiality);
-    let plan = plan(&offer, Wanted { holds: true });
+    let plan = plan(&offer, Wanted::ALL);
     assert_eq!(plan.hooks, []);
     for subject in [Subject::WaitBegins, Subject::Holds] {
         assert!(
@@ -243,12 +243,39 @@ fn functions_whose_programs_would_read_locked_down_memory_are_a_gap() {
         let mut offer = offer("5.10");
         offer.lockdown = Some(Lockdown::Integrity);
         forbid(&mut offer, refused.as_slice());
-        assert!(plan(&offer, Wanted { holds: false }).sees_waits());
+        assert!(plan(&offer, Wanted::WITHOUT_HOLDS).sees_waits());
         offer.lockdown = Some(Lockdown::Confidentiality);
-        let plan = plan(&offer, Wanted { holds: false });
+        let plan = plan(&offer, Wanted::WITHOUT_HOLDS);
         assert_eq!(plan.hooks, [], "{refused:?}");
         let gap = plan.gaps_in(Subject::WaitBegins).next().expect("a gap");
         assert!(gap.why.contains("confidentiality"), "{gap:?}");
+    }
+}
+
+#[test]
+fn who_does_not_tell_what_holders_do_hooks_no_switches() {
+    for kernel in KERNELS {
+        let with = plan(&offer(kernel), Wanted::WITHOUT_HOLDS);
+        let wanted = Wanted {
+            holder_times: false,
+            ..Wanted::WITHOUT_HOLDS
+        };
+        let without = plan(&offer(kernel), wanted);
+        assert!(with.sees_holder_times(), "{kernel}");
+        assert!(!without.sees_holder_times(), "{kernel}");
+        let of_times = |hook: &Hook| {
+            matches!(
+                hook.purpose,
+                Purpose::HolderSwitch { .. } | Purpose::HolderWakeup
+            )
+        };
+        let rest: Vec<Hook> = with
+            .hooks
+            .into_iter()
+            .filter(|hook| !of_times(hook))
+            .collect();
+        assert_eq!(without.hooks, rest, "{kernel}");
+        assert_eq!(without.gaps, with.gaps, "{kernel}");
     }
 }
 
@@ -257,12 +284,12 @@ fn without_task_storage_holds_need_memory_that_is_not_locked_down() {
     let mut offer = offer("6.12");
     offer.lockdown = Some(Lockdown::Confidentiality);
     let is_hold = |hook: &Hook| matches!(hook.purpose, Purpose::Release { .. });
-    let stored = plan(&offer, Wanted { holds: true });
+    let stored = plan(&offer, Wanted::ALL);
     assert!(stored.hooks.iter().any(is_hold), "{:?}", stored.gaps);
     offer
         .lacking
         .insert(Feature::TaskStorage, "not there".to_owned());
-    let hashed = plan(&offer, Wanted { holds: true });
+    let hashed = plan(&offer, Wanted::ALL);
     assert!(!hashed.hooks.iter().any(is_hold));
     assert!(hashed.sees_waits());
     let gap = hashed.gaps_in(Subject::Holds).next().expect("a gap");
@@ -276,7 +303,7 @@ fn no_reason_claims_a_kind_that_was_left_out() {
     offer
         .symbols
         .insert("rwsem_down_read_slowpath".to_owned(), clones.collect());
-    let plan = plan(&offer, Wanted { holds: false });
+    let plan = plan(&offer, Wanted::WITHOUT_HOLDS);
     let begins = |hook: &&Hook| matches!(hook.purpose, Purpose::WaitBegin { .. });
     assert_eq!(plan.hooks.iter().filter(begins).count(), WAIT_SITES);
     // What comes behind that is why.
@@ -305,7 +332,7 @@ fn more_functions_than_programs_are_a_gap() {
     offer
         .symbols
         .insert("rwsem_down_read_slowpath".to_owned(), clones.collect());
-    let plan = plan(&offer, Wanted { holds: false });
+    let plan = plan(&offer, Wanted::WITHOUT_HOLDS);
     let begins = |hook: &&Hook| matches!(hook.purpose, Purpose::WaitBegin { .. });
     assert_eq!(plan.hooks.iter().filter(begins).count(), WAIT_SITES);
     assert!(
@@ -320,7 +347,7 @@ fn more_functions_than_programs_are_a_gap() {
 fn a_mutex_wait_never_begins_where_only_a_survey_could_end_it() {
     let mut offer = offer("5.10");
     forbid(&mut offer, &[Mechanism::Fexit]);
-    let plan = plan(&offer, Wanted { holds: false });
+    let plan = plan(&offer, Wanted::WITHOUT_HOLDS);
     let kinds: BTreeSet<String> = plan
         .hooks
         .iter()
@@ -339,7 +366,7 @@ fn a_mutex_wait_never_begins_where_only_a_survey_could_end_it() {
 fn a_layout_that_nobody_knows_is_a_gap_and_not_a_guess() {
     let mut offer = offer("6.12");
     offer.unknown_layout = Some("no rw_semaphore.count".to_owned());
-    let plan = plan(&offer, Wanted { holds: true });
+    let plan = plan(&offer, Wanted::ALL);
     let gap = plan.gaps_in(Subject::Everything).next().expect("a gap");
     assert_eq!(gap.why, "no rw_semaphore.count");
 }
@@ -348,7 +375,7 @@ fn a_layout_that_nobody_knows_is_a_gap_and_not_a_guess() {
 fn without_samples_of_cpus_lockups_are_a_gap() {
     let offered = offer("6.18-restricted");
     let gaps = |offer: &Offer| -> Vec<Gap> {
-        let plan = plan(offer, Wanted { holds: true });
+        let plan = plan(offer, Wanted::ALL);
         plan.gaps_in(Subject::Lockups).cloned().collect()
     };
     assert_eq!(
@@ -435,8 +462,9 @@ fn is_offered(offer: &Offer, hook: &Hook) -> bool {
     place && offer.refusal(hook.mechanism).is_none()
 }
 
-fn check_plan(offer: &Offer, holds: bool) -> Result<(), TestCaseError> {
-    let plan = plan(offer, Wanted { holds });
+fn check_plan(offer: &Offer, wanted: Wanted) -> Result<(), TestCaseError> {
+    let plan = plan(offer, wanted);
+    prop_assert!(wanted.holder_times || !plan.sees_holder_times());
     let mut places = BTreeSet::new();
     for hook in &plan.hooks {
         prop_assert!(is_offered(offer, hook), "{hook:?}");
@@ -483,7 +511,8 @@ proptest! {
     fn whatever_is_taken_away_the_plan_stays_sound(
         offer in prop::sample::select(KERNELS.to_vec()).prop_flat_map(|kernel| less(offer(kernel))),
         holds in any::<bool>(),
+        holder_times in any::<bool>(),
     ) {
-        check_plan(&offer, holds)?;
+        check_plan(&offer, Wanted { holds, holder_times })?;
     }
 }

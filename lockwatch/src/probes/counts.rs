@@ -7,7 +7,7 @@ use aya::{
     maps::{HashMap, MapData, PerCpuArray},
 };
 use lockwatch_ebpf::{
-    counts::{CLASSES, ClassRule, Count, CountConfig, CountKey, LOCK_CODE, Wanted, lost},
+    counts::{CLASSES, ClassRule, Count, CountConfig, CountKey, LOCK_CODE, NO_CODE, Wanted, lost},
     stream::Code,
 };
 
@@ -28,7 +28,7 @@ pod!(
 pub struct CountGlobals {
     /// What is counted, and how.
     pub config: CountConfig,
-    /// Code of the locks.
+    /// Code of the locks, by address, with [`NO_CODE`] behind.
     pub lock_code: [Code; LOCK_CODE],
     /// What contains a lock.
     pub rules: [ClassRule; CLASSES],
@@ -50,7 +50,7 @@ impl CountGlobals {
             tracers: 0,
             _pad: 0,
         },
-        lock_code: [Code { start: 0, len: 0 }; LOCK_CODE],
+        lock_code: [NO_CODE; LOCK_CODE],
         rules: [ClassRule::ABSENT; CLASSES],
         image: Code { start: 0, len: 0 },
         wanted: Wanted::NONE,

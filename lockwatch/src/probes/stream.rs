@@ -130,12 +130,12 @@ impl StreamProbes {
         let typed = |error| LoadError::Map(io::Error::other(error));
         Ok(Self {
             slots: has_slots.then(|| WaitSlots::new(&ebpf)).transpose()?,
-            hashed: Array::try_from(map(&mut ebpf, "WAITS_HASHED")?).map_err(typed)?,
+            hashed: Array::try_from(map(&mut ebpf, ".data.hashed")?).map_err(typed)?,
             waits: HashMap::try_from(map(&mut ebpf, "WAITS")?).map_err(typed)?,
             events: RingBuf::try_from(map(&mut ebpf, "EVENTS")?).map_err(typed)?,
             counters: PerCpuArray::try_from(map(&mut ebpf, "COUNTERS")?).map_err(typed)?,
             watched: HashMap::try_from(map(&mut ebpf, "WATCHED")?).map_err(typed)?,
-            watching: Array::try_from(map(&mut ebpf, "WATCHING")?).map_err(typed)?,
+            watching: Array::try_from(map(&mut ebpf, ".data.watching")?).map_err(typed)?,
             counts: Some(CountsMap::take(&mut ebpf)?),
             hooks,
             log,

@@ -166,7 +166,7 @@ fn each_hook_of_each_kernel_has_its_program() {
     for kernel in KERNELS {
         let offered = offer(kernel);
         objects
-            .check(&offered, Wanted { holds: true })
+            .check(&offered, Wanted::ALL)
             .unwrap_or_else(|error| panic!("{kernel}: {error}"));
     }
 }
@@ -175,8 +175,8 @@ fn each_hook_of_each_kernel_has_its_program() {
 fn whatever_is_taken_away_each_hook_has_its_program() {
     let objects = Objects::read();
     let offers = prop::sample::select(KERNELS.to_vec()).prop_flat_map(|name| less(offer(name)));
-    proptest!(|(offer in offers, holds in any::<bool>())| {
-        objects.check(&offer, Wanted { holds })?;
+    proptest!(|(offer in offers, holds in any::<bool>(), holder_times in any::<bool>())| {
+        objects.check(&offer, Wanted { holds, holder_times })?;
     });
 }
 

@@ -52,7 +52,7 @@ pub struct Ability {
 impl Check {
     /// Makes a plan for everything, and says what it comes to.
     pub fn of(offer: Offer) -> Self {
-        let plan = plan(&offer, Wanted { holds: true });
+        let plan = plan(&offer, Wanted::ALL);
         let has = |subject| plan.gaps_in(subject).next().is_some();
         let surveys = !has(Subject::Everything) && !has(Subject::Surveys);
         let stream = !has(Subject::Everything) && plan.sees_waits();

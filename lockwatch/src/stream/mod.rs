@@ -122,6 +122,8 @@ pub struct Stream {
     probes: StreamProbes,
     ready: AsyncFd<OwnedFd>,
     watching: Watching,
+    /// Whether there is anything that keeps the times of tasks.
+    keeps_times: bool,
     lost: Lost,
     unseen_ends: UnseenEnds,
 }
@@ -160,6 +162,7 @@ impl Stream {
             probes,
             ready,
             watching: Watching::default(),
+            keeps_times: plan.sees_holder_times(),
             lost: Lost::default(),
             unseen_ends: UnseenEnds::of(plan),
         })
@@ -246,9 +249,9 @@ impl Stream {
     }
 
     /// Keeps the times of a task that was in `state` a moment ago. Each call wants
-    /// one [`Stream::release`]. False if there is no room.
+    /// one [`Stream::release`]. False if there is no room, or the plan does not see them.
     pub fn watch(&mut self, task: TaskKey, state: TaskState) -> bool {
-        self.watching.watch(&mut self.probes, task, state)
+        self.keeps_times && self.watching.watch(&mut self.probes, task, state)
     }
 
     /// The times of a watched task so far.

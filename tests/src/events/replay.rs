@@ -91,7 +91,7 @@ fn run(mode: Mode, drivers: u32) -> Result<Seen> {
     // code.
     let why = "they cannot be run on request".to_owned();
     offer.refused.insert(Mechanism::TpBtf, why);
-    let plan = plan(&offer, Wanted { holds: false });
+    let plan = plan(&offer, Wanted::WITHOUT_HOLDS);
     let symbols = Arc::new(Symbols::from_proc()?);
     let options = CountOptions::default();
     let globals = counts::globals(&options, &layout, Some(&symbols))?;

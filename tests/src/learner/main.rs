@@ -103,7 +103,7 @@ fn learn(time: Duration) -> Result<()> {
     let types = Btf::from_sys()?;
     let layout = Layout::from_btf(&types)?;
     let btf = aya::Btf::from_sys_fs().context("the kernel has no BTF")?;
-    let plan = plan(&offer::ask(Some(&types)), Wanted { holds: true });
+    let plan = plan(&offer::ask(Some(&types)), Wanted::ALL);
     let mmap_lock = layout.mm.mmap_lock;
     let mut probes = HoldProbes::load(
         &plan,

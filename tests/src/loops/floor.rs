@@ -63,7 +63,7 @@ impl Places {
     pub(crate) fn find(counted: u32) -> Result<Self> {
         let types = btf::Btf::from_sys()?;
         let mut offer = offer::ask(Some(&types));
-        let wanted = Wanted { holds: true };
+        let wanted = Wanted::ALL;
         let all = plan(&offer, wanted);
         let why = "it is not wanted".to_owned();
         offer.refused.insert(Mechanism::Fexit, why);

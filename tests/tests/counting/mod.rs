@@ -30,7 +30,11 @@ impl Counting {
         let layout = Layout::from_btf(&types).unwrap();
         let symbols = Arc::new(Symbols::from_proc().unwrap());
         let btf = aya::Btf::from_sys_fs().unwrap();
-        let plan = plan(&offer::ask(Some(&types)), Wanted { holds });
+        let wanted = Wanted {
+            holds,
+            holder_times: false,
+        };
+        let plan = plan(&offer::ask(Some(&types)), wanted);
         let is_end = |purpose: &Purpose| matches!(purpose, Purpose::WaitEnd { .. });
         assert!(
             plan.hooks.iter().any(|hook| is_end(&hook.purpose)),

@@ -40,7 +40,7 @@ impl Tracker {
         let btf = aya::Btf::from_sys_fs().unwrap();
         let mut offer = offer::ask(Some(&types));
         less(&mut offer);
-        let plan = plan(&offer, Wanted { holds: true });
+        let plan = plan(&offer, Wanted::ALL);
         let mmap_lock = layout.mm.mmap_lock;
         let mut probes = HoldProbes::load(
             &plan,

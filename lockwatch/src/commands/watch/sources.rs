@@ -53,6 +53,37 @@ pub(super) struct Sources {
     pub(super) gaps: Vec<Gap>,
 }
 
+/// What a command wants beside stalls.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked<'a> {
+    /// How waits, and with hold tracking holds, are counted; `None`: they are not.
+    pub(super) counting: Option<&'a CountOptions>,
+    /// How the holders of stalled locks spend their time: for who tells it, which costs
+    /// something at every switch of tasks.
+    pub(super) holder_times: bool,
+}
+
+impl<'a> Asked<'a> {
+    /// Stalls, and what their holders do.
+    pub(super) const STALLS: Self = Self {
+        counting: None,
+        holder_times: true,
+    };
+    /// Stalls alone.
+    pub(super) const BARE: Self = Self {
+        counting: None,
+        holder_times: false,
+    };
+
+    /// Counts.
+    pub(super) const fn counts(options: &'a CountOptions) -> Self {
+        Self {
+            counting: Some(options),
+            ..Self::BARE
+        }
+    }
+}
+
 impl Sources {
     /// Those of the thresholds past which something can be told here; the others are off.
     pub(super) fn tell(&self, thresholds: Thresholds) -> Thresholds {
@@ -65,12 +96,11 @@ impl Sources {
         }
     }
 
-    /// Opens what this host allows; what is missing is said, with its cost. Waits, and with
-    /// hold tracking holds, are counted as `counting` says.
+    /// Opens what this host allows; what is missing is said, with its cost.
     pub(super) fn open(
         thresholds: Thresholds,
         args: &SourceArgs,
-        counting: Option<&CountOptions>,
+        asked: Asked<'_>,
     ) -> anyhow::Result<Self> {
         capabilities::check_namespaces()?;
         let options = StreamOptions {
@@ -106,7 +136,7 @@ impl Sources {
             args,
             symbols.as_ref(),
             &options,
-            counting,
+            asked,
             // Nothing but a survey confirms what CPUs are suspected of.
             surveyor.is_ok().then_some(thresholds),
         );
@@ -197,19 +227,20 @@ impl Attached {
         args: &SourceArgs,
         symbols: Option<&Arc<Symbols>>,
         options: &StreamOptions,
-        counting: Option<&CountOptions>,
+        asked: Asked<'_>,
         sampled: Option<Thresholds>,
     ) -> anyhow::Result<Self> {
         let layout = &types.layout;
         let wanted = Wanted {
             holds: args.track_holds,
+            holder_times: asked.holder_times,
         };
         for &mechanism in &args.without {
             let why = "it is not wanted (--without)".to_owned();
             offer.refused.insert(mechanism, why);
         }
         let names = symbols.map(Arc::as_ref);
-        let globals = match counting {
+        let globals = match asked.counting {
             Some(counting) => counts::globals(counting, layout, names)?,
             None => counts::classes_alone(layout),
         };
@@ -225,7 +256,7 @@ impl Attached {
             let carried_out = Self::carry_out(plan, types, names, options, globals);
             let error = match carried_out {
                 Ok(mut attached) => {
-                    if let Some(counting) = counting {
+                    if let Some(counting) = asked.counting {
                         attached.count(counting, layout, symbols);
                     }
                     return Ok(attached.and_cpus(layout, sampled));
@@ -255,6 +286,10 @@ impl Attached {
             hookable: btf,
             ..
         } = types;
+        let mut counts = *counts;
+        // Else there are no pages of tracers to look for, see `Self::count`.
+        counts.config.tracers &= u32::from(plan.calls_from_trampolines());
+        let counts = &counts;
         let mut stream = None;
         if plan.sees_waits() {
             stream = Some(Stream::load(&plan, layout, symbols, btf, options, counts)?);
