@@ -21,7 +21,7 @@ use lockwatch_ebpf::{
     stream::flags,
 };
 
-use super::{counts, long_holds, storage};
+use super::{counts, long_holds, slots::Set, storage};
 
 /// When a lock was last released by a task that was not known to hold it:
 /// `CLOCK_MONOTONIC` ns by address. Whoever is known to hold it since before that may
@@ -37,6 +37,20 @@ static HOLD_COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::
 pub(super) enum Mode {
     Read,
     Write,
+}
+
+impl Mode {
+    /// How often a lock is held for read that was acquired like this once.
+    #[inline(always)]
+    fn reads(self) -> u32 {
+        u32::from(self == Self::Read)
+    }
+
+    /// True if a lock that is held for read so often is held like this.
+    #[inline(always)]
+    fn is_of(self, reads: u32) -> bool {
+        (reads > 0) == (self == Self::Read)
+    }
 }
 
 /// Where a program finds the address of the lock as a plain number: what it is handed can be a
@@ -69,41 +83,94 @@ pub(super) enum Downgrades {
 /// This task has acquired the lock.
 #[inline(always)]
 pub(super) fn acquired(lock: u64, mode: Mode, downgrades: Downgrades) {
+    let set = Set::of_current();
+    if let Some(set) = set
+        && let Some(slot) = set.take_first()
+    {
+        slot.write(lock, now_ns(), mode.reads());
+        return;
+    }
+    acquired_beside_others(set, lock, mode, downgrades);
+}
+
+/// The same where it may have the lock already, or others of its set have slots.
+#[inline(always)]
+fn acquired_beside_others(set: Option<Set>, lock: u64, mode: Mode, downgrades: Downgrades) {
+    if let Some(set) = set {
+        if let Some(slot) = set.find(lock) {
+            acquired_again(lock, slot.words(), mode, downgrades);
+            return;
+        }
+        if !set.has_beside()
+            && let Some(slot) = set.take()
+        {
+            slot.write(lock, now_ns(), mode.reads());
+            return;
+        }
+    }
     let Some(holds) = storage::of_current_or_new() else {
         lose();
         return;
     };
     for slot in 0..SLOTS {
-        if holds.locks[slot] != lock {
-            continue;
+        if holds.locks[slot] == lock {
+            acquired_again(lock, words(holds, slot), mode, downgrades);
+            return;
         }
-        let is_one_more = if holds.reads[slot] == 0 {
-            downgrades == Downgrades::AsReads
-        } else {
-            !is_stale(lock, holds.since_ns[slot])
-        };
-        if mode == Mode::Read && is_one_more {
-            // From write to read, or once more for read.
-            holds.reads[slot] += 1;
-            holds.since_ns[slot] |= AGAIN;
-        } else {
-            // Another task has released that one, or its release was missed: nobody gets a
-            // lock for write, nor for read after such a release, whose own hold of it still
-            // stands.
-            holds.since_ns[slot] = now_ns();
-            holds.reads[slot] = u32::from(mode == Mode::Read);
-        }
+    }
+    if let Some(set) = set
+        && let Some(slot) = set.take()
+    {
+        slot.write(lock, now_ns(), mode.reads());
         return;
     }
     for slot in 0..SLOTS {
         if holds.locks[slot] == 0 {
             holds.since_ns[slot] = now_ns();
-            holds.reads[slot] = u32::from(mode == Mode::Read);
-            set(holds, slot, lock);
+            holds.reads[slot] = mode.reads();
+            if let Some(set) = set {
+                set.one_more_beside();
+            }
+            set_lock(holds, slot, lock);
             return;
         }
     }
     lose();
+}
+
+/// When the hold in a slot of the task's storage began, and how often it is for read.
+#[inline(always)]
+fn words(holds: &mut Holds, slot: usize) -> (*mut u64, *mut u32) {
+    (&raw mut holds.since_ns[slot], &raw mut holds.reads[slot])
+}
+
+/// This task has acquired a lock that it was known to hold like this.
+#[inline(always)]
+fn acquired_again(
+    lock: u64,
+    (since, reads): (*mut u64, *mut u32),
+    mode: Mode,
+    downgrades: Downgrades,
+) {
+    // SAFETY: valid and aligned; this task alone changes them.
+    unsafe {
+        let is_one_more = if *reads == 0 {
+            downgrades == Downgrades::AsReads
+        } else {
+            !is_stale(lock, *since)
+        };
+        if mode == Mode::Read && is_one_more {
+            // From write to read, or once more for read.
+            *reads += 1;
+            *since |= AGAIN;
+        } else {
+            // Another task has released that one, or its release was missed: nobody gets a
+            // lock for write, nor for read after such a release, whose own hold of it still
+            // stands.
+            *since = now_ns();
+            *reads = mode.reads();
+        }
+    }
 }
 
 /// When a hold begins: without [`AGAIN`].
@@ -126,31 +193,73 @@ fn is_stale(lock: u64, since_ns: u64) -> bool {
 /// mode stays: it is one that another task has released.
 #[inline(always)]
 pub(super) fn released(ctx: &impl EbpfContext, lock: u64, place: Place, mode: Mode) {
-    // Counted once, behind the loop: else a verifier goes through the counting for each slot.
+    let set = Set::of_current();
     let mut ended = None;
-    if let Some(holds) = storage::of_current() {
-        for slot in 0..SLOTS {
-            let is_read = holds.reads[slot] > 0;
-            if holds.locks[slot] == lock && is_read == (mode == Mode::Read) {
-                if holds.reads[slot] > 1 {
-                    holds.reads[slot] -= 1;
-                    return;
-                }
-                ended = Some(holds.since_ns[slot]);
-                set(holds, slot, 0);
-                break;
-            }
+    if let Some(set) = set
+        && let Some(slot) = set.first(lock)
+    {
+        let (since, reads) = slot.words();
+        // SAFETY: this task has the slot.
+        if unsafe { *reads } == mode.reads() {
+            // SAFETY: as above.
+            ended = Some(unsafe { *since });
+            slot.leave();
         }
     }
+    if ended.is_none() {
+        ended = released_of_others(set, lock, mode);
+    }
+    // Counted once, behind all that: else a verifier goes through the counting for each slot.
     if let Some(since_ns) = ended {
         count_hold(ctx, lock, place, mode, since_ns);
-        return;
+    }
+}
+
+/// The same where the lock is not the only one that the task and others of its set hold, or
+/// is held more than once, or is not known to be held. When the hold began that ended.
+#[inline(always)]
+fn released_of_others(set: Option<Set>, lock: u64, mode: Mode) -> Option<u64> {
+    if let Some(set) = set
+        && let Some(slot) = set.find(lock)
+        && let (since, reads) = slot.words()
+        // SAFETY: this task has the slot.
+        && mode.is_of(unsafe { *reads })
+    {
+        // SAFETY: as above.
+        return unsafe {
+            if *reads > 1 {
+                *reads -= 1;
+                return None;
+            }
+            let since_ns = *since;
+            slot.leave();
+            Some(since_ns)
+        };
+    }
+    if set.is_none_or(Set::has_beside)
+        && let Some(holds) = storage::of_current()
+    {
+        for slot in 0..SLOTS {
+            if holds.locks[slot] == lock && mode.is_of(holds.reads[slot]) {
+                if holds.reads[slot] > 1 {
+                    holds.reads[slot] -= 1;
+                    return None;
+                }
+                let since_ns = holds.since_ns[slot];
+                set_lock(holds, slot, 0);
+                if let Some(set) = set {
+                    set.one_less_beside();
+                }
+                return Some(since_ns);
+            }
+        }
     }
     // Acquired before we came, or by another task, or the acquisition was lost.
     count(counter::FOREIGN_RELEASE);
     // SAFETY: no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let _ = RELEASES.insert(lock, now_ns, 0);
+    None
 }
 
 /// Counts how long a hold was, and keeps it if that was long. One that was downgraded counts
@@ -191,6 +300,18 @@ fn lose() {
 /// This task is about to turn its write hold of the lock into a read hold.
 #[inline(always)]
 pub(super) fn downgraded(lock: u64) {
+    let set = Set::of_current();
+    if let Some(set) = set
+        && let Some(slot) = set.find(lock)
+    {
+        let (_, reads) = slot.words();
+        // SAFETY: this task has the slot.
+        unsafe { *reads = 1 };
+        return;
+    }
+    if set.is_some_and(|set| !set.has_beside()) {
+        return;
+    }
     let Some(holds) = storage::of_current() else {
         return;
     };
@@ -203,7 +324,7 @@ pub(super) fn downgraded(lock: u64) {
 }
 
 #[inline(always)]
-fn set(holds: &mut Holds, slot: usize, lock: u64) {
+fn set_lock(holds: &mut Holds, slot: usize, lock: u64) {
     // Volatile, to stay the last store.
     // SAFETY: a reference is valid and aligned.
     unsafe { ptr::write_volatile(&raw mut holds.locks[slot], lock) };
