@@ -99,6 +99,7 @@ impl HoldProbes {
         let closed = (!by_tid && !hooks.iter().any(|(_, hook)| is_exit(hook))).then(closed_sets);
         let hooks = Hooks::new(hooks);
         let layout = Layout(*layout);
+        let from_ns = from_ns(counts, long_holds);
         let log_level = log::level();
         let count_globals = counts::Globals::new(counts);
         let mut loader = loader();
@@ -108,6 +109,7 @@ impl HoldProbes {
         loader
             .allow_unsupported_maps()
             .override_global("TASK_LAYOUT", &layout, true)
+            .override_global("HOLDS_FROM_NS", &from_ns, true)
             .override_global("MMAP_LOCK", &mmap_lock, true)
             .override_global("MEMCG_PATH", &memcg_path, true);
         log::configure(&mut loader, &log_level);
@@ -256,6 +258,17 @@ pub(super) fn programs(hooks: &[Hook]) -> Result<Vec<(String, Hook)>, Refused> {
 
 fn is_exit(hook: &Hook) -> bool {
     hook.purpose == Purpose::TaskExit
+}
+
+/// How long holds are at least that anything is to be done with when they end.
+fn from_ns(counts: &CountGlobals, long_holds: &LongHoldGlobals) -> i64 {
+    if counts.config.on != 0 {
+        return i64::MIN;
+    }
+    match long_holds.config.least_ns {
+        0 => i64::MAX,
+        least_ns => least_ns.try_into().unwrap_or(i64::MAX),
+    }
 }
 
 /// Slots of which none can be taken.

@@ -8,7 +8,7 @@ use core::arch::asm;
 
 use aya_ebpf::helpers::generated::bpf_get_current_task;
 use lockwatch_ebpf::holds::{
-    HOLD_BESIDE, HOLD_SETS as SETS, HOLD_WAYS, HoldSet, HoldSlot, Holds, set_of,
+    HOLD_BESIDE, HOLD_SETS as SETS, HOLD_WAYS, HoldSet, HoldSlot, Holds, offset_of_set,
 };
 
 /// A global, and no map to look up: the verifier knows where it is and how long.
@@ -34,17 +34,27 @@ pub(super) struct Set {
 impl Set {
     /// The running task's.
     #[inline(always)]
-    pub(super) fn of_current() -> Option<Self> {
+    pub(super) fn of_current() -> Self {
         // SAFETY: no preconditions.
-        Some(Self::of(unsafe { bpf_get_current_task() }))
+        Self::of(unsafe { bpf_get_current_task() })
     }
 
     /// Those of the task at this address, which may be a typed pointer: verifiers allow to compare
-    /// it and to take its lower half (5.13–7.3).
+    /// it and to copy its lower half (5.13–7.3).
     #[inline(always)]
     pub(super) fn of(task: u64) -> Self {
-        // SAFETY: in bounds.
-        let set = unsafe { (&raw mut HOLD_SETS).cast::<HoldSet>().add(set_of(task)) };
+        let half: u32;
+        // SAFETY: a copy. As assembly, or the compiler calculates with the whole.
+        unsafe {
+            asm!(
+                "{half} = {task}",
+                half = lateout(wreg) half,
+                task = in(wreg) task as u32,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        // SAFETY: in bounds, where an element begins.
+        let set = unsafe { (&raw mut HOLD_SETS).byte_add(offset_of_set(half)).cast() };
         Self { set, task }
     }
 
@@ -53,6 +63,18 @@ impl Set {
     pub(super) fn take_first(self) -> Option<Slot> {
         // SAFETY: an aligned word of the set.
         unsafe { swap(self.state(), 0, 1) }.then_some(Slot { set: self, way: 0 })
+    }
+
+    /// What `from_parts` makes it of again: a function of its own takes no structures.
+    #[inline(always)]
+    pub(super) fn parts(self) -> (*mut HoldSet, u64) {
+        (self.set, self.task)
+    }
+
+    /// See `parts`.
+    #[inline(always)]
+    pub(super) fn from_parts(set: *mut HoldSet, task: u64) -> Self {
+        Self { set, task }
     }
 
     /// Takes a free slot; `None` if there is none.
@@ -71,11 +93,19 @@ impl Set {
         None
     }
 
-    /// The first slot if this task has it for this lock.
+    /// Leaves the first slot if this task has it for this lock, for read so often. When the hold
+    /// began.
     #[inline(always)]
-    pub(super) fn first(self, lock: u64) -> Option<Slot> {
+    pub(super) fn leave_first(self, lock: u64, reads: u32) -> Option<u64> {
         let slot = Slot { set: self, way: 0 };
-        slot.is_of(lock).then_some(slot)
+        // SAFETY: an aligned word of the set.
+        if !slot.is_of(lock) || unsafe { slot.reads().read_volatile() } != reads {
+            return None;
+        }
+        // SAFETY: as above.
+        let since_ns = unsafe { slot.since_ns().read_volatile() };
+        slot.leave();
+        Some(since_ns)
     }
 
     /// The slot that this task has for this lock.

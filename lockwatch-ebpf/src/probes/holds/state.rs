@@ -7,7 +7,7 @@
 //! by one store: an interruption can cost a hold, which is then unknown, and never
 //! leaves one that nobody has.
 
-use core::ptr;
+use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
     EbpfContext,
@@ -17,17 +17,21 @@ use aya_ebpf::{
 };
 use lockwatch_ebpf::{
     counts::{HELD, lost},
-    holds::{AGAIN, Holds, RELEASES_MAX, SLOTS, counter},
+    holds::{AGAIN, HoldSet, Holds, RELEASES_MAX, SLOTS, counter},
     stream::flags,
 };
 
-use super::{counts, long_holds, slots::Set, storage};
+use super::{counts, global::global, long_holds, slots::Set, storage};
 
 /// When a lock was last released by a task that was not known to hold it:
 /// `CLOCK_MONOTONIC` ns by address. Whoever is known to hold it since before that may
 /// have lost it by this release.
 #[map]
 static RELEASES: LruHashMap<u64, u64> = LruHashMap::with_max_entries(RELEASES_MAX, 0);
+
+/// Holds this long are counted or kept, in ns: a negative number if all are.
+#[unsafe(no_mangle)]
+static HOLDS_FROM_NS: i64 = i64::MAX;
 
 #[map]
 static HOLD_COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::COUNT, 0);
@@ -49,7 +53,7 @@ impl Mode {
     /// True if a lock that is held for read so often is held like this.
     #[inline(always)]
     fn is_of(self, reads: u32) -> bool {
-        (reads > 0) == (self == Self::Read)
+        (reads & !AGAIN > 0) == (self == Self::Read)
     }
 }
 
@@ -81,32 +85,49 @@ pub(super) enum Downgrades {
 }
 
 /// This task has acquired the lock.
+///
+/// In order, so that little has to be kept over calls: a register that is, is saved first.
 #[inline(always)]
-pub(super) fn acquired(lock: u64, mode: Mode, downgrades: Downgrades) {
+pub(super) fn acquired(lock: impl FnOnce() -> u64, mode: Mode, downgrades: Downgrades) {
+    let since_ns = now_ns();
     let set = Set::of_current();
-    if let Some(set) = set
-        && let Some(slot) = set.take_first()
-    {
-        slot.write(lock, now_ns(), mode.reads());
-        return;
+    let lock = lock();
+    match set.take_first() {
+        Some(slot) => slot.write(lock, since_ns, mode.reads()),
+        None => {
+            let (set, task) = set.parts();
+            acquired_beside(set, task, lock, since_ns, how_acquired(mode, downgrades));
+        }
     }
-    acquired_beside_others(set, lock, mode, downgrades);
 }
 
-/// The same where it may have the lock already, or others of its set have slots.
+/// What `acquired_beside` is told of how: a mode as reads, and whether it may be a downgrade.
+const MAY_DOWNGRADE: u32 = 2;
+
 #[inline(always)]
-fn acquired_beside_others(set: Option<Set>, lock: u64, mode: Mode, downgrades: Downgrades) {
-    if let Some(set) = set {
-        if let Some(slot) = set.find(lock) {
-            acquired_again(lock, slot.words(), mode, downgrades);
-            return;
-        }
-        if !set.has_beside()
-            && let Some(slot) = set.take()
-        {
-            slot.write(lock, now_ns(), mode.reads());
-            return;
-        }
+fn how_acquired(mode: Mode, downgrades: Downgrades) -> u32 {
+    match downgrades {
+        Downgrades::Apart => mode.reads(),
+        Downgrades::AsReads => mode.reads() | MAY_DOWNGRADE,
+    }
+}
+
+/// The same where it may have the lock already, or others of its set have slots. A function of
+/// its own: what it keeps over calls is no affair of others.
+#[cold]
+#[inline(never)]
+fn acquired_beside(set: *mut HoldSet, task: u64, lock: u64, since_ns: u64, how: u32) {
+    let set = Set::from_parts(set, task);
+    let reads = how & !MAY_DOWNGRADE;
+    if let Some(slot) = set.find(lock) {
+        acquired_again(lock, slot.words(), since_ns, how);
+        return;
+    }
+    if !set.has_beside()
+        && let Some(slot) = set.take()
+    {
+        slot.write(lock, since_ns, reads);
+        return;
     }
     let Some(holds) = storage::of_current_or_new() else {
         lose();
@@ -114,23 +135,19 @@ fn acquired_beside_others(set: Option<Set>, lock: u64, mode: Mode, downgrades: D
     };
     for slot in 0..SLOTS {
         if holds.locks[slot] == lock {
-            acquired_again(lock, words(holds, slot), mode, downgrades);
+            acquired_again(lock, words(holds, slot), since_ns, how);
             return;
         }
     }
-    if let Some(set) = set
-        && let Some(slot) = set.take()
-    {
-        slot.write(lock, now_ns(), mode.reads());
+    if let Some(slot) = set.take() {
+        slot.write(lock, since_ns, reads);
         return;
     }
     for slot in 0..SLOTS {
         if holds.locks[slot] == 0 {
-            holds.since_ns[slot] = now_ns();
-            holds.reads[slot] = mode.reads();
-            if let Some(set) = set {
-                set.one_more_beside();
-            }
+            holds.since_ns[slot] = since_ns;
+            holds.reads[slot] = reads;
+            set.one_more_beside();
             set_lock(holds, slot, lock);
             return;
         }
@@ -146,43 +163,38 @@ fn words(holds: &mut Holds, slot: usize) -> (*mut u64, *mut u32) {
 
 /// This task has acquired a lock that it was known to hold like this.
 #[inline(always)]
-fn acquired_again(
-    lock: u64,
-    (since, reads): (*mut u64, *mut u32),
-    mode: Mode,
-    downgrades: Downgrades,
-) {
+fn acquired_again(lock: u64, (since, held): (*mut u64, *mut u32), since_ns: u64, how: u32) {
+    let reads = how & !MAY_DOWNGRADE;
     // SAFETY: valid and aligned; this task alone changes them.
     unsafe {
-        let is_one_more = if *reads == 0 {
-            downgrades == Downgrades::AsReads
+        let is_one_more = if Mode::Write.is_of(*held) {
+            how & MAY_DOWNGRADE != 0
         } else {
             !is_stale(lock, *since)
         };
-        if mode == Mode::Read && is_one_more {
+        if reads != 0 && is_one_more {
             // From write to read, or once more for read.
-            *reads += 1;
-            *since |= AGAIN;
+            *held = (*held + 1) | AGAIN;
         } else {
             // Another task has released that one, or its release was missed: nobody gets a
             // lock for write, nor for read after such a release, whose own hold of it still
             // stands.
-            *since = now_ns();
-            *reads = mode.reads();
+            *since = since_ns;
+            *held = reads;
         }
     }
 }
 
-/// When a hold begins: without [`AGAIN`].
+/// `CLOCK_MONOTONIC`.
 #[inline(always)]
 fn now_ns() -> u64 {
     // SAFETY: no preconditions.
-    unsafe { bpf_ktime_get_ns() & !AGAIN }
+    unsafe { bpf_ktime_get_ns() }
 }
 
 /// True if a task that was not known to hold the lock has released it since.
 #[inline(always)]
-fn is_stale(lock: u64, since_ns: u64) -> bool {
+pub(crate) fn is_stale(lock: u64, since_ns: u64) -> bool {
     RELEASES
         .get_ptr(lock)
         // SAFETY: a plain load from the entry.
@@ -190,101 +202,125 @@ fn is_stale(lock: u64, since_ns: u64) -> bool {
 }
 
 /// This task is about to release the lock, which it holds like this. A hold of the other
-/// mode stays: it is one that another task has released.
+/// mode stays: it is one that another task has released. In order as `acquired`.
 #[inline(always)]
-pub(super) fn released(ctx: &impl EbpfContext, lock: u64, place: Place, mode: Mode) {
+pub(super) fn released(
+    ctx: &impl EbpfContext,
+    lock: impl FnOnce() -> u64,
+    place: Place,
+    mode: Mode,
+) {
+    let until_ns = now_ns();
     let set = Set::of_current();
-    let mut ended = None;
-    if let Some(set) = set
-        && let Some(slot) = set.first(lock)
-    {
-        let (since, reads) = slot.words();
-        // SAFETY: this task has the slot.
-        if unsafe { *reads } == mode.reads() {
-            // SAFETY: as above.
-            ended = Some(unsafe { *since });
-            slot.leave();
+    let lock = lock();
+    let how = match mode {
+        Mode::Read => flags::READ,
+        Mode::Write => flags::WRITE,
+    };
+    let told = u64::from(how) << 32 | place.class;
+    if let Some(since_ns) = set.leave_first(lock, mode.reads()) {
+        let ns = until_ns.wrapping_sub(since_ns) as i64;
+        if ns >= global!(HOLDS_FROM_NS) {
+            ended(ctx.as_ptr(), place.offset, told, since_ns, ns);
         }
+        return;
     }
-    if ended.is_none() {
-        ended = released_of_others(set, lock, mode);
-    }
-    // Counted once, behind all that: else a verifier goes through the counting for each slot.
-    if let Some(since_ns) = ended {
-        count_hold(ctx, lock, place, mode, since_ns);
+    let (set, task) = set.parts();
+    let since = released_beside(set, task, lock, until_ns, mode.reads());
+    let since_ns = since & !ENDED_AGAIN;
+    let ns = until_ns.wrapping_sub(since_ns) as i64;
+    if since != 0 && ns >= global!(HOLDS_FROM_NS) {
+        let told = told | since & ENDED_AGAIN;
+        ended(ctx.as_ptr(), place.offset, told, since_ns, ns);
     }
 }
 
+/// Bit beside the time at which a hold began: see [`AGAIN`].
+const ENDED_AGAIN: u64 = 1 << 63;
+
 /// The same where the lock is not the only one that the task and others of its set hold, or
-/// is held more than once, or is not known to be held. When the hold began that ended.
-#[inline(always)]
-fn released_of_others(set: Option<Set>, lock: u64, mode: Mode) -> Option<u64> {
-    if let Some(set) = set
-        && let Some(slot) = set.find(lock)
-        && let (since, reads) = slot.words()
+/// is held more than once, or is not known to be held. When the hold began that ended, with
+/// [`ENDED_AGAIN`]; 0 if none has.
+#[cold]
+#[inline(never)]
+fn released_beside(set: *mut HoldSet, task: u64, lock: u64, until_ns: u64, reads: u32) -> u64 {
+    let set = Set::from_parts(set, task);
+    let mode = if reads == 0 { Mode::Write } else { Mode::Read };
+    if let Some(slot) = set.find(lock)
+        && let (since, held) = slot.words()
         // SAFETY: this task has the slot.
-        && mode.is_of(unsafe { *reads })
+        && mode.is_of(unsafe { *held })
     {
         // SAFETY: as above.
-        return unsafe {
-            if *reads > 1 {
-                *reads -= 1;
-                return None;
-            }
-            let since_ns = *since;
+        let ended = unsafe { one_less(since, held) };
+        if ended != 0 {
             slot.leave();
-            Some(since_ns)
-        };
+        }
+        return ended;
     }
-    if set.is_none_or(Set::has_beside)
+    if set.has_beside()
         && let Some(holds) = storage::of_current()
     {
         for slot in 0..SLOTS {
             if holds.locks[slot] == lock && mode.is_of(holds.reads[slot]) {
-                if holds.reads[slot] > 1 {
-                    holds.reads[slot] -= 1;
-                    return None;
-                }
-                let since_ns = holds.since_ns[slot];
-                set_lock(holds, slot, 0);
-                if let Some(set) = set {
+                let (since, held) = words(holds, slot);
+                // SAFETY: of this task.
+                let ended = unsafe { one_less(since, held) };
+                if ended != 0 {
+                    set_lock(holds, slot, 0);
                     set.one_less_beside();
                 }
-                return Some(since_ns);
+                return ended;
             }
         }
     }
     // Acquired before we came, or by another task, or the acquisition was lost.
     count(counter::FOREIGN_RELEASE);
-    // SAFETY: no preconditions.
-    let now_ns = unsafe { bpf_ktime_get_ns() };
-    let _ = RELEASES.insert(lock, now_ns, 0);
-    None
+    let _ = RELEASES.insert(lock, until_ns, 0);
+    0
+}
+
+/// As `released_beside`, of a hold like this.
+///
+/// # Safety
+/// Both must be valid and aligned.
+#[inline(always)]
+unsafe fn one_less(since: *mut u64, held: *mut u32) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let again = *held & AGAIN;
+        if *held & !AGAIN > 1 {
+            *held -= 1;
+            return 0;
+        }
+        *since | u64::from(again) << 32
+    }
 }
 
 /// Counts how long a hold was, and keeps it if that was long. One that was downgraded counts
 /// as a whole, for read; one that was taken for read several times at once from the first to
-/// the last release.
-#[inline(always)]
-fn count_hold(ctx: &impl EbpfContext, lock: u64, place: Place, mode: Mode, since_ns: u64) {
-    if !counts::are_on() && !long_holds::are_on() {
-        return;
+/// the last release. `told`: class, how, and [`ENDED_AGAIN`]. `ns` may be negative: clocks of two
+/// CPUs may be a moment apart.
+#[cold]
+#[inline(never)]
+fn ended(ctx: *mut c_void, offset: u64, told: u64, since_ns: u64, ns: i64) {
+    let ns = ns.max(0) as u64;
+    let class = told & 0xffff_ffff;
+    let how = (told >> 32) as u32 & !AGAIN;
+    // What was acquired twice may have been let go in between.
+    if long_holds::is_long(ns) && told & ENDED_AGAIN == 0 {
+        long_holds::keep(ctx, Place { class, offset }, how, since_ns);
     }
-    let how = match mode {
-        Mode::Read => flags::READ,
-        Mode::Write => flags::WRITE,
-    };
-    // SAFETY: no preconditions.
-    let now_ns = unsafe { bpf_ktime_get_ns() };
-    let ns = now_ns.saturating_sub(since_ns);
-    // What somebody else has released since may be this very hold; and what was acquired
-    // twice may have been let go in between.
-    if long_holds::is_long(ns) && since_ns & AGAIN == 0 && !is_stale(lock, since_ns) {
-        long_holds::keep(ctx, place, how, since_ns);
-    }
-    if counts::are_on() {
-        // Where the first argument is not the lock, the class is known.
-        counts::count(ctx, counts::FIRST_ARGUMENT, place.class, how | HELD, ns);
+    // Where the first argument is not the lock, the class is known.
+    counts::count(&Context(ctx), counts::FIRST_ARGUMENT, class, how | HELD, ns);
+}
+
+/// That of a program, in a function of its own.
+struct Context(*mut c_void);
+
+impl EbpfContext for Context {
+    fn as_ptr(&self) -> *mut c_void {
+        self.0
     }
 }
 
@@ -301,15 +337,13 @@ fn lose() {
 #[inline(always)]
 pub(super) fn downgraded(lock: u64) {
     let set = Set::of_current();
-    if let Some(set) = set
-        && let Some(slot) = set.find(lock)
-    {
+    if let Some(slot) = set.find(lock) {
         let (_, reads) = slot.words();
         // SAFETY: this task has the slot.
         unsafe { *reads = 1 };
         return;
     }
-    if set.is_some_and(|set| !set.has_beside()) {
+    if !set.has_beside() {
         return;
     }
     let Some(holds) = storage::of_current() else {
