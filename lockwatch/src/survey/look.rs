@@ -1,9 +1,9 @@
 //! One look: every task with its stack, at one moment.
 
-use std::{cell::OnceCell, ops::Range};
+use std::{cell::OnceCell, ops::Range, rc::Rc};
 
-use lockwatch_ebpf::survey::TaskRecord;
-use rustc_hash::FxHashMap;
+use lockwatch_ebpf::survey::{FRAMES_AS_BEFORE, TaskRecord};
+use rustc_hash::{FxHashMap, FxHashSet};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{
@@ -28,8 +28,8 @@ pub(super) struct TaskLook {
     pub(super) name: TaskName,
     /// What the scheduler says.
     pub(super) state: TaskState,
-    /// Return addresses with their places, innermost first.
-    pub(super) frames: Vec<Frame>,
+    /// Return addresses with their places, innermost first; equal stacks share them.
+    pub(super) frames: Rc<[Frame]>,
     /// Kept by [`Asking::of`].
     pub(super) asking: OnceCell<Extent>,
     /// Kept by [`Asking::slow_path_of`]: the return address into it.
@@ -40,7 +40,8 @@ pub(super) struct TaskLook {
 /// Every task, at one moment.
 #[derive(Debug)]
 pub(super) struct Look {
-    bytes: Vec<u64>,
+    /// The live words of all stacks.
+    words: Vec<u64>,
     /// All tasks.
     pub(super) tasks: Vec<TaskLook>,
     by_address: FxHashMap<u64, usize>,
@@ -55,56 +56,138 @@ pub(super) struct Look {
     pub(super) jiffies: u64,
 }
 
-impl Look {
-    /// Decodes the iterator's bytes. What follows a record that does not fit is
+/// A look whose tasks are being read.
+pub(super) struct Looking<'a> {
+    words: Vec<u64>,
+    tasks: Vec<TaskLook>,
+    thread_size: u32,
+    /// The look before this one, where that is of the same survey.
+    earlier: Option<&'a Look>,
+    /// Its next task, if none has gone and none has come.
+    next: usize,
+    /// All that were met.
+    frames: FxHashSet<Rc<[Frame]>>,
+    /// Of the task that is being read: kept for its memory.
+    aligned: Vec<Frame>,
+}
+
+/// Words by which the memory for stacks grows at least.
+const GROWTH: usize = 1 << 17;
+
+impl<'a> Looking<'a> {
+    /// The words of stacks are put into this memory, whatever is in it.
+    pub(super) fn new(thread_size: u32, memory: Vec<u64>, earlier: Option<&'a Look>) -> Self {
+        let mut words = memory;
+        words.clear();
+        Self {
+            words,
+            tasks: Vec::new(),
+            thread_size,
+            earlier,
+            next: 0,
+            frames: FxHashSet::default(),
+            aligned: Vec::new(),
+        }
+    }
+
+    /// Some more records of the task iterator. What follows a record that does not fit is
     /// left out: the kernel writes whole records only.
-    pub(super) fn decode(bytes: Vec<u64>, thread_size: u32) -> Self {
-        let mut tasks = Vec::new();
+    pub(super) fn take(&mut self, records: &[u64]) {
         let mut at = 0;
-        while let Ok((record, _)) = TaskRecord::read_from_prefix(bytes[at..].as_bytes()) {
+        while let Ok((record, _)) = TaskRecord::read_from_prefix(records[at..].as_bytes()) {
             let frames = at + size_of::<TaskRecord>() / 8;
-            let words = frames + record.frame_count as usize;
+            let as_before = record.frame_count == FRAMES_AS_BEFORE;
+            let frame_count = if as_before { 0 } else { record.frame_count };
+            let words = frames + frame_count as usize;
             let end = words + record.stack_len as usize / 8;
-            if end > bytes.len() {
+            if end > records.len() {
                 break;
             }
             // The registers of user space lie on top; they can hold anything.
-            let live = u64::from(thread_size)
+            let live = u64::from(self.thread_size)
                 .saturating_sub(u64::from(record.stack_offset) + PT_REGS_LEN + ENTRY_FRAME_LEN)
                 / 8;
-            let words = words..end.min(words + usize::try_from(live).unwrap_or(0));
-            // A task on a CPU, or one that moved, was unwound from a stack pointer that
-            // no longer means anything.
-            let at_rest = record.on_cpu == 0 && record.moved == 0;
-            let unwound = if at_rest {
-                &bytes[frames..words.start]
-            } else {
-                &[]
-            };
-            let frames = align(unwound, &bytes[words.clone()]);
-            tasks.push(TaskLook {
-                name: TaskName {
-                    key: TaskKey {
-                        tid: Tid(record.tid),
-                        start_ns: record.start_time_ns,
-                    },
-                    tgid: Tgid(record.tgid),
-                    comm: comm(&record.comm),
-                },
-                state: TaskState::decode(
-                    record.state,
-                    record.exit_state,
-                    record.on_cpu != 0,
-                    record.on_rq != 0,
-                ),
-                frames,
-                asking: OnceCell::new(),
-                slow_path: OnceCell::new(),
-                words,
-                record,
-            });
+            let live = end.min(words + usize::try_from(live).unwrap_or(0));
+            self.task(record, &records[frames..words], &records[words..live]);
             at = end;
         }
+    }
+
+    fn task(&mut self, record: TaskRecord, unwound: &[u64], words: &[u64]) {
+        let start = self.words.len();
+        if self.words.capacity() - start < words.len() {
+            // Not to twice its size: that is most of the memory of a survey.
+            self.words
+                .reserve_exact(words.len().max(start / 8).max(GROWTH));
+        }
+        self.words.extend_from_slice(words);
+        // A task on a CPU, or one that moved, was unwound from a stack pointer that
+        // no longer means anything.
+        let at_rest = record.on_cpu == 0 && record.moved == 0;
+        let frames = self.share(if at_rest { unwound } else { &[] }, words);
+        let mut task = TaskLook {
+            name: TaskName {
+                key: TaskKey {
+                    tid: Tid(record.tid),
+                    start_ns: record.start_time_ns,
+                },
+                tgid: Tgid(record.tgid),
+                comm: comm(&record.comm),
+            },
+            state: TaskState::decode(
+                record.state,
+                record.exit_state,
+                record.on_cpu != 0,
+                record.on_rq != 0,
+            ),
+            frames,
+            asking: OnceCell::new(),
+            slow_path: OnceCell::new(),
+            words: start..self.words.len(),
+            record,
+        };
+        if record.frame_count == FRAMES_AS_BEFORE
+            && let Some(then) = self.then(&task)
+            && task.stands_as(then, words)
+        {
+            task.frames = Rc::clone(&then.frames);
+            task.asking = then.asking.clone();
+            task.slow_path = then.slow_path.clone();
+        }
+        self.tasks.push(task);
+    }
+
+    /// Where the words of a stack have its unwound return addresses.
+    fn share(&mut self, unwound: &[u64], words: &[u64]) -> Rc<[Frame]> {
+        self.aligned.clear();
+        self.aligned.extend(align(unwound, words));
+        if let Some(frames) = self.frames.get(self.aligned.as_slice()) {
+            return Rc::clone(frames);
+        }
+        let frames: Rc<[Frame]> = self.aligned.as_slice().into();
+        self.frames.insert(Rc::clone(&frames));
+        frames
+    }
+
+    /// The same task in the look before.
+    fn then(&mut self, task: &TaskLook) -> Option<&'a TaskLook> {
+        let earlier = self.earlier?;
+        let is_it = |then: &&TaskLook| then.record.task == task.record.task;
+        if earlier.tasks.get(self.next).filter(is_it).is_none() {
+            self.next = earlier.task_at(task.record.task)?;
+        }
+        self.next += 1;
+        earlier.tasks.get(self.next - 1)
+    }
+
+    /// All tasks have been read.
+    pub(super) fn end(self) -> Look {
+        let Self {
+            words,
+            tasks,
+            thread_size,
+            ..
+        } = self;
         let by_address = tasks
             .iter()
             .enumerate()
@@ -113,10 +196,10 @@ impl Look {
         let mut stack_bases: Vec<u64> = tasks.iter().map(|task| task.record.stack_base).collect();
         stack_bases.sort_unstable();
         let last = tasks.last();
-        Self {
+        Look {
             at_ns: last.map_or(0, |task| task.record.taken_at_ns),
             jiffies: last.map_or(0, |task| task.record.jiffies),
-            bytes,
+            words,
             tasks,
             by_address,
             by_mm: OnceCell::new(),
@@ -125,10 +208,20 @@ impl Look {
             thread_size: thread_size.into(),
         }
     }
+}
+
+impl Look {
+    /// A look from all records of the task iterator.
+    #[cfg(test)]
+    pub(super) fn decode(records: &[u64], thread_size: u32) -> Self {
+        let mut looking = Looking::new(thread_size, Vec::new(), None);
+        looking.take(records);
+        looking.end()
+    }
 
     /// The stack words of a task, from its innermost live one outwards.
     pub(super) fn words(&self, task: &TaskLook) -> &[u64] {
-        &self.bytes[task.words.clone()]
+        &self.words[task.words.clone()]
     }
 
     /// The words of the functions that put the task to sleep, which the unwinder
@@ -198,18 +291,19 @@ impl Look {
     /// Keeps of each stack only what the task asks for a lock on, if it does: all that
     /// counts once a look has been gone through. Gives the memory of all stacks.
     pub(super) fn forget_callers(&mut self, functions: &mut Functions<'_>) -> Vec<u64> {
-        let mut kept = Vec::new();
+        let mut asked =
+            |task| Asking::of(functions, self, task).map_or(&[][..], |asking| asking.words);
+        let mut kept = Vec::with_capacity(self.tasks.iter().map(|task| asked(task).len()).sum());
         let mut places = Vec::with_capacity(self.tasks.len());
         for task in &self.tasks {
-            let asking = Asking::of(functions, self, task);
             let start = kept.len();
-            kept.extend_from_slice(asking.map_or(&[], |asking| asking.words));
+            kept.extend_from_slice(asked(task));
             places.push(start..kept.len());
         }
         for (task, place) in self.tasks.iter_mut().zip(places) {
             task.words = place;
         }
-        std::mem::replace(&mut self.bytes, kept)
+        std::mem::replace(&mut self.words, kept)
     }
 
     /// As if this task had come after the look.
@@ -234,6 +328,19 @@ impl TaskLook {
     /// Address of a word of this task's stack.
     pub(super) const fn word_address(&self, index: usize) -> u64 {
         self.record.stack_base + self.record.stack_offset as u64 + 8 * index as u64
+    }
+
+    /// Is at rest where it was at rest in an earlier look, and has not run in between: all
+    /// that it has itself put on its stack, of which these are the words, is the same.
+    fn stands_as(&self, then: &Self, words: &[u64]) -> bool {
+        let at_rest = |task: &Self| task.record.on_cpu == 0 && task.record.moved == 0;
+        let place = |task: &Self| (task.record.stack_base, task.record.stack_offset);
+        let mut frames = then.frames.iter();
+        at_rest(self)
+            && at_rest(then)
+            && self.stood_still_since(then)
+            && place(self) == place(then)
+            && frames.all(|frame| words.get(frame.at) == Some(&frame.return_address))
     }
 
     /// Did not run, and is the same task, between two looks.
