@@ -1,22 +1,21 @@
 //! One look: every task with its stack, at one moment.
 
+mod looking;
+
 use std::{cell::OnceCell, ops::Range, rc::Rc};
 
-use lockwatch_ebpf::survey::{FRAMES_AS_BEFORE, TaskRecord};
-use rustc_hash::{FxHashMap, FxHashSet};
-use zerocopy::{FromBytes, IntoBytes};
+use lockwatch_ebpf::survey::TaskRecord;
+use rustc_hash::FxHashMap;
 
+pub(super) use self::looking::Looking;
 use crate::{
-    kernel::{
-        arch::{ENTRY_FRAME_LEN, PT_REGS_LEN, is_image_address, is_kernel_address},
-        memory::comm,
-    },
+    kernel::arch::{is_image_address, is_kernel_address},
     survey::{
         asking::{Asking, Extent},
         functions::Functions,
-        stack::{Frame, align},
+        stack::Frame,
     },
-    task::{TaskKey, TaskName, TaskState, Tgid, Tid},
+    task::{TaskKey, TaskName, TaskState, Tid},
 };
 
 /// A task as one look saw it.
@@ -48,166 +47,13 @@ pub(super) struct Look {
     /// The tasks of each address space, by its address.
     by_mm: OnceCell<Vec<(u64, u32)>>,
     by_tid: OnceCell<FxHashMap<Tid, usize>>,
+    by_key: OnceCell<FxHashMap<TaskKey, usize>>,
     stack_bases: Vec<u64>,
     thread_size: u64,
     /// `CLOCK_MONOTONIC` ns of the last task read.
     pub(super) at_ns: u64,
     /// The kernel's jiffies then.
     pub(super) jiffies: u64,
-}
-
-/// A look whose tasks are being read.
-pub(super) struct Looking<'a> {
-    words: Vec<u64>,
-    tasks: Vec<TaskLook>,
-    thread_size: u32,
-    /// The look before this one, where that is of the same survey.
-    earlier: Option<&'a Look>,
-    /// Its next task, if none has gone and none has come.
-    next: usize,
-    /// All that were met.
-    frames: FxHashSet<Rc<[Frame]>>,
-    /// Of the task that is being read: kept for its memory.
-    aligned: Vec<Frame>,
-}
-
-/// Words by which the memory for stacks grows at least.
-const GROWTH: usize = 1 << 17;
-
-impl<'a> Looking<'a> {
-    /// The words of stacks are put into this memory, whatever is in it.
-    pub(super) fn new(thread_size: u32, memory: Vec<u64>, earlier: Option<&'a Look>) -> Self {
-        let mut words = memory;
-        words.clear();
-        Self {
-            words,
-            tasks: Vec::new(),
-            thread_size,
-            earlier,
-            next: 0,
-            frames: FxHashSet::default(),
-            aligned: Vec::new(),
-        }
-    }
-
-    /// Some more records of the task iterator. What follows a record that does not fit is
-    /// left out: the kernel writes whole records only.
-    pub(super) fn take(&mut self, records: &[u64]) {
-        let mut at = 0;
-        while let Ok((record, _)) = TaskRecord::read_from_prefix(records[at..].as_bytes()) {
-            let frames = at + size_of::<TaskRecord>() / 8;
-            let as_before = record.frame_count == FRAMES_AS_BEFORE;
-            let frame_count = if as_before { 0 } else { record.frame_count };
-            let words = frames + frame_count as usize;
-            let end = words + record.stack_len as usize / 8;
-            if end > records.len() {
-                break;
-            }
-            // The registers of user space lie on top; they can hold anything.
-            let live = u64::from(self.thread_size)
-                .saturating_sub(u64::from(record.stack_offset) + PT_REGS_LEN + ENTRY_FRAME_LEN)
-                / 8;
-            let live = end.min(words + usize::try_from(live).unwrap_or(0));
-            self.task(record, &records[frames..words], &records[words..live]);
-            at = end;
-        }
-    }
-
-    fn task(&mut self, record: TaskRecord, unwound: &[u64], words: &[u64]) {
-        let start = self.words.len();
-        if self.words.capacity() - start < words.len() {
-            // Not to twice its size: that is most of the memory of a survey.
-            self.words
-                .reserve_exact(words.len().max(start / 8).max(GROWTH));
-        }
-        self.words.extend_from_slice(words);
-        // A task on a CPU, or one that moved, was unwound from a stack pointer that
-        // no longer means anything.
-        let at_rest = record.on_cpu == 0 && record.moved == 0;
-        let frames = self.share(if at_rest { unwound } else { &[] }, words);
-        let mut task = TaskLook {
-            name: TaskName {
-                key: TaskKey {
-                    tid: Tid(record.tid),
-                    start_ns: record.start_time_ns,
-                },
-                tgid: Tgid(record.tgid),
-                comm: comm(&record.comm),
-            },
-            state: TaskState::decode(
-                record.state,
-                record.exit_state,
-                record.on_cpu != 0,
-                record.on_rq != 0,
-            ),
-            frames,
-            asking: OnceCell::new(),
-            slow_path: OnceCell::new(),
-            words: start..self.words.len(),
-            record,
-        };
-        if record.frame_count == FRAMES_AS_BEFORE
-            && let Some(then) = self.then(&task)
-            && task.stands_as(then, words)
-        {
-            task.frames = Rc::clone(&then.frames);
-            task.asking = then.asking.clone();
-            task.slow_path = then.slow_path.clone();
-        }
-        self.tasks.push(task);
-    }
-
-    /// Where the words of a stack have its unwound return addresses.
-    fn share(&mut self, unwound: &[u64], words: &[u64]) -> Rc<[Frame]> {
-        self.aligned.clear();
-        self.aligned.extend(align(unwound, words));
-        if let Some(frames) = self.frames.get(self.aligned.as_slice()) {
-            return Rc::clone(frames);
-        }
-        let frames: Rc<[Frame]> = self.aligned.as_slice().into();
-        self.frames.insert(Rc::clone(&frames));
-        frames
-    }
-
-    /// The same task in the look before.
-    fn then(&mut self, task: &TaskLook) -> Option<&'a TaskLook> {
-        let earlier = self.earlier?;
-        let is_it = |then: &&TaskLook| then.record.task == task.record.task;
-        if earlier.tasks.get(self.next).filter(is_it).is_none() {
-            self.next = earlier.task_at(task.record.task)?;
-        }
-        self.next += 1;
-        earlier.tasks.get(self.next - 1)
-    }
-
-    /// All tasks have been read.
-    pub(super) fn end(self) -> Look {
-        let Self {
-            words,
-            tasks,
-            thread_size,
-            ..
-        } = self;
-        let by_address = tasks
-            .iter()
-            .enumerate()
-            .map(|(index, task)| (task.record.task, index))
-            .collect();
-        let mut stack_bases: Vec<u64> = tasks.iter().map(|task| task.record.stack_base).collect();
-        stack_bases.sort_unstable();
-        let last = tasks.last();
-        Look {
-            at_ns: last.map_or(0, |task| task.record.taken_at_ns),
-            jiffies: last.map_or(0, |task| task.record.jiffies),
-            words,
-            tasks,
-            by_address,
-            by_mm: OnceCell::new(),
-            by_tid: OnceCell::new(),
-            stack_bases,
-            thread_size: thread_size.into(),
-        }
-    }
 }
 
 impl Look {
@@ -250,9 +96,11 @@ impl Look {
     }
 
     /// Indexes into [`Self::tasks`], by task.
-    pub(super) fn by_key(&self) -> FxHashMap<TaskKey, usize> {
-        let tasks = self.tasks.iter().enumerate();
-        tasks.map(|(index, task)| (task.name.key, index)).collect()
+    pub(super) fn by_key(&self) -> &FxHashMap<TaskKey, usize> {
+        self.by_key.get_or_init(|| {
+            let tasks = self.tasks.iter().enumerate();
+            tasks.map(|(index, task)| (task.name.key, index)).collect()
+        })
     }
 
     /// The task whose `task_struct` lies at this address.
@@ -328,19 +176,6 @@ impl TaskLook {
     /// Address of a word of this task's stack.
     pub(super) const fn word_address(&self, index: usize) -> u64 {
         self.record.stack_base + self.record.stack_offset as u64 + 8 * index as u64
-    }
-
-    /// Is at rest where it was at rest in an earlier look, and has not run in between: all
-    /// that it has itself put on its stack, of which these are the words, is the same.
-    fn stands_as(&self, then: &Self, words: &[u64]) -> bool {
-        let at_rest = |task: &Self| task.record.on_cpu == 0 && task.record.moved == 0;
-        let place = |task: &Self| (task.record.stack_base, task.record.stack_offset);
-        let mut frames = then.frames.iter();
-        at_rest(self)
-            && at_rest(then)
-            && self.stood_still_since(then)
-            && place(self) == place(then)
-            && frames.all(|frame| words.get(frame.at) == Some(&frame.return_address))
     }
 
     /// Did not run, and is the same task, between two looks.
