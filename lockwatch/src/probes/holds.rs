@@ -161,8 +161,11 @@ impl HoldProbes {
     pub fn snapshot(&mut self) -> Result<Vec<TaskHolds>, LoadError> {
         let mut found = match &self.by_tid {
             None => {
-                let bytes = iterator::read(&mut self.ebpf, TASK_HOLDS, Vec::new())?;
-                <[TaskHolds]>::ref_from_bytes(zerocopy::IntoBytes::as_bytes(bytes.as_slice()))
+                let mut words = Vec::new();
+                iterator::read(&mut self.ebpf, TASK_HOLDS, &mut |some| {
+                    words.extend_from_slice(some);
+                })?;
+                <[TaskHolds]>::ref_from_bytes(zerocopy::IntoBytes::as_bytes(words.as_slice()))
                     .map_err(|error| LoadError::Iterate(io::Error::other(error.to_string())))?
                     .to_vec()
             }
