@@ -192,7 +192,7 @@ impl HoldProbes {
         self.counter(counter::LOST_HOLD)
     }
 
-    /// Runs at releases that the kernel has skipped: one of the same program was preempted
+    /// Runs at releases and ends of tasks that the kernel has skipped: one of the same program was preempted
     /// on that CPU (kernel/bpf/trampoline.c, `__bpf_prog_enter_recur`, 5.12+).
     pub fn missed(&self) -> u64 {
         let of = |program: &Program| -> Option<u64> {
@@ -205,7 +205,10 @@ impl HoldProbes {
             .filter(|(_, hook)| {
                 matches!(
                     hook.purpose,
-                    Purpose::Release { .. } | Purpose::Downgrade | Purpose::MmapReleased { .. }
+                    Purpose::Release { .. }
+                        | Purpose::Downgrade
+                        | Purpose::MmapReleased { .. }
+                        | Purpose::TaskExit
                 )
             })
             .filter_map(|(name, _)| of(self.ebpf.program(name)?))
