@@ -1,4 +1,4 @@
-//! The holds object: who holds which rwsem, in the storage of each task.
+//! The holds object: who holds which rwsem, in slots, and in the storage of each task.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![cfg_attr(
@@ -21,10 +21,14 @@ mod probes {
     mod member;
     #[path = "holds/mmap_lock.rs"]
     mod mmap_lock;
+    #[path = "holds/slots.rs"]
+    mod slots;
     #[path = "holds/state.rs"]
     mod state;
     #[path = "holds/task_storage.rs"]
     mod storage;
+    #[path = "holds/task_exit.rs"]
+    mod task_exit;
 }
 
 #[cfg(target_arch = "bpf")]

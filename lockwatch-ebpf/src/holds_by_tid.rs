@@ -22,6 +22,8 @@ mod probes {
     mod member;
     #[path = "holds/mmap_lock.rs"]
     mod mmap_lock;
+    #[path = "holds/no_slots.rs"]
+    mod slots;
     #[path = "holds/state.rs"]
     mod state;
     #[path = "holds/by_tid.rs"]

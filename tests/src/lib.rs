@@ -11,5 +11,6 @@ pub mod hook;
 pub mod lab;
 pub mod storm;
 pub mod tally;
+pub mod test_run;
 pub mod trial;
 pub mod truth;

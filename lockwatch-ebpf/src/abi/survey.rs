@@ -11,6 +11,12 @@ use crate::Member;
 pub const STACK_MAX: usize = 16 * 1024;
 /// Most unwound frames kept per task (the kernel's own default limit).
 pub const FRAMES_MAX: usize = 127;
+/// A [`TaskRecord::frame_count`] that says: as at the last look of the same survey. The task
+/// has not run since, and was not unwound again.
+pub const FRAMES_AS_BEFORE: u32 = u32::MAX;
+/// Tasks, a power of two, of which a survey's programs remember how they stood when they were
+/// unwound. Of two with the same last bits of their tids one is unwound again.
+pub const REMEMBERED: u32 = 1 << 15;
 /// Bytes of a task's name, as in the kernel's `TASK_COMM_LEN`.
 pub const COMM_LEN: usize = 16;
 
@@ -61,8 +67,9 @@ pub struct TaskLayout {
     pub pi_blocked_on: Member,
     /// Size of a kernel stack in bytes, a power of two, at most [`STACK_MAX`].
     pub thread_size: u32,
-    /// Explicit padding.
-    pub _pad: u32,
+    /// So many of them, from the lowest address on, can hold frames of the kernel: above lies
+    /// what it has saved of user space.
+    pub frames_size: u32,
 }
 
 /// Offsets that tell which open files are FUSE devices.
@@ -146,7 +153,7 @@ pub struct TaskRecord {
     pub on_rq: u32,
     /// 1 if the task moved while it was being read: its stack is not to be trusted.
     pub moved: u32,
-    /// Unwound return addresses that follow.
+    /// Unwound return addresses that follow, or [`FRAMES_AS_BEFORE`].
     pub frame_count: u32,
     /// Bytes between `stack_base` and the first stack word that follows.
     pub stack_offset: u32,

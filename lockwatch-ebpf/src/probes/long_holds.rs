@@ -7,7 +7,6 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    EbpfContext,
     helpers::{
         bpf_get_current_pid_tgid,
         generated::{bpf_get_current_comm, bpf_get_stack, bpf_ktime_get_boot_ns, bpf_ktime_get_ns},
@@ -27,7 +26,7 @@ use lockwatch_ebpf::{
 use super::{
     counts,
     global::{self, global},
-    state::Place,
+    state::{Place, is_stale},
     storage,
 };
 
@@ -67,8 +66,8 @@ pub(crate) fn is_long(ns: u64) -> bool {
 
 /// Keeps a hold of the running task that is about to end. `how`: a mode of `stream::flags`.
 #[inline(always)]
-pub(crate) fn keep(ctx: &impl EbpfContext, place: Place, how: u32, since_ns: u64) {
-    keep_one(ctx.as_ptr(), place.offset, place.class, how, since_ns);
+pub(crate) fn keep(ctx: *mut c_void, place: Place, how: u32, since_ns: u64) {
+    keep_one(ctx, place.offset, place.class, how, since_ns);
 }
 
 /// A function of its own: its frame takes half of the stack.
@@ -76,7 +75,8 @@ pub(crate) fn keep(ctx: &impl EbpfContext, place: Place, how: u32, since_ns: u64
 fn keep_one(ctx: *mut c_void, offset: u64, class: u64, how: u32, since_ns: u64) {
     let lock = counts::word(ctx as u64).wrapping_add(offset);
     let ids = bpf_get_current_pid_tgid();
-    if (ids >> 32) as u32 == global!(LONG_HOLDS.own_tgid) {
+    // What somebody else has released since may be this very hold.
+    if (ids >> 32) as u32 == global!(LONG_HOLDS.own_tgid) || is_stale(lock, since_ns) {
         return;
     }
     let class = if class == 0 {

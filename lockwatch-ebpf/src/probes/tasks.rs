@@ -11,7 +11,9 @@ use aya_ebpf::{
     macros::map,
     maps::Array,
 };
-use lockwatch_ebpf::survey::{COMM_LEN, FRAMES_MAX, STACK_MAX, TaskLayout, TaskRecord};
+use lockwatch_ebpf::survey::{
+    COMM_LEN, FRAMES_AS_BEFORE, FRAMES_MAX, REMEMBERED, STACK_MAX, TaskLayout, TaskRecord,
+};
 
 use super::{files::OPEN_FILE_LAYOUT, global::global, member::load, pointer::pointer};
 
@@ -34,6 +36,14 @@ pub(super) struct Scratch {
 #[map]
 static SCRATCH: Array<Scratch> = Array::with_max_entries(1, 0);
 
+/// Which survey this look is of: user space counts them.
+#[map]
+static SURVEY: Array<u64> = Array::with_max_entries(1, 0);
+
+/// How each task stood when it was unwound, by the last bits of its tid (see [`standing`]).
+#[map]
+static STOOD: Array<u64> = Array::with_max_entries(REMEMBERED, 0);
+
 /// `struct bpf_iter__task` (kernel/bpf/task_iter.c, 5.8+).
 #[repr(C)]
 struct TaskIteratorContext {
@@ -49,7 +59,8 @@ pub(super) struct IteratorMeta {
 
 /// Task iterator, `int bpf_iter_task(struct bpf_iter_meta *, struct task_struct *)`.
 ///
-/// Exists from 5.8. Cost: about 1 µs a task, 2 µs with the unwinder. Emits one
+/// Exists from 5.8. Cost: about 1 µs a task, 2 µs with the unwinder, which is left out for
+/// tasks that have not run since they were unwound in the same survey. Emits one
 /// [`TaskRecord`] with frames and stack per task of the reader's PID namespace.
 /// All of a task's bytes or none: the kernel drops a task whose bytes do not fit
 /// the buffer and offers it again at the next read.
@@ -94,17 +105,29 @@ unsafe fn emit(seq: *mut seq_file, task: *const u8, scratch: &mut Scratch) {
     let stack_base = pointer(task, global!(TASK_LAYOUT.stack));
     let thread_size = u64::from(global!(TASK_LAYOUT.thread_size));
 
-    // The frames first: they need the task at rest, as the words do.
-    // SAFETY: the buffer has room for FRAMES_MAX addresses.
-    let frames = unsafe {
-        bpf_get_task_stack(
-            task.cast_mut().cast::<c_void>().cast(),
-            scratch.frames.as_mut_ptr().cast(),
-            (FRAMES_MAX * 8) as u32,
-            0,
-        )
+    let tid = field!(pid) as u32;
+    let start_time_ns = field!(start_time);
+
+    let remembered = STOOD.get_ptr_mut(tid & (REMEMBERED - 1));
+    let now = standing([u64::from(tid), start_time_ns, nvcsw, nivcsw, sp]);
+    // SAFETY: a pointer to a live entry; whoever else writes to it is this same program.
+    let as_before =
+        on_cpu == 0 && remembered.is_some_and(|then| unsafe { then.read_volatile() } == now);
+    let frames_len = if as_before {
+        0
+    } else {
+        // The frames first: they need the task at rest, as the words do.
+        // SAFETY: the buffer has room for FRAMES_MAX addresses.
+        let frames = unsafe {
+            bpf_get_task_stack(
+                task.cast_mut().cast::<c_void>().cast(),
+                scratch.frames.as_mut_ptr().cast(),
+                (FRAMES_MAX * 8) as u32,
+                0,
+            )
+        };
+        if frames < 0 { 0 } else { frames as u64 & 0x3f8 }
     };
-    let frames_len = if frames < 0 { 0 } else { frames as u64 & 0x3f8 };
 
     // The live part starts at sp, which means something only off CPU.
     let sp_offset = sp.wrapping_sub(stack_base);
@@ -113,8 +136,9 @@ unsafe fn emit(seq: *mut seq_file, task: *const u8, scratch: &mut Scratch) {
     } else {
         0
     };
-    let live = exit_state == 0 && stack_base != 0;
-    let mut len = if live { thread_size - offset } else { 0 } & (2 * STACK_MAX as u64 - 1);
+    let frames_size = u64::from(global!(TASK_LAYOUT.frames_size));
+    let live = exit_state == 0 && stack_base != 0 && offset < frames_size;
+    let mut len = if live { frames_size - offset } else { 0 } & (2 * STACK_MAX as u64 - 1);
     // SAFETY: `len` is masked to less than the size of the buffer.
     let read = unsafe {
         bpf_probe_read_kernel(
@@ -138,7 +162,7 @@ unsafe fn emit(seq: *mut seq_file, task: *const u8, scratch: &mut Scratch) {
 
     let record = &mut scratch.record;
     record.task = task as u64;
-    record.start_time_ns = field!(start_time);
+    record.start_time_ns = start_time_ns;
     record.nvcsw = nvcsw;
     record.nivcsw = nivcsw;
     record.last_arrival_ns = field!(last_arrival);
@@ -152,7 +176,7 @@ unsafe fn emit(seq: *mut seq_file, task: *const u8, scratch: &mut Scratch) {
     record.taken_at_ns = unsafe { bpf_ktime_get_ns() };
     // SAFETY: takes nothing, gives a number.
     record.jiffies = unsafe { bpf_jiffies64() };
-    record.tid = field!(pid) as u32;
+    record.tid = tid;
     record.tgid = field!(tgid) as u32;
     record.state = field!(state) as u32;
     record.exit_state = exit_state;
@@ -160,7 +184,11 @@ unsafe fn emit(seq: *mut seq_file, task: *const u8, scratch: &mut Scratch) {
     record.cpu = field!(cpu) as u32;
     record.on_cpu = on_cpu;
     record.on_rq = field!(on_rq) as u32;
-    record.frame_count = (frames_len / 8) as u32;
+    record.frame_count = if as_before {
+        FRAMES_AS_BEFORE
+    } else {
+        (frames_len / 8) as u32
+    };
     record.stack_offset = offset as u32;
     record.stack_len = len as u32;
     // Read again, after the stack: a task that ran in between is marked.
@@ -169,6 +197,15 @@ unsafe fn emit(seq: *mut seq_file, task: *const u8, scratch: &mut Scratch) {
         || sp != field!(sp)
         || u64::from(on_cpu) != field!(on_cpu);
     record.moved = u32::from(moved);
+    // Not if it could not be unwound: next time it may be.
+    if frames_len > 0
+        && on_cpu == 0
+        && !moved
+        && let Some(remembered) = remembered
+    {
+        // SAFETY: as above.
+        unsafe { remembered.write_volatile(now) };
+    }
 
     // SAFETY: lengths are bounded by the arrays they are written from.
     unsafe {
@@ -184,4 +221,15 @@ unsafe fn emit(seq: *mut seq_file, task: *const u8, scratch: &mut Scratch) {
         );
         bpf_seq_write(seq, scratch.stack.as_ptr().cast::<c_void>(), len as u32);
     }
+}
+
+/// How a task stands in this survey, as one number: equal numbers say, but for chance, that it
+/// has not run in between. (Not by its address: verifiers calculate with no pointer.) Each time it leaves a CPU it counts a switch before it saves its stack
+/// pointer, and is off the CPU after that. User space compares the numbers themselves.
+#[inline(always)]
+fn standing(facts: [u64; 5]) -> u64 {
+    let survey = SURVEY.get(0).copied().unwrap_or(0);
+    facts.into_iter().fold(survey, |sum, fact| {
+        (sum.rotate_left(5) ^ fact).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    })
 }

@@ -7,10 +7,14 @@
 #[cfg(test)]
 pub(crate) mod made;
 
-use std::{fs, io, path::Path};
+use std::{
+    collections::hash_map::Entry, fs, hash::BuildHasher as _, io, path::Path, sync::OnceLock,
+};
 
 use lockwatch_ebpf::Member;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxBuildHasher, FxHashMap};
+
+use crate::kernel::lock_functions::is_lock_function;
 
 /// Where the kernel shows its BTF.
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -79,12 +83,45 @@ pub struct Btf {
     module_strings: Option<usize>,
     /// Byte offset of each type, by id; id 0 is void.
     types: Vec<u32>,
-    /// Structures, unions and enums by name; the first of each name.
-    by_name: FxHashMap<Box<[u8]>, u32>,
+    /// Structures, unions and enums by name.
+    named: Named,
     /// Of the kernel itself: modules number theirs by another file.
     functions: Vec<u32>,
+    /// Those that take, give back and wait for locks; found when they are first asked for.
+    lock_functions: OnceLock<Vec<u32>>,
     /// Typedefs of the prototypes of tracepoints, of the kernel itself.
     tracepoints: Vec<u32>,
+}
+
+/// Types by the hash of their name: the names themselves are in the bytes.
+#[derive(Debug, Default)]
+struct Named {
+    first: FxHashMap<u64, u32>,
+    /// Those whose hash others had before.
+    others: Vec<(u64, u32)>,
+}
+
+impl Named {
+    fn hash(name: &[u8]) -> u64 {
+        FxBuildHasher.hash_one(name)
+    }
+
+    fn push(&mut self, hash: u64, id: u32) {
+        match self.first.entry(hash) {
+            Entry::Vacant(entry) => {
+                entry.insert(id);
+            }
+            Entry::Occupied(_) => self.others.push((hash, id)),
+        }
+    }
+
+    /// What may have this name.
+    fn ids(&self, name: &[u8]) -> impl Iterator<Item = u32> {
+        let hash = Self::hash(name);
+        let others = self.others.iter().filter(move |(other, _)| *other == hash);
+        let first = self.first.get(&hash).copied();
+        first.into_iter().chain(others.map(|&(_, id)| id))
+    }
 }
 
 /// One bit of a structure, little endian.
@@ -181,8 +218,9 @@ impl Btf {
             module_strings: None,
             bytes,
             types: vec![0],
-            by_name: FxHashMap::default(),
+            named: Named::default(),
             functions: Vec::new(),
+            lock_functions: OnceLock::new(),
             tracepoints: Vec::new(),
         };
         btf.index(&sections)?;
@@ -241,14 +279,15 @@ impl Btf {
                 };
             match ty.kind {
                 KIND_STRUCT | KIND_UNION | KIND_ENUM | KIND_ENUM64 => {
-                    let name: Box<[u8]> = self.string(ty.name).into();
+                    let name = self.string(ty.name);
                     if !name.is_empty() {
-                        self.by_name.entry(name).or_insert(id);
+                        let hash = Named::hash(name);
+                        self.named.push(hash, id);
                     }
                 }
                 KIND_FUNC if is_kernel => self.functions.push(id),
                 KIND_TYPEDEF
-                    if is_kernel && self.string(ty.name).starts_with(TRACEPOINT_PREFIX) =>
+                    if is_kernel && self.string_on(ty.name).starts_with(TRACEPOINT_PREFIX) =>
                 {
                     self.tracepoints.push(id);
                 }
@@ -281,7 +320,7 @@ impl Btf {
     /// Bit offset and type of a member.
     fn place(&self, path: &str) -> Option<(u64, u32)> {
         let mut parts = path.split('.');
-        let mut id = *self.by_name.get(parts.next()?.as_bytes())?;
+        let mut id = self.named(parts.next()?)?;
         let mut bits = 0u64;
         for part in parts {
             let (offset, member) = self.find_member(id, part.as_bytes(), 0)?;
@@ -302,26 +341,55 @@ impl Btf {
 
     /// Size in bytes of a structure or union.
     pub fn size_of(&self, name: &str) -> Option<u64> {
-        self.size_of_type(*self.by_name.get(name.as_bytes())?, 0)
+        self.size_of_type(self.named(name)?, 0)
+    }
+
+    /// The ID of a structure, union or enum: the first of this name.
+    fn named(&self, name: &str) -> Option<u32> {
+        let mut ids = self.named.ids(name.as_bytes());
+        ids.find(|&id| {
+            let ty = self.get(id);
+            ty.is_some_and(|ty| self.is_string(ty.name, name.as_bytes()))
+        })
     }
 
     /// Whether the kernel itself has a function of this name.
     pub fn has_function(&self, name: &str) -> bool {
-        self.functions
-            .iter()
-            .any(|&id| self.name_of(id) == name.as_bytes())
+        self.function_named(name).is_some()
+    }
+
+    /// The ID of the type of a function of the kernel itself.
+    pub fn function_named(&self, name: &str) -> Option<u32> {
+        let mut functions = self.functions.iter().copied();
+        functions.find(|&id| {
+            let ty = self.get(id);
+            ty.is_some_and(|ty| self.is_string(ty.name, name.as_bytes()))
+        })
     }
 
     /// Every function of the kernel itself: its type's ID, its name, and how many parameters
     /// it has.
     pub fn functions(&self) -> impl Iterator<Item = (u32, &str, u8)> {
-        self.functions.iter().filter_map(|&id| {
-            let function = self.get(id)?;
-            let prototype = self.get(function.size_or_type)?;
-            let name = str::from_utf8(self.string(function.name)).ok()?;
-            let count = u8::try_from(prototype.count).ok()?;
-            (prototype.kind == KIND_FUNC_PROTO).then_some((id, name, count))
-        })
+        self.functions.iter().filter_map(|&id| self.function(id))
+    }
+
+    fn function(&self, id: u32) -> Option<(u32, &str, u8)> {
+        let function = self.get(id)?;
+        let prototype = self.get(function.size_or_type)?;
+        let name = str::from_utf8(self.string(function.name)).ok()?;
+        let count = u8::try_from(prototype.count).ok()?;
+        (prototype.kind == KIND_FUNC_PROTO).then_some((id, name, count))
+    }
+
+    /// As [`Self::functions`], of those that take, give back and wait for locks.
+    pub fn lock_functions(&self) -> impl Iterator<Item = (u32, &str, u8)> {
+        let is_one = |id: u32| str::from_utf8(self.name_of(id)).is_ok_and(is_lock_function);
+        let find = || {
+            let all = self.functions.iter().copied();
+            all.filter(|&id| is_one(id)).collect()
+        };
+        let found: &Vec<u32> = self.lock_functions.get_or_init(find);
+        found.iter().filter_map(|&id| self.function(id))
     }
 
     /// Every tracepoint of the kernel itself: its type's ID and its name.
@@ -381,7 +449,7 @@ impl Btf {
 
     /// Value of an enumerator of a named `enum`.
     pub fn enumerator(&self, name: &str, enumerator: &str) -> Option<u32> {
-        let ty = self.get(*self.by_name.get(name.as_bytes())?)?;
+        let ty = self.get(self.named(name)?)?;
         let step = match ty.kind {
             KIND_ENUM => 8,
             KIND_ENUM64 => 12,
@@ -412,14 +480,25 @@ impl Btf {
     }
 
     fn string(&self, offset: u32) -> &[u8] {
+        let on = self.string_on(offset);
+        on.split(|&byte| byte == 0).next().unwrap_or_default()
+    }
+
+    /// Whether it is this string: where it ends need not be looked for.
+    fn is_string(&self, offset: u32, string: &[u8]) -> bool {
+        let behind = self.string_on(offset).strip_prefix(string);
+        behind.is_some_and(|behind| behind.first() == Some(&0))
+    }
+
+    /// A string and what lies behind it.
+    fn string_on(&self, offset: u32) -> &[u8] {
         let offset = offset as usize;
         let (start, len) = self.strings;
         let at = match self.module_strings {
             Some(module) if offset >= len => module + (offset - len),
             _ => start + offset,
         };
-        let rest = self.bytes.get(at..).unwrap_or_default();
-        rest.split(|&byte| byte == 0).next().unwrap_or_default()
+        self.bytes.get(at..).unwrap_or_default()
     }
 
     /// Bit offset and type of the member `name`, looking through anonymous members.
@@ -430,13 +509,13 @@ impl Btf {
         }
         (0..ty.count).find_map(|index| {
             let at = ty.body + index * 12;
-            let member_name = self.string(read_u32(&self.bytes, at)?);
+            let member_name = read_u32(&self.bytes, at)?;
             let member_type = read_u32(&self.bytes, at + 4)?;
             let raw = read_u32(&self.bytes, at + 8)?;
             let bits = u64::from(if ty.kind_flag { raw & 0x00ff_ffff } else { raw });
-            if member_name == name {
+            if self.is_string(member_name, name) {
                 Some((bits, member_type))
-            } else if member_name.is_empty() {
+            } else if self.is_string(member_name, b"") {
                 let (inner, found) = self.find_member(member_type, name, depth + 1)?;
                 Some((bits + inner, found))
             } else {
@@ -563,7 +642,7 @@ mod tests {
         let btf = Btf::parse(blob.clone()).unwrap();
         assert_eq!(btf.bit("outer.b"), Some(Bit { byte: 4, mask: 1 }));
         // `outer` as a structure with bit-fields: its `a` is one bit, the eleventh.
-        let head = btf.types[*btf.by_name.get(&b"outer"[..]).unwrap() as usize] as usize;
+        let head = btf.types[btf.named("outer").unwrap() as usize] as usize;
         blob[head + 7] |= 0x80;
         blob[head + 12 + 8..head + 12 + 12].copy_from_slice(&(1u32 << 24 | 10).to_le_bytes());
         let btf = Btf::parse(blob).unwrap();

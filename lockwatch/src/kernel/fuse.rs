@@ -6,10 +6,7 @@
 
 use std::ops::Range;
 
-use super::{
-    btf::Btf,
-    symbols::{Symbols, stem},
-};
+use super::{btf::Btf, stems::stem, symbols::Symbols};
 
 /// The module that FUSE may be.
 pub const MODULE: &str = "fuse";

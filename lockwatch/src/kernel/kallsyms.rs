@@ -3,7 +3,7 @@
 //! them (75 ms for 120,000) than lockwatch needs for all else together at its start.
 
 use crate::kernel::{
-    lock_functions::is_lock_function,
+    lock_functions::lock_functions,
     symbols::{self, Spelled, Symbols, SymbolsError, spellings},
 };
 
@@ -22,13 +22,13 @@ impl ReadSymbols {
     pub fn of(image: Option<Symbols>) -> Self {
         if let Some(symbols) = image {
             return Self {
-                spelled: Ok(symbols.spellings(is_lock_function)),
+                spelled: Ok(symbols.spellings(lock_functions())),
                 symbols: Ok(symbols),
             };
         }
         match symbols::read() {
             Ok(text) => Self {
-                spelled: Ok(spellings(&text, is_lock_function)),
+                spelled: Ok(spellings(&text, lock_functions())),
                 symbols: Symbols::of_this_kernel(text),
             },
             Err(error) => Self {
@@ -45,5 +45,5 @@ impl ReadSymbols {
 /// In words.
 pub fn spelled() -> Result<Spelled, String> {
     let text = symbols::read().map_err(|error| error.to_string())?;
-    Ok(spellings(&text, is_lock_function))
+    Ok(spellings(&text, lock_functions()))
 }

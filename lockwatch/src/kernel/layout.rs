@@ -6,6 +6,7 @@ use lockwatch_ebpf::{
 };
 
 use super::{
+    arch::{ENTRY_FRAME_LEN, PT_REGS_LEN},
     block::BlockLayout,
     btf::{Bit, Btf, BtfError},
     cgroup::CgroupLayout,
@@ -371,7 +372,7 @@ fn task_layout(btf: &Btf) -> Result<TaskLayout, BtfError> {
         blocker: optional("blocker"),
         pi_blocked_on: optional("pi_blocked_on"),
         thread_size,
-        _pad: 0,
+        frames_size: thread_size.saturating_sub((PT_REGS_LEN + ENTRY_FRAME_LEN) as u32),
     })
 }
 

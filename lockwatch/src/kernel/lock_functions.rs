@@ -4,11 +4,13 @@
 
 use std::sync::LazyLock;
 
-use rustc_hash::FxHashSet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::lock::{LockKind, LockMode};
+use crate::{
+    kernel::stems::Stems,
+    lock::{LockKind, LockMode},
+};
 
 /// How a function that acquires says whether it did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -184,10 +186,14 @@ pub mod tracepoint {
     ];
 }
 
-/// Whether a function of this stem is one of [`LOCK_FUNCTIONS`]. Asked of every function that
-/// the kernel has, several times.
-pub fn is_lock_function(stem: &str) -> bool {
-    static NAMES: LazyLock<FxHashSet<&str>> =
+/// The stems of [`LOCK_FUNCTIONS`].
+pub fn lock_functions() -> &'static Stems<'static, ()> {
+    static STEMS: LazyLock<Stems<'static, ()>> =
         LazyLock::new(|| LOCK_FUNCTIONS.iter().map(|&(name, _)| name).collect());
-    NAMES.contains(stem)
+    &STEMS
+}
+
+/// Whether a function of this stem is one of [`LOCK_FUNCTIONS`].
+pub fn is_lock_function(stem: &str) -> bool {
+    lock_functions().get(stem).is_some()
 }

@@ -27,6 +27,7 @@ pub mod scheduler;
 pub mod sleep_frames;
 pub mod softirqs;
 pub mod spin_frames;
+pub mod stems;
 pub mod symbol_tables;
 pub mod symbols;
 pub mod wait_queues;

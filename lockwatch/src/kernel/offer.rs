@@ -14,7 +14,7 @@ use crate::kernel::{
     btf::Btf,
     capabilities,
     layout::Layout,
-    lock_functions::{is_lock_function, tracepoint},
+    lock_functions::tracepoint,
     symbols::{KALLSYMS, KPTR_RESTRICT, Spelled},
 };
 
@@ -201,8 +201,7 @@ impl Offer {
                 .collect(),
             functions: btf
                 .into_iter()
-                .flat_map(Btf::functions)
-                .filter(|(_, name, _)| is_lock_function(name))
+                .flat_map(Btf::lock_functions)
                 .map(|(_, name, parameters)| (name.to_owned(), parameters))
                 .collect(),
             symbols,

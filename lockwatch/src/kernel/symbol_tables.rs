@@ -2,9 +2,12 @@
 //!
 //! The kernel needs 40 to 75 ms to write that file's 120,000 lines; its tables are read and
 //! unpacked in a tenth of that. They have no symbols themselves. But their order and format are
-//! known (scripts/kallsyms.c, seen on 5.10–6.18; those of 7.3 are not found yet), and the file's first lines say what the first entries
-//! must be: by these each table is found, and what does not agree with them is not believed.
+//! known (scripts/kallsyms.c, seen on 5.10–7.3), and the file's first lines say what the first
+//! entries must be: by these each table is found, and what does not agree with them is not
+//! believed.
 
+mod addresses;
+mod image;
 mod names;
 #[cfg(test)]
 mod tests;
@@ -12,11 +15,14 @@ mod tests;
 use std::{
     fs::File,
     io::{self, Read as _},
-    iter,
     ops::Range,
 };
 
-use self::names::{Names, TOKENS, Tokens};
+use self::{
+    addresses::Scale,
+    image::Image,
+    names::{MARKED, Markers, Names, TOKENS, Tokens},
+};
 use crate::kernel::{
     arch::{PAGE_SIZE, is_image_address},
     memory::{KernelMemory, MemoryError},
@@ -35,17 +41,15 @@ const IMAGE_MAX: u64 = 128 << 20;
 /// The table of addresses is longer than this: every place so far apart is looked at.
 const STEP: u64 = 64 * 1024;
 
-/// Addresses that are looked at in each place.
-const GLANCE: usize = 16;
-
-/// No two symbols that follow each other are further apart; most are much nearer.
-const APART_MAX: i64 = 1 << 20;
-
 /// How many symbols a kernel has.
 const COUNTS: Range<u32> = 10_000..4_000_000;
 
-/// The names of so many symbols take no more than this, in bytes.
-const NAMES_MAX: u64 = 24 << 20;
+/// A packed name takes no more than this, in bytes: its length, the letter of its kind, and
+/// `KSYM_NAME_LEN`.
+const NAME_MAX: usize = 2 + 1 + 512;
+
+/// … and fewer on average, of all.
+const NAME_MEAN_MAX: usize = 48;
 
 /// A line of /proc/kallsyms.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,46 +57,6 @@ struct Line {
     address: u64,
     /// The letter of its kind with its name behind, as the tables have them.
     spelled: String,
-}
-
-/// How the table of addresses has them, in 32 bits each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Scale {
-    /// So much is added (since 6.15 on x86).
-    From(u64),
-    /// Those of each CPU as they are; of others, which are negative, the complement is added
-    /// (`KALLSYMS_ABSOLUTE_PERCPU`, up to 6.14 on x86).
-    Complement(u64),
-    /// Relative to where they are written.
-    Place,
-}
-
-impl Scale {
-    /// The address that is written so at this place.
-    fn address(self, written: u32, place: u64) -> u64 {
-        let signed = i64::from(written.cast_signed());
-        match self {
-            Self::From(base) => base.wrapping_add(written.into()),
-            Self::Complement(base) if signed < 0 => base.wrapping_add_signed(-1 - signed),
-            Self::Complement(_) => u64::from(written),
-            Self::Place => place.wrapping_add_signed(signed),
-        }
-    }
-
-    /// By which an address is written so at this place, if it is in the kernel's image.
-    fn all_of(line: &Line, written: u32, place: u64) -> [Self; 3] {
-        let signed = i64::from(written.cast_signed());
-        let complement = line.address.wrapping_add_signed(1 + signed);
-        [
-            Self::From(line.address.wrapping_sub(written.into())),
-            Self::Complement(complement),
-            Self::Place,
-        ]
-        .map(|scale| match scale {
-            Self::Place if scale.address(written, place) != line.address => Self::From(0),
-            scale => scale,
-        })
-    }
 }
 
 /// The symbols of the kernel's image, without those of modules and of BPF programs; `None`
@@ -145,13 +109,14 @@ fn find(lines: &[Line], memory: &mut dyn KernelMemory) -> Result<Option<Symbols>
     let mut image = Image { memory };
     let start = first.address & !(PAGE_SIZE - 1);
     for near in image.rising(start..start.saturating_add(IMAGE_MAX))? {
-        let Some((table, scale)) = addresses(lines, near, &mut image)? else {
+        let Some((table, scale)) = addresses::table(lines, near, &mut image)? else {
             continue;
         };
-        let found = match tables_before(lines, table, &mut image)? {
-            Some(found) => Some(found),
-            None => tables_behind(lines, table, &mut image)?,
-        };
+        let mut found = tables_before(lines, table, scale, &mut image)?;
+        // They were put before it in 6.5.
+        if found.is_none() && scale != Scale::Place {
+            found = tables_behind(lines, table, scale, &mut image)?;
+        }
         let Some((count, names, tokens)) = found else {
             continue;
         };
@@ -167,7 +132,7 @@ fn find(lines: &[Line], memory: &mut dyn KernelMemory) -> Result<Option<Symbols>
         if !addresses.is_sorted() {
             continue;
         }
-        return Ok(names.symbols(&tokens, &addresses));
+        return Ok(names.symbols(&tokens, &addresses, scale.alignment()));
     }
     Ok(None)
 }
@@ -177,199 +142,113 @@ fn words(bytes: &[u8]) -> impl Iterator<Item = u32> {
     bytes.chunks_exact(4).map(word)
 }
 
-/// Where the table of addresses begins, near this place, and how it has them.
-fn addresses(
-    lines: &[Line],
-    near: u64,
-    image: &mut Image<'_>,
-) -> Result<Option<(u64, Scale)>, MemoryError> {
-    let from = near.saturating_sub(2 * STEP);
-    let len = 3 * STEP + 4 * lines.len() as u64;
-    let Some(bytes) = image.some(from, len)? else {
-        return Ok(None);
-    };
-    let all: Vec<u32> = words(&bytes).collect();
-    let Some(at) = lines.iter().position(|line| is_image_address(line.address)) else {
-        return Ok(None);
-    };
-    // Each table begins at a multiple of 8.
-    for index in (0..all.len().saturating_sub(lines.len())).step_by(2) {
-        let place = |line: usize| from + 4 * (index + line) as u64;
-        let agrees = |scale: Scale| {
-            let written = all[index..].iter().zip(lines);
-            written
-                .enumerate()
-                .all(|(at, (&written, line))| scale.address(written, place(at)) == line.address)
-        };
-        let scales = Scale::all_of(&lines[at], all[index + at], place(at));
-        if let Some(scale) = scales.into_iter().find(|&scale| agrees(scale)) {
-            return Ok(Some((place(0), scale)));
-        }
-    }
-    Ok(None)
-}
-
 type Found = (u32, Names, Tokens);
 
 /// The other tables, where they lie before that of the addresses, in this order: how many
-/// symbols, their names, (markers,) tokens, where each token is (since 6.5).
+/// symbols, their names, markers, tokens, where each token is (since 6.5).
 fn tables_before(
     lines: &[Line],
     table: u64,
+    scale: Scale,
     image: &mut Image<'_>,
 ) -> Result<Option<Found>, MemoryError> {
-    let before = image.some(table - TOKENS, TOKENS)?;
-    let Some(tokens) = before.and_then(|bytes| Tokens::before(&bytes)) else {
+    // Each tells where the one before it ends, so no more is read than they take.
+    let alignment = scale.alignment();
+    let Some(before) = image.some(table - TOKENS, TOKENS)? else {
         return Ok(None);
     };
-    // From the end: where the names begin is told by what they say.
-    let mut bytes: Vec<u8> = Vec::new();
-    while (bytes.len() as u64) < NAMES_MAX {
-        let from = table - bytes.len() as u64 - STEP * 8;
-        let Some(before) = image.some(from, STEP * 8)? else {
-            break;
+    let Some((tokens, len)) = Tokens::before(&before, alignment) else {
+        return Ok(None);
+    };
+    let behind_markers = table - len as u64;
+    let Some(before) = image.some(behind_markers - Markers::MAX, Markers::MAX)? else {
+        return Ok(None);
+    };
+    let Some(markers) = Markers::before(&before, alignment) else {
+        return Ok(None);
+    };
+    let last = u64::from(markers.last);
+    if last > (markers.count * MARKED * NAME_MEAN_MAX) as u64 {
+        return Ok(None);
+    }
+    let behind_names = behind_markers - markers.len as u64;
+    let from = (behind_names - last - (MARKED * NAME_MAX) as u64) & !7;
+    let Some(mut bytes) = image.some(from, behind_markers - from)? else {
+        return Ok(None);
+    };
+    for at in (0..MARKED * NAME_MAX).step_by(alignment) {
+        let Some(count) = count_at(&bytes[at..], alignment) else {
+            continue;
         };
-        let new = before.len();
-        bytes = [before, bytes].concat();
-        for at in (0..new).step_by(8) {
-            let Some(count) = count_at(&bytes[at..]) else {
-                continue;
-            };
-            if tokens.spell(&bytes[at + 8..], lines) {
-                let names = Names::new(bytes.split_off(at + 8));
-                return Ok(Some((count, names, tokens)));
-            }
+        let is_marked = (count as usize).div_ceil(MARKED) == markers.count;
+        if is_marked && tokens.spell(&bytes[at + alignment..], lines) {
+            let names = Names::new(bytes.split_off(at + alignment));
+            return Ok(Some((count, names, tokens)));
         }
     }
     Ok(None)
 }
 
 /// … where they lie behind it, after the address that others are relative to: how many symbols,
-/// their names, (markers, sequences,) tokens, where each token is (up to 6.4).
+/// their names, markers, (sequences,) tokens, where each token is (up to 6.4).
 fn tables_behind(
     lines: &[Line],
     table: u64,
+    scale: Scale,
     image: &mut Image<'_>,
 ) -> Result<Option<Found>, MemoryError> {
     let mut bytes: Vec<u8> = Vec::new();
-    let mut end = None;
-    while (bytes.len() as u64) < NAMES_MAX {
+    let (count, start) = loop {
         let searched = bytes.len().saturating_sub(16) & !7;
         let Some(next) = image.some(table + bytes.len() as u64, STEP * 8)? else {
-            break;
+            return Ok(None);
         };
         bytes.extend(next);
-        end = (searched..bytes.len() - 16).step_by(8).find_map(|at| {
-            let count = count_at(&bytes[at + 8..])?;
+        let mut ends = (searched..bytes.len() - 16).step_by(8);
+        let end = ends.find_map(|at| {
+            let count = count_at(&bytes[at + 8..], scale.alignment())?;
             let is_end = (4 * count as usize).next_multiple_of(8) == at;
             is_end.then_some((count, at + 16))
         });
-        if end.is_some() {
-            break;
+        if let Some(end) = end {
+            break end;
         }
-    }
-    let Some((count, start)) = end else {
-        return Ok(None);
+        // It ended before. (At the end there may be what lies behind it.)
+        let written = words(&bytes[searched..bytes.len() - 32]);
+        if !written.map(|it| scale.address(it, 0)).is_sorted() {
+            return Ok(None);
+        }
     };
     let mut rest = bytes.split_off(start);
-    while (rest.len() as u64) < NAMES_MAX {
+    let symbols = count as usize;
+    let mut most = rest.len() + symbols * NAME_MEAN_MAX;
+    while rest.len() < most {
         let next = table + (start + rest.len()) as u64;
         let Some(next) = image.some(next, STEP * 8)? else {
             break;
         };
         rest.extend(next);
+        let Some(names_len) = names::skip(&rest, count) else {
+            continue;
+        };
         // What is behind the names begins at a multiple of 8, too.
-        let behind = names::skip(&rest, count)
-            .and_then(|names_len| rest.get(names_len.next_multiple_of(8)..));
+        let behind = rest.get(names_len.next_multiple_of(8)..);
         if let Some(tokens) = behind.and_then(Tokens::within) {
             let names = Names::new(rest);
             return Ok(tokens
                 .spell(names.bytes(), lines)
                 .then_some((count, names, tokens)));
         }
+        // Sequences take up to 4 bytes a symbol, markers far less.
+        most = most.min(names_len + 5 * symbols + TOKENS as usize);
     }
     Ok(None)
 }
 
-/// A number of symbols, with nothing up to the next multiple of 8.
-fn count_at(bytes: &[u8]) -> Option<u32> {
-    let bytes: [u8; 8] = bytes.get(..8)?.try_into().ok()?;
-    let count = u32::try_from(u64::from_le_bytes(bytes)).ok()?;
-    COUNTS.contains(&count).then_some(count)
-}
-
-/// The kernel's image.
-struct Image<'m> {
-    memory: &'m mut dyn KernelMemory,
-}
-
-impl Image<'_> {
-    /// How much is read at once: whole pages, so that what is missing is missing alone.
-    const PIECE: u64 = 4 * PAGE_SIZE;
-
-    fn pieces(from: u64, len: u64) -> Vec<(u64, usize)> {
-        let end = from + len;
-        let starts = iter::successors(Some(from), |at| Some((at / Self::PIECE + 1) * Self::PIECE));
-        starts
-            .take_while(|&at| at < end)
-            .map(|at| {
-                let next = ((at / Self::PIECE + 1) * Self::PIECE).min(end);
-                (at, (next - at) as usize)
-            })
-            .collect()
-    }
-
-    /// These bytes; zeros where some are not there, `None` if all are not.
-    fn some(&mut self, from: u64, len: u64) -> Result<Option<Vec<u8>>, MemoryError> {
-        let pieces = Self::pieces(from, len);
-        let mut bytes = Vec::with_capacity(len as usize);
-        let mut is_there = false;
-        for (read, (_, len)) in self.memory.read_batch(&pieces)?.into_iter().zip(pieces) {
-            match read {
-                Some(read) => {
-                    is_there = true;
-                    bytes.extend_from_slice(&read);
-                }
-                None => bytes.resize(bytes.len() + len, 0),
-            }
-        }
-        Ok(is_there.then_some(bytes))
-    }
-
-    /// These bytes; `None` if one of them is not there.
-    fn all(&mut self, from: u64, len: u64) -> Result<Option<Vec<u8>>, MemoryError> {
-        let read = self.memory.read_batch(&Self::pieces(from, len))?;
-        let read: Option<Vec<Vec<u8>>> = read.into_iter().collect();
-        Ok(read.map(|read| read.concat()))
-    }
-
-    /// The first of each row of places where numbers rise or fall as in a table of addresses.
-    fn rising(&mut self, places: Range<u64>) -> Result<Vec<u64>, MemoryError> {
-        let reads: Vec<(u64, usize)> = places
-            .step_by(STEP as usize)
-            .map(|at| (at, 4 * GLANCE))
-            .collect();
-        let mut rows = Vec::new();
-        let mut was_one = false;
-        for (read, (at, _)) in self.memory.read_batch(&reads)?.into_iter().zip(&reads) {
-            let is_one = read.is_some_and(|bytes| rises(&words(&bytes).collect::<Vec<_>>()));
-            if is_one && !was_one {
-                rows.push(*at);
-            }
-            was_one = is_one;
-        }
-        Ok(rows)
-    }
-}
-
-/// Whether these numbers only rise, or only fall, by as much as neighbours are apart. What is
-/// relative to its own place falls by 4 where the address stays.
-fn rises(written: &[u32]) -> bool {
-    let steps = || {
-        let pairs = written.windows(2);
-        pairs.map(|pair| i64::from(pair[1].wrapping_sub(pair[0]).cast_signed()))
-    };
-    let rising = steps().all(|step| (-4..APART_MAX).contains(&step));
-    let falling = steps().all(|step| (-APART_MAX..=0).contains(&step));
-    (rising || falling) && steps().filter(|&step| step != 0).count() >= GLANCE / 4
+/// A number of symbols, with nothing up to the next multiple.
+fn count_at(bytes: &[u8], alignment: usize) -> Option<u32> {
+    let (count, filled) = bytes.get(..alignment)?.split_at_checked(4)?;
+    let count = u32::from_le_bytes(count.try_into().ok()?);
+    let is_filled = filled.iter().all(|&byte| byte == 0);
+    (is_filled && COUNTS.contains(&count)).then_some(count)
 }

@@ -6,11 +6,18 @@
 //!
 //! [`symbol_tables`]: crate::kernel::symbol_tables
 
-use std::{collections::BTreeMap, fs, io, ops::Range, sync::OnceLock};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, BufRead, BufReader},
+    ops::Range,
+    sync::OnceLock,
+};
 
-use rustc_hash::FxHashMap;
-
-use crate::kernel::arch::may_be_module_address;
+use crate::kernel::{
+    arch::may_be_module_address,
+    stems::{Stems, stem},
+};
 
 /// Where the kernel shows its symbols.
 pub const KALLSYMS: &str = "/proc/kallsyms";
@@ -113,30 +120,41 @@ impl SymbolsMaker {
         }
     }
 
-    /// One more; `spell` writes the letter of its kind and its name. `None` if there is no
-    /// room for it.
-    pub(super) fn push(&mut self, address: u64, spell: impl FnOnce(&mut Vec<u8>)) -> Option<()> {
-        let before = self.text.len();
-        spell(&mut self.text);
-        let kind = *self.text.get(before)?;
+    /// One more, of a kind with this letter. `None` if there is no room for it.
+    pub(super) fn push(&mut self, address: u64, kind: u8, name: &[u8]) -> Option<()> {
         let entry = Entry {
             address,
-            start: u32::try_from(before + 1).ok()?,
-            len: u16::try_from(self.text.len() - before - 1).ok()?,
+            start: u32::try_from(self.text.len()).ok()?,
+            len: u16::try_from(name.len()).ok()?,
             text: is_text(kind),
         };
         if address != 0 {
+            self.text.extend_from_slice(name);
             self.entries.push(entry);
         }
         Some(())
     }
 
-    /// All of them; `None` if they are no text.
+    /// All of them; `None` if there are none, or they are no text.
     pub(super) fn of_the_image(self) -> Option<Symbols> {
+        self.finish(Some(OnceLock::new()))
+    }
+
+    fn finish(self, behind: Option<OnceLock<Option<Box<Symbols>>>>) -> Option<Symbols> {
         let Self { text, entries } = self;
         let text = String::from_utf8(text).ok()?;
-        Symbols::new(text, entries, Some(OnceLock::new()))
+        Symbols::new(text, entries, behind)
     }
+}
+
+/// Address, letter of its kind and name of a line in the format of /proc/kallsyms.
+fn fields(line: &str) -> Option<(u64, u8, &str)> {
+    let mut fields = line.split_ascii_whitespace();
+    let address = u64::from_str_radix(fields.next()?, 16).ok()?;
+    let &[kind] = fields.next()?.as_bytes() else {
+        return None;
+    };
+    Some((address, kind, fields.next()?))
 }
 
 impl Symbols {
@@ -166,16 +184,7 @@ impl Symbols {
     pub fn parse(text: String) -> Result<Self, SymbolsError> {
         let mut entries = Vec::with_capacity(text.len() / 40);
         let base = text.as_ptr() as usize;
-        for line in text.lines() {
-            let mut fields = line.split_ascii_whitespace();
-            let (Some(address), Some(kind), Some(name)) =
-                (fields.next(), fields.next(), fields.next())
-            else {
-                continue;
-            };
-            let Ok(address) = u64::from_str_radix(address, 16) else {
-                continue;
-            };
+        for (address, kind, name) in text.lines().filter_map(fields) {
             let start = name.as_ptr() as usize - base;
             let (Ok(start), Ok(len)) = (u32::try_from(start), u16::try_from(name.len())) else {
                 break;
@@ -185,7 +194,7 @@ impl Symbols {
                     address,
                     start,
                     len,
-                    text: kind.len() == 1 && is_text(kind.as_bytes()[0]),
+                    text: is_text(kind),
                 });
             }
         }
@@ -229,20 +238,40 @@ impl Symbols {
         self.behind.as_ref()?.get_or_init(read).as_deref()
     }
 
-    /// Keeps no more of the file than that: it has as much again as is here already.
+    /// Reads the symbols of modules and of BPF programs now, if they will have to be: while a
+    /// CPU is locked up it can take seconds.
+    pub fn read_ahead(&self) {
+        self.behind();
+    }
+
+    /// Line by line: the file has as much again as is here already.
     fn read_behind(&self) -> Option<Self> {
         tracing::debug!("the symbols of modules and BPF programs are read");
-        let all = Self::from_proc();
-        let all = all.inspect_err(|error| tracing::info!("{error}")).ok()?;
-        let last = self.entries.last()?.address;
-        let mut text = String::new();
-        let mut entries = Vec::new();
-        for entry in all.entries.iter().filter(|entry| entry.address > last) {
-            let start = u32::try_from(text.len()).ok()?;
-            text.push_str(all.name(*entry));
-            entries.push(Entry { start, ..*entry });
+        let read = || {
+            let file = BufReader::new(File::open(KALLSYMS)?);
+            self.those_behind(file)
+        };
+        read()
+            .inspect_err(|error| tracing::info!("{KALLSYMS} cannot be read: {error}"))
+            .ok()?
+    }
+
+    /// Of a file in the format of /proc/kallsyms, what lies behind all that is here; `None` if
+    /// nothing does.
+    fn those_behind(&self, mut file: impl BufRead) -> io::Result<Option<Self>> {
+        let last = self.entries.last().map_or(0, |entry| entry.address);
+        let mut made = SymbolsMaker::with_capacity(0);
+        let mut line = String::new();
+        while file.read_line(&mut line)? != 0 {
+            if let Some((address, kind, name)) = fields(&line)
+                && address > last
+                && made.push(address, kind, name.as_bytes()).is_none()
+            {
+                break;
+            }
+            line.clear();
         }
-        Self::new(text, entries, None)
+        Ok(made.finish(None))
     }
 
     /// The table in which an address is to be looked up: those of modules lie behind the
@@ -342,16 +371,15 @@ impl Symbols {
     /// As [`Self::ranges_of`], of the functions that are in no module. Of all of these lists
     /// at once: names are long, and many.
     pub fn ranges_in_image(&self, lists: &[&[&str]]) -> Vec<Vec<Range<u64>>> {
-        let stems = lists.iter().enumerate();
-        let lists_of: FxHashMap<&str, Vec<usize>> = stems
-            .flat_map(|(list, stems)| stems.iter().map(move |&stem| (stem, list)))
-            .fold(FxHashMap::default(), |mut lists_of, (stem, list)| {
-                lists_of.entry(stem).or_insert_with(Vec::new).push(list);
-                lists_of
-            });
+        let mut lists_of = Stems::<Vec<usize>>::default();
+        for (list, stems) in lists.iter().enumerate() {
+            for stem in *stems {
+                lists_of.entry(stem).push(list);
+            }
+        }
         let mut ranges = vec![Vec::new(); lists.len()];
         for (index, entry) in self.entries.iter().enumerate() {
-            let lists = || lists_of.get(stem(self.name(*entry)));
+            let lists = || lists_of.of_name(self.name(*entry));
             for &list in entry.text.then(lists).flatten().into_iter().flatten() {
                 ranges[list].push(self.range(index));
             }
@@ -369,9 +397,8 @@ impl Symbols {
             .collect()
     }
 
-    /// The names of the functions in no module that `wanted` takes by their stem, as they are
-    /// spelled.
-    pub fn spellings(&self, wanted: impl Fn(&str) -> bool) -> Spelled {
+    /// The names of the functions in no module that have a wanted stem, as they are spelled.
+    pub fn spellings(&self, wanted: &Stems<'_, ()>) -> Spelled {
         let functions = self.entries.iter().filter(|entry| entry.text);
         spellings_of(functions.map(|entry| self.name(*entry)), wanted)
     }
@@ -438,9 +465,9 @@ impl CodeBounds {
 /// Stems of functions with every name as it is spelled.
 pub type Spelled = BTreeMap<String, Vec<String>>;
 
-/// The names of the functions of the kernel's image that `wanted` takes by their stem,
-/// as they are spelled, in the format of /proc/kallsyms: addresses may be hidden.
-pub fn spellings(kallsyms: &str, wanted: impl Fn(&str) -> bool) -> Spelled {
+/// The names of the functions of the kernel's image that have a wanted stem, as they are
+/// spelled, in the format of /proc/kallsyms: addresses may be hidden.
+pub fn spellings(kallsyms: &str, wanted: &Stems<'_, ()>) -> Spelled {
     let functions = kallsyms.lines().filter_map(|line| {
         let mut fields = line.split_ascii_whitespace();
         // A fourth field names a module.
@@ -453,27 +480,14 @@ pub fn spellings(kallsyms: &str, wanted: impl Fn(&str) -> bool) -> Spelled {
 }
 
 /// As [`spellings`], of the names of functions.
-fn spellings_of<'n>(
-    functions: impl Iterator<Item = &'n str>,
-    wanted: impl Fn(&str) -> bool,
-) -> Spelled {
+fn spellings_of<'n>(functions: impl Iterator<Item = &'n str>, wanted: &Stems<'_, ()>) -> Spelled {
     let mut found = Spelled::new();
     // The rarely run half of a function is entered by a jump from the other.
-    for name in functions.filter(|name| wanted(stem(name)) && !name.contains(".cold")) {
+    for name in functions.filter(|name| wanted.of_name(name).is_some() && !name.contains(".cold")) {
         let names = found.entry(stem(name).to_owned()).or_default();
         names.push(name.to_owned());
     }
     found
-}
-
-/// A function's name without the suffixes that compilers add and that differ per
-/// build: `.isra.0`, `.constprop.0`, `.part.0`, `.cold`, `.llvm.123`.
-pub fn stem(name: &str) -> &str {
-    // By bytes: for so short a text, faster than what `find` does.
-    match name.bytes().position(|byte| byte == b'.') {
-        Some(dot) if dot > 0 => &name[..dot],
-        _ => name,
-    }
 }
 
 #[cfg(test)]
@@ -533,7 +547,7 @@ mod tests {
             0000000000000000 t __down.isra.0.cold\n\
             0000000000000000 t __down\t[module]\n\
             0000000000000000 D up_read\n";
-        let found = spellings(text, |stem| ["__down", "up_read"].contains(&stem));
+        let found = spellings(text, &Stems::from_iter(["__down", "up_read"]));
         let expected = ("__down".to_owned(), vec!["__down.isra.0".to_owned()]);
         assert_eq!(found, BTreeMap::from([expected]));
     }
@@ -552,6 +566,24 @@ mod tests {
         let trampoline = 0xffff_ffff_c000_8010;
         assert_eq!(symbols.stem_of_return(trampoline), "last_of_module");
         assert!(!bounds.is_kernel(trampoline) && !bounds.is_module(trampoline));
+    }
+
+    #[test]
+    fn of_a_file_only_what_is_behind_is_taken() {
+        let file = "ffffffff81000100 T iterate_dir\n\
+            ffffffff82000000 D some_data\n\
+            garbage\n\
+            ffffffffc0001000 t last_of_module\t[xfs]\n\
+            ffffffffc0000000 T first_of_module\t[xfs]\n";
+        let behind = sample().those_behind(file.as_bytes()).unwrap().unwrap();
+        let listed: Vec<_> = behind.listed().collect();
+        let expected = [
+            (0xffff_ffff_c000_0000, "first_of_module", true),
+            (0xffff_ffff_c000_1000, "last_of_module", true),
+        ];
+        assert_eq!(listed, expected);
+        let image = "ffffffff81000100 T iterate_dir\n";
+        assert!(sample().those_behind(image.as_bytes()).unwrap().is_none());
     }
 
     #[test]

@@ -3,10 +3,7 @@
 //! Sources: include/linux/wait.h, wait_bit.h, swait.h, completion.h and pagemap.h, and
 //! kernel/sched/wait.c, wait_bit.c and mm/filemap.c of 5.10, 6.1, 6.12, 6.18 and 7.3.
 
-use super::{
-    btf::Btf,
-    symbols::{Symbols, stem},
-};
+use super::{btf::Btf, stems::stem, symbols::Symbols};
 
 /// How entries lie on the stacks of those who wait, and the heads that they hang on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

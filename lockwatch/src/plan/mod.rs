@@ -104,7 +104,8 @@ pub enum Purpose {
     },
     /// A task is made runnable. Argument 0 is the task.
     HolderWakeup,
-    /// A task has exited and is freed, so that what is kept by its thread ID can go.
+    /// A task has exited and is freed, so that what is kept by its thread ID or its address can
+    /// go.
     /// Argument 0 is the task.
     TaskExit,
 }
@@ -137,7 +138,8 @@ pub struct Hook {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// With the task itself: no key, no limit, freed with the task.
+    /// In slots by the address of the task, and, where these have no room, with the task itself:
+    /// no key, no limit, freed with the task.
     TaskStorage,
     /// In a hash map of fixed size by thread ID.
     Hash,

@@ -9,7 +9,7 @@ use crate::kernel::lock_functions::tracepoint::{SCHED_PROCESS_FREE, SCHED_SWITCH
 const TASK: &str = "struct task_struct *";
 
 /// Adds the scheduler's hooks, for stalls that are seen as they stand, and the one that
-/// keeps the table of holds clean.
+/// keeps the holds clean.
 pub(super) fn add(plan: &mut Plan, offer: &Offer, wanted: Wanted) {
     if wanted.holder_times && plan.sees_waits() {
         holder_times(plan, offer);
@@ -20,8 +20,7 @@ pub(super) fn add(plan: &mut Plan, offer: &Offer, wanted: Wanted) {
             Purpose::Release { .. } | Purpose::MmapReleased { .. }
         )
     });
-    // Task storage goes with its task.
-    if holds && plan.state == State::Hash {
+    if holds {
         exit(plan, offer);
     }
 }
@@ -79,9 +78,15 @@ fn exit(plan: &mut Plan, offer: &Offer) {
             target: SCHED_PROCESS_FREE.to_owned(),
             parameters: count(arguments),
         }),
-        Err(why) => plan.reasons.push(format!(
-            "holds of tasks that have exited are taken out by surveys: {why}"
-        )),
+        Err(why) => plan.reasons.push(match plan.state {
+            State::Hash => {
+                format!("holds of tasks that have exited are taken out by surveys: {why}")
+            }
+            // Task storage goes with its task.
+            State::TaskStorage => format!(
+                "all holds are kept in task storage, which costs more than slots that tasks leave when they exit: {why}"
+            ),
+        }),
     }
 }
 

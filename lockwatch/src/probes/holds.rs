@@ -13,7 +13,7 @@ use aya::{
     programs::{Iter, Program},
 };
 use lockwatch_ebpf::{
-    holds::{TASKS_MAX, TaskHolds, counter},
+    holds::{HOLD_SET_CLOSED, HOLD_SETS, HoldSet, TASKS_MAX, TaskHolds, counter},
     survey::TaskLayout,
 };
 use zerocopy::FromBytes as _;
@@ -39,12 +39,15 @@ static BY_TID: &[u8] = aya::include_bytes_aligned!("object/holds_by_tid.bpf.o");
 /// The iterator over the tasks' storage.
 const TASK_HOLDS: &str = "task_holds";
 
-pod!(Layout(TaskLayout), Entry(TaskHolds));
+pod!(Layout(TaskLayout), Entry(TaskHolds), Set(HoldSet));
+
+/// Where the slots are.
+const SLOTS: &str = ".bss";
 
 /// The programs and their state. Dropping it detaches all, as the end of the process
 /// does: nothing is pinned.
 pub struct HoldProbes {
-    /// `None`: in task storage.
+    /// `None`: in slots and task storage.
     by_tid: Option<HashMap<MapData, u32, Entry>>,
     releases: HashMap<MapData, u64, u64>,
     counters: PerCpuArray<MapData, u64>,
@@ -91,8 +94,12 @@ impl HoldProbes {
             return Ok(None);
         }
         let memcg_path = u32::from(plan.has_memcg_path());
+        // Without anybody who tells of tasks that end, their slots would be taken for those of
+        // others.
+        let closed = (!by_tid && !hooks.iter().any(|(_, hook)| is_exit(hook))).then(closed_sets);
         let hooks = Hooks::new(hooks);
         let layout = Layout(*layout);
+        let from_ns = from_ns(counts, long_holds);
         let log_level = log::level();
         let count_globals = counts::Globals::new(counts);
         let mut loader = loader();
@@ -102,15 +109,21 @@ impl HoldProbes {
         loader
             .allow_unsupported_maps()
             .override_global("TASK_LAYOUT", &layout, true)
+            .override_global("HOLDS_FROM_NS", &from_ns, true)
             .override_global("MMAP_LOCK", &mmap_lock, true)
             .override_global("MEMCG_PATH", &memcg_path, true);
         log::configure(&mut loader, &log_level);
+        if let Some(closed) = &closed {
+            loader.override_global("HOLD_SETS", closed.as_slice(), true);
+        }
         let mut ebpf = loader.load(object(plan.state)).map_err(LoadError::object)?;
         if !by_tid {
             let tasks: &mut Iter = iterator::program(&mut ebpf, TASK_HOLDS)?;
             tasks.load("task", btf).map_err(LoadError::program)?;
         }
         hooks.load(&mut ebpf, btf)?;
+        // The programs have it. aya keeps beside it what was in it first.
+        drop(ebpf.take_map(SLOTS));
         let typed = |error| LoadError::Map(io::Error::other(error));
         let entries = if by_tid {
             Some(HashMap::try_from(map(&mut ebpf, "HOLDS")?).map_err(typed)?)
@@ -148,8 +161,11 @@ impl HoldProbes {
     pub fn snapshot(&mut self) -> Result<Vec<TaskHolds>, LoadError> {
         let mut found = match &self.by_tid {
             None => {
-                let bytes = iterator::read(&mut self.ebpf, TASK_HOLDS, Vec::new())?;
-                <[TaskHolds]>::ref_from_bytes(zerocopy::IntoBytes::as_bytes(bytes.as_slice()))
+                let mut words = Vec::new();
+                iterator::read(&mut self.ebpf, TASK_HOLDS, &mut |some| {
+                    words.extend_from_slice(some);
+                })?;
+                <[TaskHolds]>::ref_from_bytes(zerocopy::IntoBytes::as_bytes(words.as_slice()))
                     .map_err(|error| LoadError::Iterate(io::Error::other(error.to_string())))?
                     .to_vec()
             }
@@ -215,7 +231,8 @@ pub(super) fn object(state: State) -> &'static [u8] {
     }
 }
 
-/// The programs that serve the hooks of this object, in the plan's order.
+/// The programs that serve the hooks of this object, in the plan's order but for what tells of
+/// tasks that end.
 ///
 /// # Errors
 /// When a hook has no program.
@@ -237,7 +254,33 @@ pub(super) fn programs(hooks: &[Hook]) -> Result<Vec<(String, Hook)>, Refused> {
         };
         served.push((name.ok_or_else(|| hook.unserved())?, hook.clone()));
     }
+    // First of all, or a task could end in between that has acquired something.
+    served.sort_by_key(|(_, hook)| !is_exit(hook));
     Ok(served)
+}
+
+fn is_exit(hook: &Hook) -> bool {
+    hook.purpose == Purpose::TaskExit
+}
+
+/// How long holds are at least that anything is to be done with when they end.
+fn from_ns(counts: &CountGlobals, long_holds: &LongHoldGlobals) -> i64 {
+    if counts.config.on != 0 {
+        return i64::MIN;
+    }
+    match long_holds.config.least_ns {
+        0 => i64::MAX,
+        least_ns => least_ns.try_into().unwrap_or(i64::MAX),
+    }
+}
+
+/// Slots of which none can be taken.
+fn closed_sets() -> Vec<Set> {
+    let closed = Set(HoldSet {
+        state: HOLD_SET_CLOSED,
+        ..HoldSet::default()
+    });
+    vec![closed; HOLD_SETS]
 }
 
 /// The program for a function, at the end of it that the purpose wants.

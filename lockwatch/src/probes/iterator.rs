@@ -26,49 +26,47 @@ where
         .ok_or(LoadError::Missing(name))
 }
 
-/// Runs a loaded iterator over everything; gives its records as words, for every part of a
-/// record is a multiple of 8 bytes long. They take the place of what is in `memory`.
+/// Runs a loaded iterator over everything and hands out what it writes as it comes: some whole
+/// records at a time, as words, for every part of a record is a multiple of 8 bytes long.
 pub(super) fn read(
     ebpf: &mut Ebpf,
     name: &'static str,
-    memory: Vec<u64>,
-) -> Result<Vec<u64>, LoadError> {
-    Ok(run(ebpf, name, None, memory)?.unwrap_or_default())
+    take: &mut dyn FnMut(&[u64]),
+) -> Result<(), LoadError> {
+    run(ebpf, name, None, take)?;
+    Ok(())
 }
 
-/// As [`read`]; `None` if there is more by the deadline.
+/// All that a loaded iterator writes; `None` if there is more by the deadline.
 pub(super) fn read_until(
     ebpf: &mut Ebpf,
     name: &'static str,
     deadline: Instant,
 ) -> Result<Option<Vec<u64>>, LoadError> {
-    run(ebpf, name, Some(deadline), Vec::new())
+    let mut words = Vec::new();
+    let take = &mut |some: &[u64]| words.extend_from_slice(some);
+    let is_all = run(ebpf, name, Some(deadline), take)?;
+    Ok(is_all.then_some(words))
 }
 
+/// Whether all came by the deadline.
 fn run(
     ebpf: &mut Ebpf,
     name: &'static str,
     deadline: Option<Instant>,
-    mut words: Vec<u64>,
-) -> Result<Option<Vec<u64>>, LoadError> {
+    take: &mut dyn FnMut(&[u64]),
+) -> Result<bool, LoadError> {
     let iterator: &mut Iter = program(ebpf, name)?;
     let id = iterator.attach().map_err(LoadError::program)?;
     let link = iterator.take_link(id).map_err(LoadError::program)?;
     let mut file = link
         .into_file()
         .map_err(|source| LoadError::program(ProgramError::IOError(io::Error::other(source))))?;
-    let mut used = 0;
+    let mut words = vec![0u64; READ_LEN / 8];
     loop {
-        // Read in place. What is added grows with what there is, and is cleared once.
-        if words.len() < used + READ_LEN / 8 {
-            words.resize(words.len() + (words.len() / 4).max(8 * READ_LEN / 8), 0);
-        }
-        match file.read(words[used..used + READ_LEN / 8].as_mut_bytes()) {
-            Ok(0) => {
-                words.truncate(used);
-                return Ok(Some(words));
-            }
-            Ok(len) => used += len / 8,
+        match file.read(words.as_mut_bytes()) {
+            Ok(0) => return Ok(true),
+            Ok(len) => take(&words[..len / 8]),
             // The iterator gives up after a million objects in a row: ask again.
             Err(error)
                 if matches!(
@@ -78,7 +76,7 @@ fn run(
             Err(source) => return Err(LoadError::Iterate(source)),
         }
         if deadline.is_some_and(|deadline| Instant::now() > deadline) {
-            return Ok(None);
+            return Ok(false);
         }
     }
 }

@@ -5,10 +5,7 @@ use std::{io, thread};
 use aya::{BtfError, EbpfLoader, Endianness};
 use libc::{c_long, sock_filter, sock_fprog};
 
-use crate::kernel::{
-    btf::Btf,
-    lock_functions::{is_lock_function, tracepoint},
-};
+use crate::kernel::{btf::Btf, lock_functions::tracepoint};
 
 /// What the kernel calls the functions that its iterators hook (kernel/bpf/task_iter.c).
 const ITERATORS: [&str; 2] = ["bpf_iter_task", "bpf_iter_task_file"];
@@ -87,10 +84,12 @@ fn number(call: c_long) -> u32 {
 /// # Errors
 /// Never, as far as is known: aya parses what is made here.
 pub(super) fn hookable(types: &Btf) -> Result<aya::Btf, BtfError> {
-    let functions = types
-        .functions()
-        .filter(|(_, name, _)| is_lock_function(name) || ITERATORS.contains(name))
-        .map(|(id, name, _)| (id, FUNCTION, name.to_owned()));
+    let iterators = ITERATORS.iter();
+    let iterators = iterators.filter_map(|&name| Some((types.function_named(name)?, name)));
+    let of_locks = types.lock_functions().map(|(id, name, _)| (id, name));
+    let functions = of_locks
+        .chain(iterators)
+        .map(|(id, name)| (id, FUNCTION, name.to_owned()));
     let tracepoints = types
         .tracepoints()
         .filter(|(_, name)| tracepoint::ALL.contains(name))

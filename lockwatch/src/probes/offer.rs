@@ -24,7 +24,7 @@ use crate::kernel::{
     btf::Btf,
     capabilities::{self, Missing},
     kallsyms,
-    lock_functions::{is_lock_function, tracepoint},
+    lock_functions::tracepoint,
     offer::{Feature, Mechanism, Offer, Trial},
 };
 
@@ -97,9 +97,8 @@ fn try_places(trial: &mut Trial, btf: &Btf) {
         attempts.extend(wanted.map(|(id, name)| (name, Attempt::tracing(Attach::RawTp, id))));
     }
     if allowed(Mechanism::Fentry) && allowed(Mechanism::Fexit) {
-        let all = btf.functions().map(|(id, name, _)| (id, name));
-        let wanted = all.filter(|(_, name)| is_lock_function(name));
-        attempts.extend(wanted.map(|(id, name)| (name, Attempt::tracing(Attach::Fexit, id))));
+        let wanted = btf.lock_functions();
+        attempts.extend(wanted.map(|(id, name, _)| (name, Attempt::tracing(Attach::Fexit, id))));
     }
     for (name, attempt) in attempts {
         if let Err(why) = attempt.load() {
@@ -115,9 +114,8 @@ fn try_mechanism(mechanism: Mechanism, btf: Option<&Btf>) -> Result<(), String> 
             .map(|(id, _)| id)
     };
     let a_function = || {
-        let mut all = btf.into_iter().flat_map(Btf::functions);
-        all.find(|(_, name, _)| is_lock_function(name))
-            .map(|(id, ..)| id)
+        let mut all = btf.into_iter().flat_map(Btf::lock_functions);
+        all.next().map(|(id, ..)| id)
     };
     let typed = |attach, id: Option<u32>| {
         let id = id.ok_or("the kernel's type information has nothing to hook")?;

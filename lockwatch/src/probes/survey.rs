@@ -47,6 +47,8 @@ pub struct SurveyProbes {
     lowest: u64,
     /// The kernel took the program that reads open files.
     reads_files: bool,
+    /// How many surveys have begun.
+    surveys: u64,
     ebpf: Ebpf,
     log: log::ProgramLog,
 }
@@ -97,24 +99,47 @@ impl SurveyProbes {
             // Until a task is seen, nothing but the kernel's image can be read.
             lowest: IMAGE.start,
             reads_files: refused.is_none(),
+            surveys: 0,
             ebpf,
             log,
         })
     }
 
-    /// Runs the task iterator over every task; gives its records as words, for every
-    /// part of a record is a multiple of 8 bytes long. They are read into this memory,
-    /// whatever is in it.
+    /// Runs the task iterator over every task, and hands out its records: some whole ones at
+    /// a time, as words, for every part of a record is a multiple of 8 bytes long. `again` says
+    /// that all were read before: those that have not run since are not unwound again
+    /// ([`lockwatch_ebpf::survey::FRAMES_AS_BEFORE`]).
     ///
     /// # Errors
     /// When the kernel refuses the iterator or a read fails.
-    pub fn read_tasks(&mut self, memory: Vec<u64>) -> Result<Vec<u64>, LoadError> {
-        let words = iterator::read(&mut self.ebpf, TASKS, memory)?;
+    pub fn read_tasks(
+        &mut self,
+        again: bool,
+        take: &mut dyn FnMut(&[u64]),
+    ) -> Result<(), LoadError> {
+        if !again {
+            self.surveys += 1;
+            self.set("SURVEY", self.surveys)?;
+        }
+        let mut first = None;
+        iterator::read(&mut self.ebpf, TASKS, &mut |words| {
+            first = first.or_else(|| words.get(offset_of!(TaskRecord, task) / 8).copied());
+            take(words);
+        })?;
         self.log.flush();
-        if let Some(&task) = words.get(offset_of!(TaskRecord, task) / 8) {
+        if let Some(task) = first {
             self.lowest = lowest_kernel_address(task);
         }
-        Ok(words)
+        Ok(())
+    }
+
+    /// Tells the programs a number, in a map of one.
+    fn set(&mut self, name: &'static str, value: u64) -> Result<(), LoadError> {
+        let map = self.ebpf.map_mut(name).ok_or(LoadError::Missing(name))?;
+        let mut map: Array<_, u64> =
+            Array::try_from(map).map_err(|error| LoadError::Map(io::Error::other(error)))?;
+        map.set(0, value, 0)
+            .map_err(|error| LoadError::Map(io::Error::other(error)))
     }
 
     /// Every descriptor whose file is read by the function at this address; `None` where the
@@ -134,15 +159,7 @@ impl SurveyProbes {
         if !self.reads_files {
             return Ok(None);
         }
-        let map = self
-            .ebpf
-            .map_mut("READ_FUNCTION")
-            .ok_or(LoadError::Missing("READ_FUNCTION"))?;
-        let mut wanted: Array<_, u64> =
-            Array::try_from(map).map_err(|error| LoadError::Map(io::Error::other(error)))?;
-        wanted
-            .set(0, read_function, 0)
-            .map_err(|error| LoadError::Map(io::Error::other(error)))?;
+        self.set("READ_FUNCTION", read_function)?;
         let words = iterator::read_until(&mut self.ebpf, OPEN_FILES, deadline)?;
         Ok(words.map(|words| {
             let records = words.as_bytes().chunks_exact(size_of::<OpenFile>());

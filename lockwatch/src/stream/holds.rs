@@ -2,7 +2,7 @@
 
 use std::io;
 
-use lockwatch_ebpf::holds::{SLOTS, TaskHolds};
+use lockwatch_ebpf::holds::{AGAIN, SLOTS, TaskHolds};
 
 use crate::{
     clock::now_ns,
@@ -94,7 +94,7 @@ fn decode(
             lock != 0 && released_at(lock).is_none_or(|at_ns| at_ns < holds.since_ns[slot])
         })
         .flat_map(move |slot| {
-            let reads = holds.reads[slot];
+            let reads = holds.reads[slot] & !AGAIN;
             let hold = TracedHold {
                 lock: LockAddr(holds.locks[slot]),
                 task: key,
@@ -152,7 +152,7 @@ mod tests {
     fn a_hold_says_how_and_how_often() {
         assert_eq!(modes(0, None), [LockMode::Write]);
         assert_eq!(modes(1, None), [LockMode::Read]);
-        assert_eq!(modes(2, None), [LockMode::Read; 2]);
+        assert_eq!(modes(2 | AGAIN, None), [LockMode::Read; 2]);
         assert_eq!(modes(u32::MAX, None).len(), DEPTH_MAX as usize);
     }
 

@@ -8,9 +8,10 @@ use crate::{
     kernel::{
         locks::{PERCPU_DRAINS, RT_RWSEM_DRAINS, VMA_DRAINS},
         sleep_frames::{LOCK_SLOW_PATHS, is_lock_function},
-        symbols::{Place, Symbols, stem},
+        stems::stem,
+        symbols::{Place, Symbols},
     },
-    survey::look::TaskLook,
+    survey::{look::TaskLook, stack::Frame},
 };
 
 /// A cache in front of the symbol table: a thousand equal stacks are one.
@@ -18,10 +19,8 @@ use crate::{
 pub(super) struct Functions<'a> {
     symbols: &'a Symbols,
     known: FxHashMap<u64, Function<'a>>,
-    /// The stems of stacks, by their return addresses.
-    stems: FxHashMap<Rc<[u64]>, Rc<[&'a str]>>,
-    /// Of the stack that is asked for: kept for its memory.
-    stack: Vec<u64>,
+    /// The stems of stacks, by where their frames are: those are kept for as long.
+    stems: FxHashMap<*const Frame, (Rc<[Frame]>, Rc<[&'a str]>)>,
 }
 
 /// What is known of a return address.
@@ -42,7 +41,6 @@ impl<'a> Functions<'a> {
             symbols,
             known: FxHashMap::default(),
             stems: FxHashMap::default(),
-            stack: Vec::new(),
         }
     }
 
@@ -98,20 +96,14 @@ impl<'a> Functions<'a> {
 
     /// The stems of a task's frames, innermost first.
     pub(super) fn stems(&mut self, task: &TaskLook) -> Rc<[&'a str]> {
-        let mut stack = std::mem::take(&mut self.stack);
-        stack.clear();
-        stack.extend(task.frames.iter().map(|frame| frame.return_address));
-        let stems = match self.stems.get(stack.as_slice()) {
-            Some(stems) => Rc::clone(stems),
-            None => {
-                let stems: Rc<[&'a str]> =
-                    stack.iter().map(|&address| self.stem(address)).collect();
-                self.stems
-                    .insert(stack.as_slice().into(), Rc::clone(&stems));
-                stems
-            }
-        };
-        self.stack = stack;
+        let frames = &task.frames;
+        if let Some((_, stems)) = self.stems.get(&frames.as_ptr()) {
+            return Rc::clone(stems);
+        }
+        let addresses = frames.iter().map(|frame| frame.return_address);
+        let stems: Rc<[&'a str]> = addresses.map(|address| self.stem(address)).collect();
+        self.stems
+            .insert(frames.as_ptr(), (Rc::clone(frames), Rc::clone(&stems)));
         stems
     }
 

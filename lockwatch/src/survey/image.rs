@@ -407,7 +407,7 @@ impl Image {
                 _ => self.words.get(&address).copied().unwrap_or(0),
             }));
         }
-        Look::decode(words, THREAD_SIZE)
+        Look::decode(&words, THREAD_SIZE)
     }
 }
 

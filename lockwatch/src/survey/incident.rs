@@ -288,7 +288,7 @@ impl Made {
             bytes.extend(frames);
             bytes.extend(self.image.words(record.sp, record.stack_len as usize / 8));
         }
-        Look::decode(bytes, THREAD_SIZE)
+        Look::decode(&bytes, THREAD_SIZE)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
         arch::{is_image_address, is_kernel_address, is_module_address},
         sleep_frames::is_thunk,
         softirqs::{Ran, bpf_program, is_bpf_program, is_softirq_thread, what_runs},
-        symbols::stem,
+        stems::stem,
     },
     lock::StackId,
     lockup::{Context, Lockup, LockupKind, Sample, Spin, Starved, Suspect},

@@ -1,22 +1,21 @@
 //! One look: every task with its stack, at one moment.
 
-use std::{cell::OnceCell, ops::Range};
+mod looking;
+
+use std::{cell::OnceCell, ops::Range, rc::Rc};
 
 use lockwatch_ebpf::survey::TaskRecord;
 use rustc_hash::FxHashMap;
-use zerocopy::{FromBytes, IntoBytes};
 
+pub(super) use self::looking::Looking;
 use crate::{
-    kernel::{
-        arch::{ENTRY_FRAME_LEN, PT_REGS_LEN, is_image_address, is_kernel_address},
-        memory::comm,
-    },
+    kernel::arch::{is_image_address, is_kernel_address},
     survey::{
         asking::{Asking, Extent},
         functions::Functions,
-        stack::{Frame, align},
+        stack::Frame,
     },
-    task::{TaskKey, TaskName, TaskState, Tgid, Tid},
+    task::{TaskKey, TaskName, TaskState, Tid},
 };
 
 /// A task as one look saw it.
@@ -28,8 +27,8 @@ pub(super) struct TaskLook {
     pub(super) name: TaskName,
     /// What the scheduler says.
     pub(super) state: TaskState,
-    /// Return addresses with their places, innermost first.
-    pub(super) frames: Vec<Frame>,
+    /// Return addresses with their places, innermost first; equal stacks share them.
+    pub(super) frames: Rc<[Frame]>,
     /// Kept by [`Asking::of`].
     pub(super) asking: OnceCell<Extent>,
     /// Kept by [`Asking::slow_path_of`]: the return address into it.
@@ -40,13 +39,15 @@ pub(super) struct TaskLook {
 /// Every task, at one moment.
 #[derive(Debug)]
 pub(super) struct Look {
-    bytes: Vec<u64>,
+    /// The live words of all stacks.
+    words: Vec<u64>,
     /// All tasks.
     pub(super) tasks: Vec<TaskLook>,
     by_address: FxHashMap<u64, usize>,
     /// The tasks of each address space, by its address.
     by_mm: OnceCell<Vec<(u64, u32)>>,
     by_tid: OnceCell<FxHashMap<Tid, usize>>,
+    by_key: OnceCell<FxHashMap<TaskKey, usize>>,
     stack_bases: Vec<u64>,
     thread_size: u64,
     /// `CLOCK_MONOTONIC` ns of the last task read.
@@ -56,79 +57,17 @@ pub(super) struct Look {
 }
 
 impl Look {
-    /// Decodes the iterator's bytes. What follows a record that does not fit is
-    /// left out: the kernel writes whole records only.
-    pub(super) fn decode(bytes: Vec<u64>, thread_size: u32) -> Self {
-        let mut tasks = Vec::new();
-        let mut at = 0;
-        while let Ok((record, _)) = TaskRecord::read_from_prefix(bytes[at..].as_bytes()) {
-            let frames = at + size_of::<TaskRecord>() / 8;
-            let words = frames + record.frame_count as usize;
-            let end = words + record.stack_len as usize / 8;
-            if end > bytes.len() {
-                break;
-            }
-            // The registers of user space lie on top; they can hold anything.
-            let live = u64::from(thread_size)
-                .saturating_sub(u64::from(record.stack_offset) + PT_REGS_LEN + ENTRY_FRAME_LEN)
-                / 8;
-            let words = words..end.min(words + usize::try_from(live).unwrap_or(0));
-            // A task on a CPU, or one that moved, was unwound from a stack pointer that
-            // no longer means anything.
-            let at_rest = record.on_cpu == 0 && record.moved == 0;
-            let unwound = if at_rest {
-                &bytes[frames..words.start]
-            } else {
-                &[]
-            };
-            let frames = align(unwound, &bytes[words.clone()]);
-            tasks.push(TaskLook {
-                name: TaskName {
-                    key: TaskKey {
-                        tid: Tid(record.tid),
-                        start_ns: record.start_time_ns,
-                    },
-                    tgid: Tgid(record.tgid),
-                    comm: comm(&record.comm),
-                },
-                state: TaskState::decode(
-                    record.state,
-                    record.exit_state,
-                    record.on_cpu != 0,
-                    record.on_rq != 0,
-                ),
-                frames,
-                asking: OnceCell::new(),
-                slow_path: OnceCell::new(),
-                words,
-                record,
-            });
-            at = end;
-        }
-        let by_address = tasks
-            .iter()
-            .enumerate()
-            .map(|(index, task)| (task.record.task, index))
-            .collect();
-        let mut stack_bases: Vec<u64> = tasks.iter().map(|task| task.record.stack_base).collect();
-        stack_bases.sort_unstable();
-        let last = tasks.last();
-        Self {
-            at_ns: last.map_or(0, |task| task.record.taken_at_ns),
-            jiffies: last.map_or(0, |task| task.record.jiffies),
-            bytes,
-            tasks,
-            by_address,
-            by_mm: OnceCell::new(),
-            by_tid: OnceCell::new(),
-            stack_bases,
-            thread_size: thread_size.into(),
-        }
+    /// A look from all records of the task iterator.
+    #[cfg(test)]
+    pub(super) fn decode(records: &[u64], thread_size: u32) -> Self {
+        let mut looking = Looking::new(thread_size, Vec::new(), None);
+        looking.take(records);
+        looking.end()
     }
 
     /// The stack words of a task, from its innermost live one outwards.
     pub(super) fn words(&self, task: &TaskLook) -> &[u64] {
-        &self.bytes[task.words.clone()]
+        &self.words[task.words.clone()]
     }
 
     /// The words of the functions that put the task to sleep, which the unwinder
@@ -157,9 +96,11 @@ impl Look {
     }
 
     /// Indexes into [`Self::tasks`], by task.
-    pub(super) fn by_key(&self) -> FxHashMap<TaskKey, usize> {
-        let tasks = self.tasks.iter().enumerate();
-        tasks.map(|(index, task)| (task.name.key, index)).collect()
+    pub(super) fn by_key(&self) -> &FxHashMap<TaskKey, usize> {
+        self.by_key.get_or_init(|| {
+            let tasks = self.tasks.iter().enumerate();
+            tasks.map(|(index, task)| (task.name.key, index)).collect()
+        })
     }
 
     /// The task whose `task_struct` lies at this address.
@@ -198,18 +139,19 @@ impl Look {
     /// Keeps of each stack only what the task asks for a lock on, if it does: all that
     /// counts once a look has been gone through. Gives the memory of all stacks.
     pub(super) fn forget_callers(&mut self, functions: &mut Functions<'_>) -> Vec<u64> {
-        let mut kept = Vec::new();
+        let mut asked =
+            |task| Asking::of(functions, self, task).map_or(&[][..], |asking| asking.words);
+        let mut kept = Vec::with_capacity(self.tasks.iter().map(|task| asked(task).len()).sum());
         let mut places = Vec::with_capacity(self.tasks.len());
         for task in &self.tasks {
-            let asking = Asking::of(functions, self, task);
             let start = kept.len();
-            kept.extend_from_slice(asking.map_or(&[], |asking| asking.words));
+            kept.extend_from_slice(asked(task));
             places.push(start..kept.len());
         }
         for (task, place) in self.tasks.iter_mut().zip(places) {
             task.words = place;
         }
-        std::mem::replace(&mut self.bytes, kept)
+        std::mem::replace(&mut self.words, kept)
     }
 
     /// As if this task had come after the look.

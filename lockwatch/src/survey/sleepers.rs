@@ -42,13 +42,12 @@ pub(super) fn standing(
         return Vec::new();
     }
     let known = known(locks, daemons);
-    let earlier = first.map(|first| (first, first.by_key()));
-    let mut sleepers = Vec::new();
+    let mut sleepers = Vec::with_capacity(asleep.len());
     for seen in asleep {
         let task = &last.tasks[seen.task];
-        let stood = earlier.as_ref().is_none_or(|(first, by_key)| {
-            let then = by_key.get(&task.name.key);
-            then.is_some_and(|&then| task.stood_still_since(&first.tasks[then]))
+        let stood = first.is_none_or(|first| {
+            let then = first.task_at(task.record.task);
+            then.is_some_and(|then| task.stood_still_since(&first.tasks[then]))
         });
         if !stood {
             continue;

@@ -7,7 +7,7 @@
 //! ones.
 
 /// A return address and where it lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Frame {
     /// Address inside the function this frame belongs to.
     pub(super) return_address: u64,
@@ -18,23 +18,14 @@ pub(super) struct Frame {
 
 /// Finds each unwound return address, innermost first, in the words. Stops at the
 /// first that is not there: what lies further out has no place.
-pub(super) fn align(unwound: &[u64], words: &[u64]) -> Vec<Frame> {
-    let mut frames = Vec::with_capacity(unwound.len());
+pub(super) fn align(unwound: &[u64], words: &[u64]) -> impl Iterator<Item = Frame> {
     let mut from = 0;
-    for &return_address in unwound {
-        let Some(distance) = words[from..]
-            .iter()
-            .position(|&word| word == return_address)
-        else {
-            break;
-        };
-        frames.push(Frame {
-            return_address,
-            at: from + distance,
-        });
-        from += distance + 1;
-    }
-    frames
+    unwound.iter().map_while(move |&return_address| {
+        let mut rest = words[from..].iter();
+        let at = from + rest.position(|&word| word == return_address)?;
+        from = at + 1;
+        Some(Frame { return_address, at })
+    })
 }
 
 /// The words that belong to frame `index`: from behind its return address to the
@@ -59,7 +50,7 @@ mod tests {
     #[test]
     fn frames_own_the_words_up_to_the_next() {
         let words = [1, 0xa, 2, 3, 0xb, 4, 0xc];
-        let frames = align(&[0xa, 0xb, 0xc], &words);
+        let frames: Vec<_> = align(&[0xa, 0xb, 0xc], &words).collect();
         assert_eq!(frame_words(&frames, 0, &words), (2, &words[2..4]));
         assert_eq!(frame_words(&frames, 1, &words), (5, &words[5..6]));
         assert_eq!(frame_words(&frames, 2, &words), (0, &[][..]));
@@ -67,13 +58,13 @@ mod tests {
 
     #[test]
     fn what_cannot_be_found_ends_the_alignment() {
-        assert_eq!(align(&[0xa, 0xdead, 0xc], &[0xa, 0xc]).len(), 1);
+        assert_eq!(align(&[0xa, 0xdead, 0xc], &[0xa, 0xc]).count(), 1);
     }
 
     proptest! {
         #[test]
         fn places_only_grow(unwound in prop::collection::vec(0u64..8, 0..12), words in prop::collection::vec(0u64..8, 0..40)) {
-            let frames = align(&unwound, &words);
+            let frames: Vec<_> = align(&unwound, &words).collect();
             prop_assert!(frames.windows(2).all(|pair| pair[0].at < pair[1].at));
             prop_assert!(frames.iter().all(|frame| words[frame.at] == frame.return_address));
             for index in 0..=frames.len() {

@@ -87,8 +87,7 @@ impl Surveyor {
         wanted: impl Fn(TaskKey, u64) -> bool,
         between: impl FnOnce(),
     ) -> Result<Vec<Resting>, SurveyError> {
-        let thread_size = self.kernel.layout.task.thread_size;
-        let first = Look::decode(self.probes.read_tasks(Vec::new())?, thread_size);
+        let first = self.look_at_tasks(Vec::new(), None)?;
         let before = self.traced()?;
         between();
         let studied = self.said(&first, wanted)?;
@@ -98,7 +97,7 @@ impl Surveyor {
             .chain(before.iter().map(|hold| hold.lock));
         let words = self.words(locks.collect())?;
         let after = self.traced()?;
-        let last = Look::decode(self.probes.read_tasks(Vec::new())?, thread_size);
+        let last = self.look_at_tasks(Vec::new(), None)?;
         let stood = stood_still(&first, &last);
         // Held all the time.
         let holds: Vec<TracedHold> = before

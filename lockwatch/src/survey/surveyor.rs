@@ -33,7 +33,7 @@ use crate::{
         functions::Functions,
         fuse::{self, Asker, FuseState},
         holds::HoldSource,
-        look::Look,
+        look::{Look, Looking},
         recent_holds,
         sleepers::History,
     },
@@ -190,7 +190,7 @@ impl Surveyor {
         options: &SurveyOptions,
         suspects: &[Suspect],
     ) -> Result<Survey, SurveyError> {
-        self.survey_in_steps(options, suspects, |_| ())
+        self.looks(options, suspects, None::<fn(Survey)>)
     }
 
     /// As [`Self::survey`], and hands out what the first look alone says before it
@@ -204,12 +204,21 @@ impl Surveyor {
         suspects: &[Suspect],
         preliminary: impl FnOnce(Survey),
     ) -> Result<Survey, SurveyError> {
+        self.looks(options, suspects, Some(preliminary))
+    }
+
+    fn looks(
+        &mut self,
+        options: &SurveyOptions,
+        suspects: &[Suspect],
+        preliminary: Option<impl FnOnce(Survey)>,
+    ) -> Result<Survey, SurveyError> {
         let began = Instant::now();
         self.fuse.forget_devices();
         let until = began + options.deadline;
         let symbols = Arc::clone(&self.kernel.symbols);
         let functions = &mut Functions::new(&symbols);
-        let first = self.look(until, Vec::new(), functions)?;
+        let first = self.look(until, Vec::new(), None, functions)?;
         // Nobody waits, and no CPU seems to hang: nothing can be standing.
         let is_quiet = first.queues.is_empty() && first.sleepers.is_empty() && suspects.is_empty();
         if is_quiet && first.unsettled == 0 && !first.fuse.is_waited_for() {
@@ -222,12 +231,14 @@ impl Surveyor {
         }
         // What the first look says is put together during the pause, which begins when all
         // tasks have been read.
-        preliminary(self.conclude(&looks, suspects, began, Vec::new(), functions)?);
+        if let Some(preliminary) = preliminary {
+            preliminary(self.conclude(&looks, suspects, began, Vec::new(), functions)?);
+        }
         let [mut first] = looks;
         let memory = first.look.forget_callers(functions);
         let mut paused = options.pause.saturating_sub(first.read_at.elapsed());
         thread::sleep(paused);
-        let mut second = self.look(until, memory, functions)?;
+        let mut second = self.look(until, memory, Some(&first.look), functions)?;
         // Under a queue that changes faster than it is read, the next look may have luck.
         for _ in 0..LOOKS_MORE {
             let is_settled = first.unsettled + second.unsettled == 0;
@@ -236,7 +247,7 @@ impl Surveyor {
             }
             thread::sleep(options.pause);
             paused += options.pause;
-            let third = self.look(until, Vec::new(), functions)?;
+            let third = self.look(until, Vec::new(), None, functions)?;
             // The two that could read most, the later ones of equals.
             if third.unsettled > first.unsettled.max(second.unsettled) {
                 continue;
@@ -303,19 +314,33 @@ impl Surveyor {
         Ok(survey)
     }
 
-    /// One look at everything: tasks, queues, and who could hold what. The tasks are read
-    /// into this memory, whatever is in it.
+    /// Looks at every task. The words of their stacks are put into this memory, whatever is
+    /// in it. Those that stand as in an earlier look, right before this one, are unwound no
+    /// second time.
+    pub(super) fn look_at_tasks(
+        &mut self,
+        memory: Vec<u64>,
+        earlier: Option<&Look>,
+    ) -> Result<Look, SurveyError> {
+        let mut looking = Looking::new(self.kernel.layout.task.thread_size, memory, earlier);
+        self.probes
+            .read_tasks(earlier.is_some(), &mut |records| looking.take(records))?;
+        Ok(looking.end())
+    }
+
+    /// One look at everything: tasks, queues, and who could hold what. `memory` and `earlier`
+    /// as in [`Self::look_at_tasks`].
     fn look(
         &mut self,
         until: Instant,
         memory: Vec<u64>,
+        earlier: Option<&Look>,
         functions: &mut Functions<'_>,
     ) -> Result<Sight, SurveyError> {
         let began = Instant::now();
         let woke_ns = own_wake_up();
-        let tasks = self.probes.read_tasks(memory)?;
+        let look = self.look_at_tasks(memory, earlier)?;
         let read_at = Instant::now();
-        let look = Look::decode(tasks, self.kernel.layout.task.thread_size);
         let (holds, holds_error) = match self.holds.as_mut().map(|source| source.holds()) {
             Some(Ok(holds)) => (holds, None),
             Some(Err(error)) => (Vec::new(), Some(error.to_string())),

@@ -5,4 +5,5 @@
 pub mod actor;
 pub mod agitator;
 pub mod killed;
+pub mod made_up;
 pub mod reborn;

@@ -7,7 +7,6 @@ mod loss;
 mod rates;
 mod replay;
 mod scene;
-mod test_run;
 
 use std::path::PathBuf;
 

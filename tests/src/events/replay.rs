@@ -24,12 +24,10 @@ use lockwatch::{
     task::Nanos,
 };
 use lockwatch_ebpf::stream::{StreamConfig, counter, kind};
+use lockwatch_tests::test_run::{Program, attached};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::{
-    figures::{Figure, Unit},
-    test_run::{Program, attached},
-};
+use crate::figures::{Figure, Unit};
 
 /// How long it goes on.
 const TIME: Duration = Duration::from_secs(2);

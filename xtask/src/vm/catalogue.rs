@@ -28,8 +28,6 @@ const NO_SYNC: &str = "super-read-held-sync";
 const NO_VMA: &str = "vma-read-held";
 /// Nothing ends a page fault's wait for mmap_lock before 6.5.
 const NO_RECURSION: &str = "deadlock-recursive-reader";
-/// The tables of symbols are not found in memory from 7.2 on; lockwatch reads the file there.
-const NO_TABLES: &str = "the_tables_in_memory_say_what_the_file_says";
 /// PREEMPT_RT hands a lock to nobody before it runs,
 const NOT_GRANTED: &str = "granted";
 /// and takes none with interrupts off, where only a try would do.
@@ -112,12 +110,11 @@ pub(crate) const KERNELS: [Kernel; 9] = [
     kernel("6.18", "linux-image-6.18.", "-cloud-amd64"),
     Kernel {
         required: false,
-        impossible: &[NO_TABLES],
         ..kernel("7.2", "linux-binary-7.2.", "-cloud-amd64")
     },
     Kernel {
         lockups: true,
-        impossible: &[NOT_HARD, NO_TABLES],
+        impossible: &[NOT_HARD],
         ..kernel("7.3", "linux-binary-7.3.", "-cloud-amd64")
     },
     Kernel {
@@ -128,7 +125,6 @@ pub(crate) const KERNELS: [Kernel; 9] = [
             NOT_IN_ANOTHER_NAME,
             NOT_HARD,
             NO_TALLY,
-            NO_TABLES,
         ],
         ..kernel("7.3-rt", "linux-binary-7.3.", "-rt-amd64")
     },

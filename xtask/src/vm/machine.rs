@@ -27,6 +27,8 @@ const LAST_WORDS: [&str; 3] = ["Kernel panic", "BUG: soft lockup", "Attempted to
 /// (tests/src/lockup/main.rs): in between, the kernel may say what it likes about it.
 const ON_PURPOSE: &str = "lockup-lab: a CPU is locked up on purpose";
 const OVER: &str = "lockup-lab: the lockup is over";
+/// … and for so long after it: its watchdog runs when the CPU takes interrupts again.
+const AFTERWARDS: Duration = Duration::from_secs(1);
 /// What the kernel may say of it.
 const OF_A_LOCKUP: &str = "BUG: soft lockup";
 /// Longer than any boot on a busy machine (60 s were seen with five times too much to do).
@@ -148,8 +150,8 @@ struct Console {
     path: PathBuf,
     read: u64,
     next_look: Instant,
-    /// A CPU is locked up on purpose.
-    locked_up: bool,
+    /// Up to when, by the kernel's clock, lockups are on purpose.
+    on_purpose_until: Duration,
     /// The line, and when it was seen.
     last_words: Option<String>,
     died: Option<Instant>,
@@ -161,7 +163,7 @@ impl Console {
             path,
             read: 0,
             next_look: Instant::now(),
-            locked_up: false,
+            on_purpose_until: Duration::ZERO,
             last_words: None,
             died: None,
         }
@@ -193,25 +195,32 @@ impl Console {
         self.read += whole as u64;
         if self.last_words.is_none() {
             let text = String::from_utf8_lossy(&text[..whole]);
-            self.last_words = find_last_words(&text, &mut self.locked_up);
+            self.last_words = find_last_words(&text, &mut self.on_purpose_until);
             self.died = self.last_words.as_ref().map(|_| Instant::now());
         }
     }
 }
 
-fn find_last_words(text: &str, locked_up: &mut bool) -> Option<String> {
+fn find_last_words(text: &str, on_purpose_until: &mut Duration) -> Option<String> {
     let mut is_last = |line: &str| {
+        let at = stamp(line).unwrap_or_default();
         if line.contains(ON_PURPOSE) {
-            *locked_up = true;
+            *on_purpose_until = Duration::MAX;
         } else if line.contains(OVER) {
-            *locked_up = false;
+            *on_purpose_until = at + AFTERWARDS;
         }
         LAST_WORDS.iter().any(|words| line.contains(words))
-            && !(*locked_up && line.contains(OF_A_LOCKUP))
+            && !(at <= *on_purpose_until && line.contains(OF_A_LOCKUP))
     };
     text.lines()
         .find(|line| is_last(line))
         .map(|line| line.trim().to_owned())
+}
+
+/// When the kernel said this, since its start.
+fn stamp(line: &str) -> Option<Duration> {
+    let (seconds, _) = line.trim_start().strip_prefix('[')?.split_once(']')?;
+    Duration::try_from_secs_f64(seconds.trim().parse().ok()?).ok()
 }
 
 /// For a message: QEMU says why it does not start in its first line.
@@ -231,23 +240,30 @@ mod tests {
     fn last_words_are_one_line() {
         let text =
             "[ 1.0] all is well\r\n[ 2.0] Kernel panic - not syncing: why\r\n[ 2.1] more\r\n";
-        let found = find_last_words(text, &mut false);
+        let found = find_last_words(text, &mut Duration::default());
         assert_eq!(
             found.as_deref(),
             Some("[ 2.0] Kernel panic - not syncing: why")
         );
-        assert_eq!(find_last_words("watchdog: fine\n", &mut false), None);
+        assert_eq!(
+            find_last_words("watchdog: fine\n", &mut Duration::default()),
+            None
+        );
     }
 
     #[test]
     fn a_lockup_on_purpose_is_none_of_them() {
-        let told = "[ 1.0] watchdog: BUG: soft lockup - CPU#1 stuck for 22s! [lab-spinner:7]\n";
+        let told = |at: &str| {
+            format!("[ {at}] watchdog: BUG: soft lockup - CPU#1 stuck for 22s! [lab-spinner:7]\n")
+        };
         let begins = format!("[ 0.5] {ON_PURPOSE}\n");
-        let ends = format!("[ 2.0] {OVER}\n");
-        let mut locked_up = false;
-        let mut found = |text: &str| find_last_words(text, &mut locked_up);
-        assert_eq!(found(&format!("{begins}{told}")), None);
-        assert_eq!(found(&format!("{told}{ends}")), None);
-        assert_eq!(found(told).as_deref(), Some(told.trim()));
+        let ends = format!("[ 24.0] {OVER}\n");
+        let mut until = Duration::default();
+        let mut found = |text: &str| find_last_words(text, &mut until);
+        assert_eq!(found(&format!("{begins}{}", told("23.0"))), None);
+        assert_eq!(found(&format!("{}{ends}", told("23.9"))), None);
+        assert_eq!(found(&told("24.1")), None);
+        let later = told("25.1");
+        assert_eq!(found(&later).as_deref(), Some(later.trim()));
     }
 }

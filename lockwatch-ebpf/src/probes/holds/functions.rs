@@ -1,8 +1,8 @@
 //! The functions of the kernel that acquire and release rwsems
 //! (kernel/locking/rwsem.c, the same from 5.10 to 7.3).
 //!
-//! Each runs on every operation, contended or not: two short loops and one look at
-//! the task's state. None emits anything.
+//! Each runs on every operation, contended or not: the clock and one slot, most often. None
+//! emits anything.
 
 use aya_ebpf::{
     macros::{fentry, fexit},
@@ -18,7 +18,7 @@ macro_rules! acquire {
         #[doc = concat!("fexit of `void ", $name, "(struct rw_semaphore *sem, …)`, 5.10+.")]
         #[fexit(function = $name)]
         fn $function(ctx: FExitContext) -> i32 {
-            acquired(ctx.arg(0), Mode::$mode, Downgrades::Apart);
+            acquired(|| ctx.arg(0), Mode::$mode, Downgrades::Apart);
             0
         }
     };
@@ -31,7 +31,7 @@ macro_rules! acquire {
         fn $function(ctx: FExitContext) -> i32 {
             let $result: i32 = ctx.arg($parameters);
             if $acquired {
-                acquired(ctx.arg(0), Mode::$mode, Downgrades::Apart);
+                acquired(|| ctx.arg(0), Mode::$mode, Downgrades::Apart);
             }
             0
         }
@@ -43,8 +43,8 @@ macro_rules! release {
         #[doc = concat!("fentry of `void ", $name, "(struct rw_semaphore *sem)`, 5.10+.")]
         #[fentry(function = $name)]
         fn $function(ctx: FEntryContext) -> i32 {
-            let $lock: u64 = ctx.arg(0);
             let $ctx = &ctx;
+            let $lock = || $ctx.arg::<u64>(0);
             $change;
             0
         }
@@ -118,6 +118,6 @@ release!(up_write, "up_write", |ctx, lock| released(
     Place::FIRST_ARGUMENT,
     Mode::Write
 ));
-release!(downgrade_write, "downgrade_write", |_ctx, lock| downgraded(
-    lock
+release!(downgrade_write, "downgrade_write", |ctx, lock| downgraded(
+    lock()
 ));

@@ -47,7 +47,7 @@ fn acquire_returned(ctx: &impl EbpfContext) -> i32 {
         (word::<16>(ctx), word::<24>(ctx))
     };
     if success & 0xff != 0 {
-        acquired(lock(ctx), mode(write), Downgrades::AsReads);
+        acquired(|| lock(ctx), mode(write), Downgrades::AsReads);
     }
     0
 }
@@ -78,7 +78,7 @@ fn lock_released(ctx: &impl EbpfContext) -> i32 {
         class: counts::MMAP_LOCK,
         offset: global!(MMAP_LOCK),
     };
-    released(ctx, lock(ctx), place, mode(write));
+    released(ctx, || lock(ctx), place, mode(write));
     0
 }
 

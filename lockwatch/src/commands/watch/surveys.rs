@@ -1,7 +1,7 @@
 //! Surveys on a thread of their own, so that events are read meanwhile, and within
 //! a budget.
 
-use std::{io, sync::Arc, thread};
+use std::{io, mem, sync::Arc, thread};
 
 use tokio::sync::mpsc;
 
@@ -63,9 +63,15 @@ impl Surveys {
         thread::Builder::new()
             .name("survey".into())
             .spawn(move || {
+                let mut is_first = true;
                 while let Some(suspects) = asked.blocking_recv() {
                     if answer.send(surveyor.survey(&options, &suspects)).is_err() {
                         break;
+                    }
+                    // What the next one may need: with a CPU locked up it takes long to read.
+                    // The first one is not kept waiting for it: a stall may stand already.
+                    if mem::take(&mut is_first) {
+                        surveyor.symbols().read_ahead();
                     }
                 }
             })?;

@@ -11,6 +11,9 @@ const BEFORE: usize = 1 << 20;
 /// So many symbols that a glance every 64 KiB sees their addresses.
 const COUNT: usize = 20_000;
 
+/// … and so many that the number of markers is even: nothing fills them up to a multiple of 8.
+const EVEN_COUNT: usize = COUNT + 256;
+
 /// So many of them are of each CPU, where those have small numbers.
 const OF_EACH_CPU: usize = 50;
 
@@ -19,10 +22,23 @@ struct Memory {
     bytes: Vec<u8>,
     /// A page that cannot be read.
     missing: Option<u64>,
+    /// Bytes that were asked for.
+    asked: usize,
+}
+
+impl Memory {
+    fn new(bytes: Vec<u8>) -> Self {
+        Self {
+            bytes,
+            missing: None,
+            asked: 0,
+        }
+    }
 }
 
 impl KernelMemory for Memory {
     fn read_batch(&mut self, reads: &[(u64, usize)]) -> Result<Vec<Option<Vec<u8>>>, MemoryError> {
+        self.asked += reads.iter().map(|&(_, len)| len).sum::<usize>();
         let read = |&(address, len): &(u64, usize)| {
             let is_missing = self
                 .missing
@@ -43,6 +59,15 @@ enum Order {
     AddressesLast,
 }
 
+/// With each way to write addresses; none is relative to its place before 7.
+const FORMATS: [(Order, Written); 5] = [
+    (Order::AddressesFirst, Written::From),
+    (Order::AddressesFirst, Written::Complement),
+    (Order::AddressesLast, Written::From),
+    (Order::AddressesLast, Written::Complement),
+    (Order::AddressesLast, Written::Place),
+];
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Written {
     From,
@@ -59,13 +84,15 @@ struct Tables {
     count: usize,
     /// What each marker is off by.
     markers_off: u32,
+    /// Where the first one begins, behind a multiple of 8.
+    shift: usize,
 }
 
 /// Tokens of more than a letter.
 const LONG: [&str; 4] = ["do_", "sys_", "t__x64_", "lock"];
 
 impl Tables {
-    fn new(order: Order, written: Written) -> Self {
+    fn new(order: Order, written: Written, count: usize) -> Self {
         let symbol = |number: usize| {
             let kind = ["t", "T", "D", "t__x64_"][number % 4];
             let address = match number {
@@ -83,9 +110,10 @@ impl Tables {
         Self {
             order,
             written,
-            symbols: (0..COUNT).map(symbol).collect(),
-            count: COUNT,
+            symbols: (0..count).map(symbol).collect(),
+            count,
             markers_off: 0,
+            shift: 0,
         }
     }
 
@@ -98,6 +126,14 @@ impl Tables {
             })
             .collect();
         lines(&text)
+    }
+
+    /// Each of the tables begins at a multiple of it.
+    fn alignment(&self) -> usize {
+        match self.written {
+            Written::From | Written::Complement => 8,
+            Written::Place => 4,
+        }
     }
 
     fn tokens() -> Vec<String> {
@@ -131,7 +167,8 @@ impl Tables {
 
     /// The number, names, markers, and tokens.
     fn names(&self) -> Vec<u8> {
-        let mut bytes = (self.count as u64).to_le_bytes().to_vec();
+        let mut bytes = (self.count as u32).to_le_bytes().to_vec();
+        bytes.resize(self.alignment(), 0);
         let mut names = Vec::new();
         let mut markers = Vec::new();
         for (number, (_, spelled)) in self.symbols.iter().enumerate() {
@@ -155,13 +192,18 @@ impl Tables {
         let mut parts = vec![names, markers];
         if self.order == Order::AddressesFirst {
             // The order of their names, as in 6.2–6.4.
-            parts.push((0..3 * COUNT).map(|number| number as u8).collect());
+            parts.push(self.sequences());
         }
         for part in parts.into_iter().chain([texts, starts]) {
             bytes.extend(part);
-            bytes.resize(bytes.len().next_multiple_of(8), 0);
+            bytes.resize(bytes.len().next_multiple_of(self.alignment()), 0);
         }
         bytes
+    }
+
+    /// The order of their names, of no use here.
+    fn sequences(&self) -> Vec<u8> {
+        (0..3 * self.count).map(|number| number as u8).collect()
     }
 
     fn addresses(&self, at: u64) -> Vec<u8> {
@@ -176,13 +218,13 @@ impl Tables {
             written as u32
         });
         let mut bytes: Vec<u8> = written.flat_map(u32::to_le_bytes).collect();
-        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        bytes.resize(bytes.len().next_multiple_of(self.alignment()), 0);
         bytes
     }
 
     fn memory(&self) -> Memory {
         // What is no table: code, say.
-        let mut bytes: Vec<u8> = (0..BEFORE as u64)
+        let mut bytes: Vec<u8> = (0..(BEFORE + self.shift) as u64)
             .map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
             .collect();
         let names = self.names();
@@ -195,14 +237,15 @@ impl Tables {
             Order::AddressesLast => {
                 bytes.extend(names);
                 let addresses = self.addresses(START + bytes.len() as u64);
-                bytes.extend([&addresses[..], &base].concat());
+                bytes.extend(addresses);
+                if self.written != Written::Place {
+                    bytes.extend(base);
+                }
+                bytes.extend(self.sequences());
             }
         }
         bytes.resize((bytes.len() + BEFORE).next_multiple_of(1 << 16), 0);
-        Memory {
-            bytes,
-            missing: None,
-        }
+        Memory::new(bytes)
     }
 
     fn found(&self) -> Option<Symbols> {
@@ -210,18 +253,25 @@ impl Tables {
     }
 
     fn all() -> impl Iterator<Item = Self> {
-        let written = [Written::From, Written::Complement, Written::Place];
-        [Order::AddressesFirst, Order::AddressesLast]
-            .into_iter()
-            .flat_map(move |order| written.map(|written| Self::new(order, written)))
+        FORMATS.into_iter().flat_map(|(order, written)| {
+            let of = |count| Self::new(order, written, count);
+            let mut tables = vec![of(COUNT), of(EVEN_COUNT)];
+            if written == Written::Place {
+                tables.extend([of(COUNT), of(EVEN_COUNT)].map(|it| Self { shift: 4, ..it }));
+            }
+            tables
+        })
     }
 
-    /// Any that will do.
-    fn one_of_each_order() -> [Self; 2] {
-        [
-            Self::new(Order::AddressesFirst, Written::Complement),
-            Self::new(Order::AddressesLast, Written::From),
-        ]
+    /// Any of its order and alignment that will do.
+    fn some() -> [Self; 3] {
+        let [_, first, last, _, placed] = FORMATS;
+        [first, last, placed].map(|(order, written)| Self::new(order, written, COUNT))
+    }
+
+    /// For a message.
+    fn format(&self) -> (Order, Written, usize, usize) {
+        (self.order, self.written, self.symbols.len(), self.shift)
     }
 }
 
@@ -236,10 +286,10 @@ fn are_of(symbols: &Symbols, tables: &Tables) -> bool {
 #[test]
 fn tables_are_found_in_each_order_and_writing() {
     for tables in Tables::all() {
-        let Tables { order, written, .. } = tables;
+        let format = tables.format();
         let symbols = tables.found();
-        let symbols = symbols.unwrap_or_else(|| panic!("{order:?}, {written:?}: not found"));
-        assert!(are_of(&symbols, &tables), "{order:?}, {written:?}");
+        let symbols = symbols.unwrap_or_else(|| panic!("{format:?}: not found"));
+        assert!(are_of(&symbols, &tables), "{format:?}");
         assert!(symbols.are_from_tables());
     }
 }
@@ -265,33 +315,33 @@ fn what_the_file_does_not_say_is_not_believed() {
 
 #[test]
 fn addresses_that_fall_are_not_believed() {
-    for mut tables in Tables::one_of_each_order() {
+    for mut tables in Tables::some() {
         tables.symbols[COUNT - 5].0 = START + 0x1000;
-        assert!(tables.found().is_none(), "{:?}", tables.order);
+        assert!(tables.found().is_none(), "{:?}", tables.format());
     }
 }
 
 #[test]
 fn a_wrong_number_of_symbols_is_not_believed() {
     for wrong in [COUNT - 300, COUNT - 1, COUNT + 1, COUNT + 300] {
-        for mut tables in Tables::one_of_each_order() {
+        for mut tables in Tables::some() {
             tables.count = wrong;
-            assert!(tables.found().is_none(), "{:?}: {wrong}", tables.order);
+            assert!(tables.found().is_none(), "{:?}: {wrong}", tables.format());
         }
     }
 }
 
 #[test]
 fn markers_that_are_elsewhere_are_not_believed() {
-    for mut tables in Tables::one_of_each_order() {
+    for mut tables in Tables::some() {
         tables.markers_off = 1;
-        assert!(tables.found().is_none(), "{:?}", tables.order);
+        assert!(tables.found().is_none(), "{:?}", tables.format());
     }
 }
 
 #[test]
 fn a_page_that_is_missing_is_not_made_up() {
-    for tables in Tables::one_of_each_order() {
+    for tables in Tables::some() {
         let mut memory = tables.memory();
         // The first pages have what was compared; the tables take up 80 and 450 KiB.
         for page in (BEFORE..memory.bytes.len() - BEFORE).step_by(32 * PAGE_SIZE as usize) {
@@ -299,14 +349,15 @@ fn a_page_that_is_missing_is_not_made_up() {
             let found = find(&tables.lines(), &mut memory).unwrap();
             // Behind what is needed nothing is missed.
             let is_right = found.is_none_or(|symbols| are_of(&symbols, &tables));
-            assert!(is_right, "{:?}: {page:#x}", tables.order);
+            assert!(is_right, "{:?}: {page:#x}", tables.format());
         }
     }
 }
 
 #[test]
 fn memory_without_tables_has_none() {
-    let lines = Tables::new(Order::AddressesLast, Written::From).lines();
+    let [_, tables, _] = Tables::some();
+    let lines = tables.lines();
     let len = 4 * BEFORE;
     let rising = (0..len as u32 / 4).map(|number| number * 16);
     let texts = [
@@ -317,11 +368,45 @@ fn memory_without_tables_has_none() {
         b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00".repeat(20),
     ];
     for bytes in texts {
-        let mut memory = Memory {
-            bytes,
-            missing: None,
-        };
+        let mut memory = Memory::new(bytes);
         assert!(find(&lines, &mut memory).unwrap().is_none());
     }
     assert!(TOKENS.is_multiple_of(8));
+}
+
+/// The file that would be read instead has 5 MiB and more, and writing it is dear.
+#[test]
+fn a_search_in_vain_reads_little() {
+    for tables in Tables::some() {
+        let asked = |lines: &[Line], mut memory: Memory| {
+            assert!(find(lines, &mut memory).unwrap().is_none());
+            memory.asked
+        };
+        let lines = tables.lines();
+        let mut others = lines.clone();
+        others[OF_EACH_CPU].address += 1;
+        let mut nameless = lines.clone();
+        nameless[0].spelled.push('x');
+        // Those of two digits, in other places.
+        let mut tokenless = tables.memory();
+        let bytes = &mut tokenless.bytes;
+        let digits = bytes.windows(4).rposition(|bytes| bytes == b"3\x004\0");
+        bytes[digits.unwrap() + 1] = b'x';
+        let asked = [
+            ("another address", asked(&others, tables.memory())),
+            ("another name", asked(&nameless, tables.memory())),
+            ("other tokens", asked(&lines, tokenless)),
+        ];
+        for (what, asked) in asked {
+            assert!(asked < 2 << 20, "{:?}: {what}: {asked}", tables.format());
+        }
+    }
+    // As many rows of numbers that rise as fit.
+    let row = (0..STEP as u32 / 4).map(|number| number * 16);
+    let row: Vec<u8> = row.flat_map(u32::to_le_bytes).collect();
+    let rows = [row, vec![0; STEP as usize]].concat();
+    let mut memory = Memory::new(rows.repeat((IMAGE_MAX / STEP / 2) as usize));
+    let [_, tables, _] = Tables::some();
+    assert!(find(&tables.lines(), &mut memory).unwrap().is_none());
+    assert!(memory.asked < 4 << 20, "{}", memory.asked);
 }

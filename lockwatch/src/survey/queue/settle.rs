@@ -1,6 +1,6 @@
 //! From entries to queues: which hang together, on which lock, in which order.
 
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 
 use super::{
     Queue,
@@ -46,7 +46,8 @@ pub(super) fn groups(
         .iter()
         .map(|entry| (entry.address, *entry))
         .collect();
-    let mut group_of: FxHashMap<u64, usize> = FxHashMap::default();
+    let mut group_of: FxHashMap<u64, usize> =
+        FxHashMap::with_capacity_and_hasher(entries.len(), FxBuildHasher);
     let mut by_head: FxHashMap<u64, usize> = FxHashMap::default();
     let mut groups: Vec<Group> = Vec::new();
     let mut path: Vec<Entry> = Vec::new();

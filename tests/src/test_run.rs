@@ -37,14 +37,15 @@ struct TestRun {
 }
 
 /// A program that somebody has loaded.
-pub(crate) struct Program(OwnedFd);
+#[derive(Debug)]
+pub struct Program(OwnedFd);
 
 impl Program {
     /// By its number.
     ///
     /// # Errors
     /// When there is none, or it may not be used.
-    pub(crate) fn by_id(id: u32) -> Result<Self> {
+    pub fn by_id(id: u32) -> Result<Self> {
         let attribute = [id, 0, 0];
         let fd = bpf(BPF_PROG_GET_FD_BY_ID, attribute.as_bytes());
         let fd = fd.with_context(|| format!("cannot open program {id}"))?;
@@ -53,7 +54,10 @@ impl Program {
     }
 
     /// Runs it once on this CPU and as this task, with the arguments of its tracepoint.
-    pub(crate) fn run(&self, arguments: &[u64; 2]) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn run(&self, arguments: &[u64]) -> io::Result<()> {
         let run = TestRun {
             prog_fd: self.0.as_raw_fd().unsigned_abs(),
             ctx_in: arguments.as_ptr() as u64,
@@ -85,7 +89,7 @@ fn bpf(command: u32, attribute: &[u8]) -> io::Result<i32> {
 ///
 /// # Errors
 /// When its own descriptors cannot be read.
-pub(crate) fn attached() -> Result<Vec<(String, u32)>> {
+pub fn attached() -> Result<Vec<(String, u32)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc/self/fdinfo").context("own descriptors")? {
         let text = fs::read_to_string(entry?.path()).unwrap_or_default();
