@@ -147,11 +147,9 @@ impl ClassRule {
 /// Rules there is room for.
 pub const CLASSES: usize = 10;
 
-/// Pieces of code there is room for that ask for locks on behalf of a caller. They are in
-/// order of their addresses, with [`NO_CODE`] behind the last. A power of 2.
-pub const LOCK_CODE: usize = 32;
-
-const _: () = assert!(LOCK_CODE.is_power_of_two());
+/// Pieces of code there is room for that ask for locks on behalf of a caller; with
+/// [`NO_CODE`] behind the last.
+pub const LOCK_CODE: usize = 24;
 
 /// No piece of code, behind all that are.
 pub const NO_CODE: Code = Code {

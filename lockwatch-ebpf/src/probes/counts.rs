@@ -35,7 +35,8 @@ static COUNT_CONFIG: CountConfig = CountConfig {
     _pad: 0,
 };
 
-/// Code of the locks themselves, and what asks for them on behalf of others, by address.
+/// Code of the locks themselves, and what asks for them on behalf of others; none is behind
+/// an empty one.
 #[unsafe(no_mangle)]
 static LOCK_CODE_AT: [Code; LOCK_CODE] = [NO_CODE; LOCK_CODE];
 
@@ -67,8 +68,6 @@ static COUNTS_LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(lost::COUNT
 /// Frames in which the caller is looked for: this program's own, the tracer's, and those of
 /// the lock come first.
 const FRAMES: usize = 16;
-/// Frames in which it is looked for first.
-const NEAR: usize = 8;
 
 /// True if anything is counted; what depends on it is dropped by the verifier else.
 #[inline(always)]
@@ -222,41 +221,23 @@ pub(crate) fn word(at: u64) -> u64 {
 #[inline(always)]
 fn caller_of(ctx: *mut c_void) -> u64 {
     let mut frames = MaybeUninit::<[u64; FRAMES]>::uninit();
-    let frames = frames.as_mut_ptr().cast::<u64>();
-    // Most callers are near, and each frame is dear to unwind.
-    let len = stack::<{ (NEAR * size_of::<u64>()) as u32 }>(ctx, frames);
+    // SAFETY: the buffer is as long as said; what is behind the result's length is zeroed.
+    let len = unsafe {
+        bpf_get_stack(
+            ctx,
+            frames.as_mut_ptr().cast(),
+            size_of::<[u64; FRAMES]>() as u32,
+            0,
+        )
+    };
     if len <= 0 {
         return caller::UNKNOWN;
     }
-    let found = caller_in(frames, NEAR as u64);
-    if found != caller::UNKNOWN {
-        return found;
-    }
-    if len < (NEAR * size_of::<u64>()) as i64
-        || stack::<{ (FRAMES * size_of::<u64>()) as u32 }>(ctx, frames) <= 0
-    {
-        return caller::UNKNOWN;
-    }
-    caller_in(frames, FRAMES as u64)
-}
-
-/// The innermost frames of this task's stack; what is behind the result's length is zeroed.
-#[inline(always)]
-fn stack<const LEN: u32>(ctx: *mut c_void, frames: *mut u64) -> i64 {
-    // SAFETY: the buffer has room for `FRAMES` frames, which is no less.
-    unsafe { bpf_get_stack(ctx, frames.cast(), LEN, 0) }
-}
-
-/// The same, among the first `count` of these frames. A function of its own: it is called twice.
-#[inline(never)]
-fn caller_in(frames: *const u64, count: u64) -> u64 {
+    let frames = frames.as_ptr().cast::<u64>();
     let mut is_in_lock = false;
-    for index in 0..FRAMES as u64 {
-        if index == count {
-            break;
-        }
+    for index in 0..FRAMES {
         // SAFETY: in bounds; the kernel has written to all of it.
-        let at = unsafe { frames.add(index as usize).read_volatile() };
+        let at = unsafe { frames.add(index).read_volatile() };
         if at == 0 {
             break;
         }
@@ -270,37 +251,26 @@ fn caller_in(frames: *const u64, count: u64) -> u64 {
 }
 
 /// A return address may lie one byte behind the function's last call. A function of its own,
-/// and without branches, each of which a verifier would follow to the end: the last piece that
-/// begins at or before the address is found by halving.
+/// or the compiler keeps all of the table in registers; and without branches, each of which a
+/// verifier would follow to the end.
 #[inline(never)]
 fn is_in_lock_code(return_address: u64) -> bool {
     let at = return_address.wrapping_sub(1);
-    let mut found = 0;
-    let mut half = LOCK_CODE as u64 / 2;
-    while half > 0 {
-        let start = global::read(&code_at(found + half).start);
-        // All are addresses of the kernel, so that the sign tells which is higher.
-        let is_before = whole(at.wrapping_sub(start).cast_signed() >> 63);
-        found += half & !is_before.cast_unsigned();
-        half /= 2;
+    let mut is_in = 0;
+    for code in &LOCK_CODE_AT {
+        let code = global::read(code);
+        if code.len == 0 {
+            break;
+        }
+        is_in |= is_less(at.wrapping_sub(code.start), code.len);
     }
-    let code = code_at(found);
-    at.wrapping_sub(global::read(&code.start)) < global::read(&code.len)
+    is_in != 0
 }
 
-/// The same, which the compiler cannot look into: it would branch on its sign.
+/// 1 if `left < right`: what a subtraction borrows.
 #[inline(always)]
-fn whole(mut value: i64) -> i64 {
-    // SAFETY: a register is what it is.
-    unsafe {
-        core::arch::asm!("{0} = {0}", inout(reg) value, options(pure, nomem, nostack));
-    }
-    value
-}
-
-#[inline(always)]
-fn code_at(index: u64) -> &'static Code {
-    &LOCK_CODE_AT[index as usize & (LOCK_CODE - 1)]
+fn is_less(left: u64, right: u64) -> u64 {
+    ((!left & right) | ((!left | right) & left.wrapping_sub(right))) >> 63
 }
 
 /// The same, but no verifier knows which: it would go on apart for each constant that a value
