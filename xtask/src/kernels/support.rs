@@ -19,7 +19,7 @@ const SINGLY: [(&str, &str); 3] = [
     ("live_holds", "hold tracking"),
 ];
 /// Others are one feature together.
-const TOGETHER: [(&str, &str); 19] = [
+const TOGETHER: [(&str, &str); 20] = [
     ("live_deadlock", "deadlocks, and the incident at full size"),
     ("live_hung", "hanging tasks, by what they wait for"),
     (
@@ -30,6 +30,7 @@ const TOGETHER: [(&str, &str); 19] = [
         "live_raw",
         "raw tracepoints do where typed ones are refused",
     ),
+    ("live_holds_many", "many holds of one task"),
     ("live_daemon", "who serves FUSE"),
     ("live_counts", "every wait and hold is counted, once"),
     ("live_wanted", "only what is asked for is counted"),

@@ -42,6 +42,7 @@ const NOT_STILL: &str = "a_machine_that_stands_still";
 /// mmap_lock has no tracepoints before 5.11.
 const NOT_BY_RAW_TP: &str = "without_typed_tracepoints_holds_are_kept_in_task_storage";
 const NOT_BY_RAW_TP_AND_THREAD: &str = "without_typed_tracepoints_holds_are_kept_by_thread";
+const NO_MANY_HOLDS: &str = "many-holds-of-mmap-lock";
 
 /// What the contention tracepoints say of waits by themselves: not before them, and not on
 /// `PREEMPT_RT`, where they speak of the locks inside of locks, too.
@@ -62,6 +63,7 @@ pub(crate) const KERNELS: [Kernel; 9] = [
             NO_RECURSION,
             NOT_BY_RAW_TP,
             NOT_BY_RAW_TP_AND_THREAD,
+            NO_MANY_HOLDS,
             NO_TALLY,
         ],
         lockups: true,
