@@ -35,13 +35,13 @@ fn by_raw_tp(offer: &mut Offer) {
 }
 
 /// All of these, as they are left out where they cannot be tried.
-const MANY: &str = "many-holds-of-mmap-lock";
+const SKIPPED: &str = "many-holds-of-mmap-lock";
 
 fn is_skipped() -> bool {
     let types = Btf::from_sys().unwrap();
     let mut tracepoints = types.tracepoints();
     !tracepoints.any(|(_, name)| name == MMAP_LOCK_RELEASED)
-        && trial::is_skipped(MANY, "it has no tracepoints of mmap_lock")
+        && trial::is_skipped(SKIPPED, "it has no tracepoints of mmap_lock")
 }
 
 fn mode(number: u8) -> LockMode {

@@ -19,8 +19,16 @@ use crate::{
 pub(super) struct Functions<'a> {
     symbols: &'a Symbols,
     known: FxHashMap<u64, Function<'a>>,
-    /// The stems of stacks, by where their frames are: those are kept for as long.
-    stems: FxHashMap<*const Frame, (Rc<[Frame]>, Rc<[&'a str]>)>,
+    /// By where the frames are.
+    stems: FxHashMap<*const Frame, Stack<'a>>,
+}
+
+/// The stems of a stack.
+#[derive(Debug)]
+struct Stack<'a> {
+    /// Kept, so that no others come to lie there.
+    _frames: Rc<[Frame]>,
+    stems: Rc<[&'a str]>,
 }
 
 /// What is known of a return address.
@@ -97,13 +105,16 @@ impl<'a> Functions<'a> {
     /// The stems of a task's frames, innermost first.
     pub(super) fn stems(&mut self, task: &TaskLook) -> Rc<[&'a str]> {
         let frames = &task.frames;
-        if let Some((_, stems)) = self.stems.get(&frames.as_ptr()) {
-            return Rc::clone(stems);
+        if let Some(stack) = self.stems.get(&frames.as_ptr()) {
+            return Rc::clone(&stack.stems);
         }
         let addresses = frames.iter().map(|frame| frame.return_address);
         let stems: Rc<[&'a str]> = addresses.map(|address| self.stem(address)).collect();
-        self.stems
-            .insert(frames.as_ptr(), (Rc::clone(frames), Rc::clone(&stems)));
+        let stack = Stack {
+            _frames: Rc::clone(frames),
+            stems: Rc::clone(&stems),
+        };
+        self.stems.insert(frames.as_ptr(), stack);
         stems
     }
 
