@@ -197,18 +197,9 @@ unsafe fn emit(seq: *mut seq_file, task: *const u8, scratch: &mut Scratch) {
         || sp != field!(sp)
         || u64::from(on_cpu) != field!(on_cpu);
     record.moved = u32::from(moved);
-    // Not if it could not be unwound: next time it may be.
-    if frames_len > 0
-        && on_cpu == 0
-        && !moved
-        && let Some(remembered) = remembered
-    {
-        // SAFETY: as above.
-        unsafe { remembered.write_volatile(now) };
-    }
-
+    // Once something does not fit, nothing more does.
     // SAFETY: lengths are bounded by the arrays they are written from.
-    unsafe {
+    let written = unsafe {
         bpf_seq_write(
             seq,
             (&raw const scratch.record).cast::<c_void>(),
@@ -219,13 +210,25 @@ unsafe fn emit(seq: *mut seq_file, task: *const u8, scratch: &mut Scratch) {
             scratch.frames.as_ptr().cast::<c_void>(),
             frames_len as u32,
         );
-        bpf_seq_write(seq, scratch.stack.as_ptr().cast::<c_void>(), len as u32);
+        bpf_seq_write(seq, scratch.stack.as_ptr().cast::<c_void>(), len as u32)
+    };
+    // Not if it could not be unwound: next time it may be. Nor if its bytes did not fit, for
+    // then it is read once more for the same look.
+    if frames_len > 0
+        && written == 0
+        && on_cpu == 0
+        && !moved
+        && let Some(remembered) = remembered
+    {
+        // SAFETY: as above.
+        unsafe { remembered.write_volatile(now) };
     }
 }
 
 /// How a task stands in this survey, as one number: equal numbers say, but for chance, that it
-/// has not run in between. (Not by its address: verifiers calculate with no pointer.) Each time it leaves a CPU it counts a switch before it saves its stack
-/// pointer, and is off the CPU after that. User space compares the numbers themselves.
+/// has not run in between. (Not by its address: verifiers calculate with no pointer.) Each time
+/// it leaves a CPU it counts a switch before it saves its stack pointer, and is off the CPU
+/// after that. User space compares the numbers themselves.
 #[inline(always)]
 fn standing(facts: [u64; 5]) -> u64 {
     let survey = SURVEY.get(0).copied().unwrap_or(0);
