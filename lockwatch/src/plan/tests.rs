@@ -261,7 +261,9 @@ fn who_does_not_tell_what_holders_do_hooks_no_switches() {
             ..Wanted::WITHOUT_HOLDS
         };
         let without = plan(&offer(kernel), wanted);
-        assert!(with.sees_holder_times(), "{kernel}");
+        // The oldest have no such hooks, of which nobody is told who does not want them.
+        let is_old = ["3.10", "4.19"].contains(&kernel);
+        assert_eq!(with.sees_holder_times(), !is_old, "{kernel}");
         assert!(!without.sees_holder_times(), "{kernel}");
         let of_times = |hook: &Hook| {
             matches!(
@@ -275,7 +277,11 @@ fn who_does_not_tell_what_holders_do_hooks_no_switches() {
             .filter(|hook| !of_times(hook))
             .collect();
         assert_eq!(without.hooks, rest, "{kernel}");
-        assert_eq!(without.gaps, with.gaps, "{kernel}");
+        let gaps = with.gaps.into_iter();
+        let rest: Vec<_> = gaps
+            .filter(|gap| gap.subject != Subject::HolderTimes)
+            .collect();
+        assert_eq!(without.gaps, rest, "{kernel}");
     }
 }
 
