@@ -186,8 +186,8 @@ fn build_stripped(workspace: &Workspace, toolchain: &Toolchain) -> Result<Vec<Ve
 pub(crate) fn program_names(object: &[u8]) -> Result<Vec<String>> {
     let object = elf::Object::parse(object)?;
     let is_program = |symbol: &&elf::Symbol| {
-        // Functions that programs call are in .text.
-        symbol.section != ".text" && object.programs.contains_key(&symbol.section)
+        // Functions that programs call are in .text, rarely called ones in .text.unlikely.
+        !symbol.section.starts_with(".text") && object.programs.contains_key(&symbol.section)
     };
     Ok(object
         .symbols
