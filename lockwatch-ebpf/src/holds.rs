@@ -13,6 +13,7 @@
 #[cfg(target_arch = "bpf")]
 mod probes {
     mod argument;
+    mod atomic;
     mod counts;
     #[path = "holds/functions.rs"]
     mod functions;

@@ -14,6 +14,7 @@
 mod probes {
     mod access;
     mod argument;
+    mod atomic;
     mod contention;
     mod counts;
     mod global;

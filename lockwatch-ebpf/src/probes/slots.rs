@@ -3,13 +3,13 @@
 //! Only for programs of kernels from 5.12 on, which can compare and swap. What finds no slot
 //! goes to the hash, as does what user space enters.
 
-use core::arch::asm;
-
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use lockwatch_ebpf::{
     stream::{OpenWait, WAIT_IS_WRITTEN, WAIT_SETS, WAIT_WAYS, WaitKey, WaitSet, WaitSlot},
     survey::COMM_LEN,
 };
+
+use super::atomic::swap;
 
 /// User space maps it. As many as the loader says: [`WAIT_SETS`], or 1 where nothing here runs.
 #[map]
@@ -110,23 +110,4 @@ impl Slot {
         // SAFETY: an aligned word of the map's value.
         unsafe { swap(&raw mut (*self.slot).id, self.id, 0) };
     }
-}
-
-/// True if the word was `old` and is `new` now. As assembly: the target has no such intrinsic.
-///
-/// # Safety
-/// `at` must be valid, and aligned.
-#[inline(always)]
-unsafe fn swap(at: *mut u64, old: u64, new: u64) -> bool {
-    let found: u64;
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "r0 = cmpxchg_64({at} + 0, r0, {new})",
-            at = in(reg) at,
-            new = in(reg) new,
-            inout("r0") old => found,
-        );
-    }
-    found == old
 }

@@ -11,6 +11,8 @@ use lockwatch_ebpf::holds::{
     HOLD_BESIDE, HOLD_SETS as SETS, HOLD_WAYS, HoldSet, HoldSlot, Holds, offset_of_set,
 };
 
+use super::atomic::swap;
+
 /// A global, and no map to look up: the verifier knows where it is and how long.
 #[unsafe(no_mangle)]
 static mut HOLD_SETS: [HoldSet; SETS] = [HoldSet {
@@ -282,25 +284,6 @@ impl Slot {
 
 const fn bit(way: usize) -> u64 {
     1 << way
-}
-
-/// True if the word was `old` and is `new` now. As assembly: the target has no such intrinsic.
-///
-/// # Safety
-/// `at` must be valid, and aligned.
-#[inline(always)]
-unsafe fn swap(at: *mut u64, old: u64, new: u64) -> bool {
-    let found: u64;
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "r0 = cmpxchg_64({at} + 0, r0, {new})",
-            at = in(reg) at,
-            new = in(reg) new,
-            inout("r0") old => found,
-        );
-    }
-    found == old
 }
 
 /// Adds to the word. As assembly, to be one that returns what was there, which is a full
